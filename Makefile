@@ -1,0 +1,34 @@
+# Two commands: `make demo` and `make test`. Each sets up .venv first; either may come first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+RUN ?= demo-run
+
+.PHONY: demo test bench lint clean
+
+demo: $(READY)  ## mine the embedded model's experts of a few hundred WordNet concepts, and steer with them
+	$(BIN)/expertmine demo --out $(RUN)
+
+test: $(READY)  ## every test
+	$(BIN)/python -m pytest
+
+bench: $(READY)  ## speed, as ratios measured in one run
+	$(BIN)/python -m pytest tests/benchmarks/bench_*.py -s
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) demo-run .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# torch goes first and by its exact version alone: that spelling takes the build of this machine's kind.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "expertmine needs Python 3.11 or newer")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet torch==$(shell sed -n 's/^torch==//p' constraints.txt)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $(READY)

@@ -1,0 +1,392 @@
+"""The command line: parse, compose, print. No logic of its own.
+
+Bad input ends with one message and exit code 2; Ctrl-C with exit code 130, and the same command goes on from there.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from expertmine import show
+from expertmine.errors import UserError
+from expertmine.mine import DEFAULT_TOP_K, Cluster, run_all, run_extract, run_reduce, run_score
+
+# torch, transformers, ray and dask take seconds to import: commands import what they need.
+
+app = typer.Typer(
+    help="Find the expert units of concepts in a transformer language model, and steer generation with them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+concepts_app = typer.Typer(help="Build a corpus of concepts, or look at one.", no_args_is_help=True)
+evaluate_app = typer.Typer(help="Measure whether steering does what it should.", no_args_is_help=True)
+app.add_typer(concepts_app, name="concepts")
+app.add_typer(evaluate_app, name="evaluate")
+
+
+class ExtractOn(StrEnum):
+    ray = "ray"
+    serial = "serial"
+
+
+class ScoreOn(StrEnum):
+    dask = "dask"
+    serial = "serial"
+
+
+class PoolingName(StrEnum):
+    max = "max"
+    mean = "mean"
+    last = "last"
+
+
+class StoredName(StrEnum):
+    float16 = "float16"
+    float32 = "float32"
+
+
+class TooLongName(StrEnum):
+    drop = "drop"
+    truncate = "truncate"
+
+
+class ForcingName(StrEnum):
+    mean = "mean"
+    p50 = "p50"
+    p90 = "p90"
+    zero = "zero"
+
+
+Run = Annotated[Path, typer.Argument(help="Run folder.", show_default=False)]
+CorpusOption = Annotated[Path, typer.Option("--corpus", help="Corpus folder.", show_default=False)]
+OutCorpus = Annotated[Path, typer.Option("--out", help="Corpus folder to write.", show_default=False)]
+ModelOption = Annotated[str, typer.Option("--model", help="`embedded`, a local folder, or a Hugging Face model id.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")]
+Hookpoints = Annotated[
+    list[str] | None,
+    typer.Option("--hookpoint", help="Glob over module names; repeatable. Default: every linear map of the blocks."),
+]
+Pool = Annotated[PoolingName, typer.Option(help="How a sentence's tokens become one response.")]
+Stored = Annotated[StoredName, typer.Option(help="Type of a stored response.")]
+MaxTokens = Annotated[int, typer.Option(help="Longest sentence, in tokens.")]
+TooLong = Annotated[TooLongName, typer.Option(help="What happens to longer ones.")]
+Force = Annotated[bool, typer.Option("--force", help="Plan even what may not fit the disk.")]
+TopK = Annotated[
+    int | None, typer.Option("--top-k", help=f"Experts to keep a concept. [default: {DEFAULT_TOP_K}]", min=1)
+]
+Workers = Annotated[int | None, typer.Option(help="Processes. [default: what the machine or cluster has]", min=1)]
+HeldOut = Annotated[float, typer.Option("--held-out", help="Per cent of the sentences that mining will not see.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Seed = Annotated[int, typer.Option(help="Of every random choice.")]
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Run folder.")] = Path("demo-run"),
+    concepts: Annotated[int, typer.Option(help="How many WordNet concepts to mine.", min=20)] = 240,
+) -> None:
+    """The whole job on the embedded model and WordNet: mine, look at experts, steer.
+
+    Example: `expertmine demo --out demo-run`
+    """
+    from expertmine.demo import run_demo
+
+    run_demo(out, concepts)
+
+
+@concepts_app.command("json")
+def concepts_json(
+    paths: Annotated[list[Path], typer.Argument(help="Concept files, or folders of them.", show_default=False)],
+    out: OutCorpus,
+    held_out: HeldOut = 0,
+) -> None:
+    """A corpus from the concept files of the reference implementation.
+
+    Example: `expertmine concepts json concepts/ --out corpus`
+    """
+    from expertmine.concepts.selfcond_json import read_concepts
+    from expertmine.corpus import write_corpus
+
+    show.corpus_written(write_corpus(read_concepts(paths), out, [path.name for path in paths], held_out), out)
+
+
+@concepts_app.command("wordnet")
+def concepts_wordnet(
+    out: OutCorpus,
+    names: Annotated[
+        list[str] | None, typer.Option("--concept", help="A noun synset, such as bird.n.01; repeatable. Default: all.")
+    ] = None,
+    dictionary: Annotated[
+        Path | None, typer.Option("--dict", help="A WNDB folder instead of the embedded WordNet 3.0.")
+    ] = None,
+    min_positives: Annotated[int, typer.Option(help="Smallest hyponym closure that becomes a concept.")] = 100,
+    max_positives: Annotated[int, typer.Option(help="Largest hyponym closure that becomes a concept.")] = 5000,
+    sample: Annotated[int, typer.Option(help="Positives that a concept draws from its closure.")] = 300,
+    negatives: Annotated[int, typer.Option(help="Size of the shared pool of negatives.")] = 1000,
+    limit: Annotated[int | None, typer.Option(help="Keep this many concepts, drawn by seed.", min=1)] = None,
+    held_out: HeldOut = 33,
+    seed: Seed = 0,
+) -> None:
+    """A corpus from WordNet: definitions of a noun's hyponyms, against a shared pool of other definitions.
+
+    Example: `expertmine concepts wordnet --concept bird.n.01 --concept disease.n.01 --out corpus`
+    """
+    from expertmine.concepts.wordnet import Mining, WordNet, noun_concepts
+    from expertmine.corpus import write_corpus
+
+    mining = Mining(min_positives, max_positives, sample, negatives, seed)
+    found = noun_concepts(WordNet.load(dictionary), mining, names or (), limit)
+    source = "WordNet 3.0 (embedded)" if dictionary is None else f"WNDB {dictionary.name}"
+    show.corpus_written(write_corpus(found, out, [source], held_out), out)
+
+
+@concepts_app.command("show")
+def concepts_show(
+    corpus: Annotated[Path, typer.Argument(help="Corpus folder.", show_default=False)],
+    concept: Annotated[str | None, typer.Argument(help="One concept.", show_default=False)] = None,
+    as_json: AsJson = False,
+) -> None:
+    """What a corpus holds: its concepts with their counts, or some sentences of one.
+
+    Example: `expertmine concepts show corpus bird.n.01`
+    """
+    from expertmine.corpus import Corpus
+
+    opened = Corpus.open(corpus)
+    if concept is not None:
+        show.concept(opened, concept, as_json)
+    else:
+        show.corpus(opened, as_json)
+
+
+@app.command()
+def plan(
+    run: Run,
+    corpus: CorpusOption,
+    model: ModelOption = "embedded",
+    revision: Revision = None,
+    hookpoint: Hookpoints = None,
+    pooling: Pool = PoolingName.max,
+    dtype: Stored = StoredName.float16,
+    max_tokens: MaxTokens = 128,
+    too_long: TooLong = TooLongName.drop,
+    force: Force = False,
+) -> None:
+    """Freeze what a run is made of, and print the bill before anything is run.
+
+    Example: `expertmine plan run --model embedded --corpus corpus`
+    """
+    _plan(run, corpus, model, revision, hookpoint, pooling, dtype, max_tokens, too_long, force)
+
+
+@app.command()
+def extract(
+    run: Run,
+    executor: Annotated[ExtractOn, typer.Option(help="Who runs it.")] = ExtractOn.ray,
+    address: Annotated[
+        str | None, typer.Option(help="A running Ray cluster; `auto` for this machine's. [default: one of its own]")
+    ] = None,
+    workers: Workers = None,
+    gpus_each: Annotated[float | None, typer.Option(help="GPUs an actor, also a fraction. [default: 1 if any]")] = None,
+) -> None:
+    """Stage 1: run every sentence through the model once and store the pooled responses. Resumes.
+
+    Example: `expertmine extract run --address auto`
+    """
+    run_extract(run, executor.value, Cluster(address, workers, gpus_each))
+
+
+@app.command()
+def score(
+    run: Run,
+    executor: Annotated[ScoreOn, typer.Option(help="Who runs it.")] = ScoreOn.dask,
+    address: Annotated[str | None, typer.Option(help="A running Dask scheduler. [default: one of its own]")] = None,
+    workers: Workers = None,
+) -> None:
+    """Stage 2: the average precision of every unit for every concept. Resumes.
+
+    Example: `expertmine score run --workers 4`
+    """
+    run_score(run, executor.value, Cluster(address, workers))
+
+
+@app.command()
+def reduce(run: Run, top_k: TopK = None) -> None:
+    """Stage 3: the best units of every concept, as the expert index.
+
+    Example: `expertmine reduce run --top-k 1000`
+    """
+    show.index_written(run_reduce(run, top_k))
+
+
+@app.command()
+def mine(
+    run: Run,
+    corpus: CorpusOption,
+    model: ModelOption = "embedded",
+    revision: Revision = None,
+    hookpoint: Hookpoints = None,
+    pooling: Pool = PoolingName.max,
+    dtype: Stored = StoredName.float16,
+    max_tokens: MaxTokens = 128,
+    too_long: TooLong = TooLongName.drop,
+    extract_on: Annotated[ExtractOn, typer.Option(help="Who extracts.")] = ExtractOn.ray,
+    score_on: Annotated[ScoreOn, typer.Option(help="Who scores.")] = ScoreOn.dask,
+    ray_address: Annotated[str | None, typer.Option(help="A running Ray cluster.")] = None,
+    dask_address: Annotated[str | None, typer.Option(help="A running Dask scheduler.")] = None,
+    workers: Workers = None,
+    gpus_each: Annotated[float | None, typer.Option(help="GPUs an extracting actor, also a fraction.")] = None,
+    top_k: TopK = None,
+    force: Force = False,
+) -> None:
+    """All stages in a row. Run the same command again and it goes on where it stopped.
+
+    Example: `expertmine mine run --model gpt2 --corpus corpus`
+    """
+    _plan(run, corpus, model, revision, hookpoint, pooling, dtype, max_tokens, too_long, force)
+    index = run_all(
+        run,
+        (extract_on.value, Cluster(ray_address, workers, gpus_each)),
+        (score_on.value, Cluster(dask_address, workers)),
+        top_k,
+    )
+    show.index_written(index)
+
+
+@app.command()
+def status(run: Run, as_json: AsJson = False) -> None:
+    """How far a run is.
+
+    Example: `expertmine status run`
+    """
+    from expertmine.inspect_run import progress_of
+
+    show.status(run, progress_of(run), as_json)
+
+
+@app.command()
+def verify(run: Run) -> None:
+    """Read everything that a run has stored again, and compare it with the receipts.
+
+    Example: `expertmine verify run`
+    """
+    from expertmine.inspect_run import verify as verify_run
+
+    show.verified(run, verify_run(run))
+
+
+@app.command()
+def experts(
+    run: Run,
+    concept: Annotated[str, typer.Argument(help="Concept name.", show_default=False)],
+    k: Annotated[int, typer.Option("-k", help="How many.", min=1)] = 10,
+    as_json: AsJson = False,
+) -> None:
+    """The best units of a concept.
+
+    Example: `expertmine experts run bird.n.01 -k 20`
+    """
+    from expertmine.experts import Experts
+
+    show.experts(Experts.load(run)[concept], k, as_json)
+
+
+@app.command()
+def generate(
+    run: Run,
+    concept: Annotated[str | None, typer.Option(help="Concept to steer to; none leaves the model as it is.")] = None,
+    k: Annotated[int, typer.Option("-k", help="How many experts to set.", min=0)] = 100,
+    prompt: Annotated[str, typer.Option(help="Text to go on from.")] = "",
+    count: Annotated[int, typer.Option("-n", help="Continuations.", min=1)] = 5,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest continuation, in tokens.", min=1)] = 40,
+    temperature: Annotated[float, typer.Option(help="Of sampling.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Tokens that sampling chooses among; 0 for all.", min=0)] = 10,
+    forcing: Annotated[ForcingName, typer.Option(help="Value that experts are set to.")] = ForcingName.mean,
+    seed: Seed = 0,
+    executor: Annotated[ExtractOn, typer.Option(help="In this process, or as a Ray actor.")] = ExtractOn.serial,
+    as_json: AsJson = False,
+) -> None:
+    """Write text while the experts of a concept are set: do(c, k).
+
+    Example: `expertmine generate run --concept bird.n.01 -k 200 -n 5`
+    """
+    from expertmine.generate import GenerationRequest
+    from expertmine.mine import run_generate
+
+    request = GenerationRequest(
+        concept=concept,
+        k=k,
+        prompt=prompt,
+        count=count,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        forcing=forcing.value,
+        seed=seed,
+    )
+    (texts,) = run_generate(run, [request], executor.value)
+    show.texts(request, texts, as_json)
+
+
+@evaluate_app.command("concept")
+def evaluate_concept(
+    run: Run,
+    concept: Annotated[
+        list[str] | None, typer.Option(help="A concept; repeatable. Default: some drawn by seed.")
+    ] = None,
+    count: Annotated[int, typer.Option(help="Concepts to draw.", min=1)] = 20,
+    k: Annotated[list[int] | None, typer.Option("-k", help="Experts to set; repeatable.")] = None,
+    samples: Annotated[int, typer.Option("-n", help="Generations a concept and k.", min=1)] = 100,
+    forcing: Annotated[ForcingName, typer.Option(help="Value that experts are set to.")] = ForcingName.mean,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Share of generations that an independent classifier assigns to the concept, and perplexity, against k.
+
+    Example: `expertmine evaluate concept run --concept bird.n.01 -k 0 -k 100 -k 400`
+    """
+    from expertmine.evaluate.concept import LADDER, evaluate
+
+    found = evaluate(run, concept or (), count, tuple(k or LADDER), samples, forcing.value, seed)
+    show.evaluation(found, as_json)
+
+
+def _plan(
+    run: Path,
+    corpus: Path,
+    model: str,
+    revision: str | None,
+    hookpoint: list[str] | None,
+    pooling: PoolingName,
+    dtype: StoredName,
+    max_tokens: int,
+    too_long: TooLongName,
+    force: bool,
+) -> None:
+    from expertmine.mine import freeze_plan
+    from expertmine.specs import ResponseSpec
+
+    spec = ResponseSpec(pooling.value, dtype.value, max_tokens, too_long.value)
+    show.bill(*freeze_plan(run, corpus, model, spec, hookpoint or (), revision, force))
+
+
+def main() -> None:
+    """Entry point of the ``expertmine`` command."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # forked workers would warn about it
+    try:
+        app()
+    except UserError as error:
+        show.problem(str(error))
+        sys.exit(2)
+    except KeyboardInterrupt:
+        show.problem("stopped; what is done is kept, and the same command goes on from there")
+        sys.exit(130)

@@ -1,0 +1,85 @@
+"""The reference implementation's concept files: one JSON a concept, alone or in a folder with ``concept_list.csv``."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from expertmine.corpus import LabelledTexts
+from expertmine.errors import UserError
+from expertmine.files import read_json
+
+EXPECTED = 'a concept file: {"concept": …, "group": …, "sentences": {"positive": [...], "negative": [...]}}'
+
+
+def read_concepts(paths: Sequence[Path]) -> Iterator[LabelledTexts]:
+    """Concepts of files and folders.
+
+    A folder with ``concept_list.csv`` (columns ``group``, ``concept``) gives the concepts listed there, from
+    ``group/concept.json``; any other folder gives every ``*.json`` below it.
+
+    Raises:
+        UserError: a missing path, an empty folder, a malformed file.
+    """
+    for path in paths:
+        for file in _files(path):
+            yield read_concept(file)
+
+
+def read_concept(path: Path) -> LabelledTexts:
+    """One concept file.
+
+    Raises:
+        UserError: it is missing or malformed; names the file and the place.
+    """
+    document = read_json(path, EXPECTED)
+    if not isinstance(document, dict) or not isinstance(document.get("concept"), str):
+        raise UserError(f'{path}: key "concept" is missing or no text; expected {EXPECTED}')
+    sentences = document.get("sentences")
+    if not isinstance(sentences, dict):
+        raise UserError(f'{path}: key "sentences" is missing or no object; expected {EXPECTED}')
+    return LabelledTexts(
+        name=document["concept"],
+        group=str(document.get("group", "")),
+        description=str(document.get("description", document.get("source", ""))),
+        positives=_texts(path, sentences, "positive"),
+        negatives=_texts(path, sentences, "negative"),
+    )
+
+
+def _texts(path: Path, sentences: dict[str, Any], kind: str) -> list[str]:
+    texts = sentences.get(kind)
+    if not isinstance(texts, list):
+        raise UserError(f'{path}: key "sentences.{kind}" is missing or no list; expected {EXPECTED}')
+    for at, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise UserError(f"{path}: sentences.{kind}[{at}] is {type(text).__name__}, expected text")
+    return texts
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise UserError(f"{path}: no such file or folder; expected {EXPECTED}, or a folder of them")
+    listing = path / "concept_list.csv"
+    files = _listed(listing) if listing.is_file() else sorted(path.rglob("*.json"))
+    if not files:
+        raise UserError(f"{path}: holds no *.json; expected {EXPECTED}")
+    return files
+
+
+def _listed(listing: Path) -> list[Path]:
+    with listing.open(encoding="utf-8", newline="") as file:
+        rows = csv.DictReader(file)
+        if not {"group", "concept"} <= set(rows.fieldnames or ()):
+            raise UserError(f"{listing}, line 1: columns are {rows.fieldnames}, expected group,concept")
+        files = []
+        for row in rows:
+            file_path = listing.parent / str(row["group"]) / f"{row['concept']}.json"
+            if not file_path.resolve().is_relative_to(listing.parent.resolve()):
+                raise UserError(f"{listing}, line {rows.line_num}: {row['concept']!r} leads out of the folder")
+            files.append(file_path)
+    return files

@@ -1,0 +1,87 @@
+"""The whole job on what the project ships: WordNet's concepts, the embedded model, a local Ray and Dask."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.markup import escape
+
+from expertmine.concepts.wordnet import Mining, WordNet, noun_concepts
+from expertmine.corpus import write_corpus
+from expertmine.experts import Experts
+from expertmine.generate import GenerationRequest
+from expertmine.mine import Cluster, freeze_plan, run_all, run_generate
+from expertmine.models import EMBEDDED
+from expertmine.show import bill, number, out, table
+from expertmine.specs import ResponseSpec
+
+SHOWN = ("bird.n.01", "disease.n.01", "food.n.02", "musician.n.01", "ship.n.01", "clothing.n.01")
+LADDER = (50, 200, 400)
+HELD_OUT_PERCENT = 33
+
+
+def run_demo(run: Path, count: int) -> None:
+    """Mine `count` WordNet concepts or more, and show six of them: experts, and text along a ladder of k.
+
+    Raises:
+        UserError: the run folder holds something else.
+    """
+    _heading(f"1. Concepts from WordNet, the model {EMBEDDED!r}, and the bill")
+    wordnet = WordNet.load()
+    mining = Mining()
+    drawn = [concept.name for concept in noun_concepts(wordnet, mining, limit=count)]
+    names = list(dict.fromkeys([*SHOWN, *drawn]))
+    write_corpus(noun_concepts(wordnet, mining, names), run / "corpus", ["WordNet 3.0 (embedded)"], HELD_OUT_PERCENT)
+    plan, cost = freeze_plan(run, run / "corpus", EMBEDDED, ResponseSpec())
+    bill(plan, cost)
+
+    _heading("2. Extract (Ray actors), score (Dask workers), reduce")
+    run_all(run, ("ray", Cluster()), ("dask", Cluster()))
+
+    _heading("3. Best experts of six concepts: average precision on mined and on held-out sentences")
+    experts = Experts.load(run)
+    _show_experts(experts)
+
+    _heading("4. do(c, k): what the model writes when a concept's k best experts are set to their expected value")
+    requests = [GenerationRequest(concept, k, count=2, max_new_tokens=30) for concept in SHOWN for k in (0, *LADDER)]
+    _show_texts(requests, list(run_generate(run, requests, "ray")))
+
+    _heading(f"The run is in {run}: {len(experts)} concepts. Try next")
+    for command in (
+        f"expertmine experts {run} bird.n.01 -k 20",
+        f'expertmine generate {run} --concept disease.n.01 -k 300 --prompt "she suffered from" -n 5',
+        f"expertmine evaluate concept {run} --concept bird.n.01 --concept disease.n.01",
+    ):
+        out.print(f"  {escape(command)}", soft_wrap=True)
+
+
+def _heading(text: str) -> None:
+    out.print(f"\n[bold]{escape(text)}[/bold]", soft_wrap=True)
+
+
+def _show_experts(experts: Experts) -> None:
+    made = table("concept", "rank", "unit", "hookpoint", "channel", "AP", "held out")
+    for name in SHOWN:
+        for expert in experts[name].top(3):
+            made.add_row(
+                name if expert.rank == 1 else "",
+                str(expert.rank),
+                str(expert.unit),
+                expert.hookpoint,
+                str(expert.channel),
+                f"{expert.ap:.3f}",
+                number(expert.held_out_ap, ".3f"),
+            )
+    out.print(made)
+
+
+def _show_texts(requests: Sequence[GenerationRequest], texts: Sequence[list[str]]) -> None:
+    concept = None
+    for request, written in zip(requests, texts, strict=True):
+        if request.concept != concept:
+            concept = request.concept
+            out.print(f"\n[bold]{concept}[/bold]")
+        label = "unsteered" if request.k == 0 else f"k = {request.k}"
+        for at, text in enumerate(written):
+            out.print(f"  {label if at == 0 else '':<10}  {escape(text)}", soft_wrap=True)

@@ -1,0 +1,104 @@
+"""A simple judge of text, independent of the steered model: TF-IDF and logistic regression.
+
+It is asked whether a generated text is about a concept, and learns that from sentences that mining did not see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from sklearn.pipeline import Pipeline
+
+from expertmine.corpus import Corpus
+from expertmine.errors import UserError
+
+FALSE_POSITIVES = 0.01
+"""Share of negatives that the judge may call positive; sets its threshold."""
+FOLDS = 5
+FEWEST_POSITIVES = 10
+
+
+@dataclass(frozen=True, slots=True)
+class ClassifierQuality:
+    """How well a judge does on sentences it did not learn from (cross-validation)."""
+
+    positives: int
+    negatives: int
+    false_positives: float
+    """Share of negatives called positive."""
+    recall: float
+    """Share of positives called positive."""
+
+
+@dataclass(frozen=True, slots=True)
+class Classifier:
+    """A trained judge of one concept."""
+
+    pipeline: Pipeline
+    threshold: float
+    quality: ClassifierQuality
+
+    def __call__(self, texts: Sequence[str]) -> NDArray[np.bool_]:
+        """(texts,) whether each is about the concept."""
+        decided: NDArray[np.bool_] = self.pipeline.decision_function(list(texts)) > self.threshold
+        return decided
+
+
+def train(corpus: Corpus, concept_id: int, seed: int) -> Classifier:
+    """Train a judge on a concept's held-out sentences.
+
+    Its negatives are the concept's held-out negatives and the held-out positives of concepts that share no sentence
+    with it.
+
+    Raises:
+        UserError: too few held-out positives.
+    """
+    positives, negatives = _sentences(corpus, concept_id)
+    if len(positives) < FEWEST_POSITIVES:
+        raise UserError(
+            f"concept {corpus.concepts[concept_id].name!r} has {len(positives)} held-out positives and a classifier "
+            f"needs {FEWEST_POSITIVES}; build the corpus with --held-out 33, say"
+        )
+    texts = [*positives, *negatives]
+    labels = np.repeat([1, 0], [len(positives), len(negatives)])
+    pipeline = Pipeline(
+        [
+            ("words", TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)),
+            ("judge", LogisticRegression(C=10, class_weight="balanced", max_iter=1000)),
+        ]
+    )
+    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
+    decisions = cross_val_predict(pipeline, texts, labels, cv=folds, method="decision_function")
+    threshold = float(np.quantile(decisions[labels == 0], 1 - FALSE_POSITIVES))
+    quality = ClassifierQuality(
+        positives=len(positives),
+        negatives=len(negatives),
+        false_positives=float((decisions[labels == 0] > threshold).mean()),
+        recall=float((decisions[labels == 1] > threshold).mean()),
+    )
+    return Classifier(pipeline.fit(texts, labels), threshold, quality)
+
+
+def _sentences(corpus: Corpus, concept_id: int) -> tuple[list[str], list[str]]:
+    """Held-out texts of both kinds."""
+    own = corpus.rows(concept_id)
+    positive = np.zeros(corpus.identity.sentences, np.bool_)
+    positive[own.positives] = True
+    negative = np.zeros_like(positive)
+    negative[own.negatives] = True
+    for other in corpus.concepts:
+        rows = corpus.rows(other.concept_id).positives
+        if not positive[rows].any():
+            negative[rows] = True
+    texts = corpus.texts(range(corpus.identity.sentences))
+
+    def chosen(mask: NDArray[np.bool_]) -> list[str]:
+        return [texts[row] for row in np.flatnonzero(mask & corpus.held_out)]
+
+    return chosen(positive), chosen(negative & ~positive)

@@ -1,0 +1,215 @@
+"""The expert index: the top K units of every concept, on disk and in memory. Needs pyarrow alone.
+
+On disk (``experts/``): ``experts.parquet``, a row for each concept and rank, and ``index.json``: what they were mined
+from, concepts with their counts, and the checksum of the table.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from expertmine.corpus import unknown_concept
+from expertmine.errors import UserError
+from expertmine.files import read_json, sha256_file, write_atomically, write_json
+from expertmine.specs import ModelIdentity, Plan
+
+FORMAT = 1
+
+Forcing = Literal["mean", "p50", "p90", "zero"]
+"""Value that do(c, k) sets a unit to: the mean of its responses to positives (the paper's), their median (the
+reference's), their 90th percentile, or zero."""
+
+SCHEMA = pa.schema(
+    [
+        ("concept", pa.string()),
+        ("group", pa.string()),
+        ("rank", pa.int32()),
+        ("unit", pa.int64()),
+        ("hookpoint", pa.string()),
+        ("channel", pa.int32()),
+        ("ap", pa.float64()),
+        ("auroc", pa.float64()),
+        ("held_out_ap", pa.float64()),
+        ("on_mean", pa.float32()),
+        ("on_p50", pa.float32()),
+        ("on_p90", pa.float32()),
+        ("off_mean", pa.float32()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Expert:
+    """One expert unit of a concept."""
+
+    rank: int
+    """From 1, the highest average precision."""
+    unit: int
+    hookpoint: str
+    channel: int
+    ap: float
+    """Average precision on the mined sentences."""
+    auroc: float
+    held_out_ap: float
+    """On sentences that mining did not see; NaN where there are none."""
+    on_mean: float
+    """Mean response to the mined positives."""
+    on_p50: float
+    on_p90: float
+    off_mean: float
+    """Mean response to the mined negatives."""
+
+    def forced(self, forcing: Forcing) -> float:
+        """The value that do(c, k) sets this unit to."""
+        match forcing:
+            case "mean":
+                return self.on_mean
+            case "p50":
+                return self.on_p50
+            case "p90":
+                return self.on_p90
+            case "zero":
+                return 0.0
+
+
+@dataclass(frozen=True)
+class ConceptExperts(Sequence[Expert]):
+    """The experts of one concept, best first, and the model that they belong to."""
+
+    concept: str
+    description: str
+    model: ModelIdentity
+    experts: tuple[Expert, ...]
+
+    def __len__(self) -> int:
+        return len(self.experts)
+
+    def __getitem__(self, at: Any) -> Any:
+        return self.experts[at]
+
+    def top(self, k: int) -> tuple[Expert, ...]:
+        """The k best.
+
+        Raises:
+            UserError: the index does not hold that many.
+        """
+        if not 0 <= k <= len(self.experts):
+            raise UserError(
+                f"k is {k}: expected 0 to {len(self.experts)}, the experts a concept that this index holds; "
+                "`expertmine reduce RUN --top-k K` keeps more"
+            )
+        return self.experts[:k]
+
+
+class Experts(Mapping[str, ConceptExperts]):
+    """The expert index, by concept name."""
+
+    def __init__(self, folder: Path, facts: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self.facts = facts
+        self.model = ModelIdentity(**facts["model"])
+
+    @classmethod
+    def load(cls, path: str | Path) -> Experts:
+        """Open a run folder or an expert index.
+
+        Raises:
+            UserError: neither is there, or the table does not match its checksum.
+        """
+        folder = Path(path)
+        if (folder / "experts" / "index.json").exists():
+            folder = folder / "experts"
+        elif (folder / "plan.json").exists():
+            raise UserError(f"{folder} has no expert index yet; run `expertmine mine {folder}` or `reduce` to its end")
+        facts = read_json(folder / "index.json", "an expert index, or a run folder that holds one")
+        if not isinstance(facts, dict) or facts.get("format") != FORMAT:
+            raise UserError(f"{folder / 'index.json'}: not an expert index of format {FORMAT}; reduce the run again")
+        table = folder / "experts.parquet"
+        if not table.is_file() or sha256_file(table) != facts["checksum"]:
+            raise UserError(f"{table} is missing or does not match index.json's checksum; reduce the run again")
+        return cls(folder, facts)
+
+    def __len__(self) -> int:
+        return len(self.facts["concepts"])
+
+    def __iter__(self) -> Iterator[str]:
+        return (concept["name"] for concept in self.facts["concepts"])
+
+    def __contains__(self, concept: object) -> bool:
+        return concept in self._places
+
+    def __getitem__(self, concept: str) -> ConceptExperts:
+        """The experts of a concept.
+
+        Raises:
+            UserError: there is none of that name; suggests the nearest.
+        """
+        if concept not in self._places:
+            raise unknown_concept(concept, list(self), str(self.folder))
+        kept = self.facts["top_k"]
+        at = self._places[concept]
+        rows = self.table.slice(at * kept, kept).drop_columns(["concept", "group"]).to_pylist()
+        description = self.facts["concepts"][at]["description"]
+        return ConceptExperts(concept, description, self.model, tuple(Expert(**row) for row in rows))
+
+    @property
+    def top_k(self) -> int:
+        """Experts kept a concept."""
+        return int(self.facts["top_k"])
+
+    @cached_property
+    def table(self) -> pa.Table:
+        """The whole index, a row for each concept and rank."""
+        return pq.read_table(self.folder / "experts.parquet", memory_map=True)
+
+    def units(self, concept: str, k: int) -> NDArray[np.int64]:
+        """(k,) unit ids of a concept's experts, best first."""
+        return np.array([expert.unit for expert in self[concept].top(k)], np.int64)
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {concept["name"]: at for at, concept in enumerate(self.facts["concepts"])}
+
+
+def write_index(folder: Path, table: pa.Table, plan: Plan, concepts: list[dict[str, Any]]) -> Path:
+    """Write an index folder; ``index.json`` comes last and makes it whole."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    write_atomically(folder / "experts.parquet", buffer.getvalue())
+    write_json(
+        folder / "index.json",
+        {
+            "format": FORMAT,
+            "checksum": sha256_file(folder / "experts.parquet"),
+            "top_k": table.num_rows // len(concepts),
+            "plan": plan.fingerprint,
+            "model": asdict(plan.model),
+            "corpus": asdict(plan.corpus),
+            "responses": asdict(plan.responses),
+            "hookpoints": [asdict(hookpoint) for hookpoint in plan.hookpoints],
+            "concepts": concepts,
+        },
+    )
+    return folder
+
+
+def parse_forcing(text: str) -> Forcing:
+    """Check a forcing's name.
+
+    Raises:
+        UserError: it is none of mean, p50, p90, zero.
+    """
+    for forcing in get_args(Forcing):
+        if text == forcing:
+            return forcing  # type: ignore[no-any-return]
+    raise UserError(f"forcing is {text!r}: expected one of {', '.join(get_args(Forcing))}")

@@ -1,0 +1,168 @@
+"""Load a model and its tokenizer, say exactly which they are, and turn texts into tokens.
+
+Safetensors only, and never code from a model's folder. Knows no corpus and no store.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from weakref import WeakKeyDictionary
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from expertmine.errors import UserError
+from expertmine.specs import ModelIdentity
+
+EMBEDDED = "embedded"
+EMBEDDED_FOLDER = Path(__file__).parent / "embedded" / "model"
+
+_hashes: WeakKeyDictionary[PreTrainedModel, str] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model in evaluation mode, its tokenizer, and what identifies both."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    identity: ModelIdentity
+
+
+@dataclass(frozen=True, slots=True)
+class TokenisedText:
+    """One text as the model sees it."""
+
+    ids: list[int]
+    real: list[bool]
+    """Whether a token belongs to the text; False for those that the tokenizer adds, such as BOS."""
+
+
+def load_model(
+    name: str, revision: str | None = None, device: str | None = None, dtype: torch.dtype = torch.float32
+) -> LoadedModel:
+    """Load a causal language model.
+
+    Args:
+        name: ``embedded``, a local folder, or a Hugging Face model id.
+        device: where to; a GPU when there is one, unless given.
+
+    Raises:
+        UserError: there is no such model, it has no safetensors, or it needs code of its own.
+    """
+    source = str(EMBEDDED_FOLDER) if name == EMBEDDED else name
+    transformers_logging.disable_progress_bar()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            source, revision=revision, dtype=dtype, use_safetensors=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"model {name!r} cannot be loaded: {str(error).strip().splitlines()[0]} "
+            "Expected `embedded`, a folder with config.json, safetensors and tokenizer, or a Hugging Face model id."
+        ) from error
+    assert isinstance(model, PreTrainedModel)
+    model.to(torch.device(device or default_device()))  # type: ignore[arg-type]
+    model.eval()
+    identity = ModelIdentity(
+        name=name if name == EMBEDDED or not Path(name).exists() else str(Path(name).resolve()),
+        revision=revision,
+        architecture=type(model).__name__,
+        weights=weights_hash(model),
+        tokenizer=tokenizer_hash(tokenizer),
+    )
+    return LoadedModel(model, tokenizer, identity)
+
+
+def load_identical(identity: ModelIdentity, device: str | None = None) -> LoadedModel:
+    """Load the model of a plan or an index again.
+
+    Raises:
+        UserError: what is there now has other weights or another tokenizer.
+    """
+    loaded = load_model(identity.name, identity.revision, device)
+    check_weights(loaded.model, identity)
+    if loaded.identity.tokenizer != identity.tokenizer:
+        raise UserError(f"the tokenizer of {identity.name!r} has changed since the run was planned; plan a new run")
+    return loaded
+
+
+def check_weights(model: PreTrainedModel, identity: ModelIdentity) -> None:
+    """Refuse a model that is not the one that was mined.
+
+    Raises:
+        UserError: other weights.
+    """
+    if weights_hash(model) != identity.weights:
+        raise UserError(
+            f"this {type(model).__name__} has other weights than {identity.name!r}, which the experts were mined from "
+            f"(found {weights_hash(model)[:12]}, expected {identity.weights[:12]}); experts of one model mean nothing "
+            "in another: load that model, or mine this one"
+        )
+
+
+def default_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def weights_hash(model: PreTrainedModel) -> str:
+    """SHA-256 over the parameters' names, shapes and values rounded to bfloat16.
+
+    The rounding lets one checkpoint hash alike whether it was loaded as float32 or as bfloat16. It is computed once a
+    model object; parameters changed in place after that go unnoticed.
+    """
+    if model not in _hashes:
+        digest = hashlib.sha256()
+        for name, parameter in sorted(model.named_parameters()):
+            digest.update(f"{name}{tuple(parameter.shape)}".encode())
+            rounded = parameter.detach().to(torch.bfloat16).cpu().contiguous()
+            digest.update(rounded.view(torch.int16).numpy().tobytes())
+        _hashes[model] = digest.hexdigest()
+    return _hashes[model]
+
+
+def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256 of a fast tokenizer's serialisation.
+
+    Raises:
+        UserError: it is not a fast tokenizer.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise UserError(f"{type(tokenizer).__name__} is no fast tokenizer (tokenizer.json); convert it first")
+    # Encoding sets padding and truncation on the backend; they are not part of what it is.
+    padding, truncation = backend.padding, backend.truncation
+    backend.no_padding()
+    backend.no_truncation()
+    digest = hashlib.sha256(backend.to_str().encode()).hexdigest()
+    if padding:
+        backend.enable_padding(**padding)
+    if truncation:
+        backend.enable_truncation(**truncation)
+    return digest
+
+
+def tokenise(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_tokens: int | None) -> list[TokenisedText]:
+    """Tokens of each text, special ones included and marked; cut to `max_tokens` when given."""
+    encoded = tokenizer(
+        list(texts),
+        truncation=max_tokens is not None,
+        max_length=max_tokens,
+        return_special_tokens_mask=True,
+        return_attention_mask=False,
+        verbose=False,
+    )
+    return [
+        TokenisedText(ids, [not special for special in mask])
+        for ids, mask in zip(encoded["input_ids"], encoded["special_tokens_mask"], strict=True)
+    ]

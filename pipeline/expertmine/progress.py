@@ -1,0 +1,74 @@
+"""Progress of long work: a bar on a terminal, a plain line now and then elsewhere. Always on standard error."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+Item = TypeVar("Item")
+
+PLAIN_INTERVAL = 10.0
+"""Seconds between plain lines."""
+
+console = Console(stderr=True)
+
+
+def track(items: Iterable[Item], label: str, total: int, done: int = 0) -> Iterator[Item]:
+    """Pass items through and show how many of `total` have come.
+
+    Args:
+        done: how many were there before this call; they count, but not towards the speed.
+    """
+    if not console.is_terminal:
+        yield from _plain(items, label, total, done)
+        return
+    columns = (
+        TextColumn("{task.description:<10}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(label, total=total, completed=done)
+        for item in items:
+            bar.advance(task)
+            yield item
+
+
+def _plain(items: Iterable[Item], label: str, total: int, done: int) -> Iterator[Item]:
+    started = said = time.monotonic()
+    new = 0
+    for item in items:
+        new += 1
+        now = time.monotonic()
+        if now - said >= PLAIN_INTERVAL and done + new < total:
+            said = now
+            left = (now - started) / new * (total - done - new)
+            console.print(f"{label}: {done + new:,} of {total:,}, about {duration(left)} left", highlight=False)
+        yield item
+    console.print(f"{label}: {done + new:,} of {total:,} in {duration(time.monotonic() - started)}", highlight=False)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: ``8 s``, ``3 min 20 s``, ``2 h 5 min``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def size(bytes_: float) -> str:
+    """Bytes as people say them, in powers of 1,000."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if bytes_ < 1000:
+            return f"{bytes_:.3g} {unit}"
+        bytes_ /= 1000
+    return f"{bytes_:,.3g} TB"

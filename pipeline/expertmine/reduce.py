@@ -1,0 +1,106 @@
+"""Stage 3: expertise → expert index: the top K units of every concept.
+
+Streams over blocks of units and keeps K candidates a concept; merging is associative, and ties go to the lower unit id,
+so the index does not depend on the order in which blocks were scored or merged.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from expertmine.errors import UserError
+from expertmine.experts import SCHEMA, write_index
+from expertmine.ledger import load_plan, open_corpus, require_complete
+from expertmine.progress import track
+from expertmine.specs import Plan
+from expertmine.store import STATISTICS, Store
+
+
+def merge_top(
+    ap: NDArray[np.float64], units: NDArray[np.int64], more_ap: NDArray[np.float64], first_unit: int, k: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Merge a block into the best so far: by average precision descending, unit id ascending.
+
+    Args:
+        ap, units: (concepts, kept) the best so far.
+        more_ap: (concepts, width) of the units from `first_unit` on.
+
+    Returns:
+        (concepts, at most k): places in the two put side by side, and unit ids.
+    """
+    all_ap = np.concatenate([ap, more_ap], axis=1)
+    new_units = np.broadcast_to(np.arange(first_unit, first_unit + more_ap.shape[1]), more_ap.shape)
+    all_units = np.concatenate([units, new_units], axis=1)
+    places = np.lexsort((all_units, -all_ap), axis=1)[:, :k]
+    return places, np.take_along_axis(all_units, places, axis=1)
+
+
+def reduce(run: Path, top_k: int) -> Path:
+    """Write the expert index of a scored run; returns its folder.
+
+    Raises:
+        UserError: scoring is not complete, or `top_k` is out of range.
+    """
+    plan = load_plan(run)
+    require_complete(run, "score", plan.layout.blocks, plan.fingerprint)
+    if not 1 <= top_k <= plan.layout.units:
+        raise UserError(f"--top-k is {top_k}: expected 1 to {plan.layout.units}, the model's units")
+    corpus = open_corpus(run, plan)
+    store = Store(run, plan)
+    concepts = plan.corpus.concepts
+    units = np.empty((concepts, 0), np.int64)
+    best: dict[str, NDArray[np.floating]] = {name: np.empty((concepts, 0), dtype) for name, dtype in STATISTICS.items()}
+    for block in track(range(plan.layout.blocks), "reduce", plan.layout.blocks):
+        span = plan.layout.block(block)
+        found = {name: store.read_scores(name, span) for name in STATISTICS}
+        places, units = merge_top(
+            best["ap"].astype(np.float64), units, found["ap"].astype(np.float64), span.start, top_k
+        )
+        best = {
+            name: np.take_along_axis(np.concatenate([best[name], found[name]], axis=1), places, axis=1)
+            for name in STATISTICS
+        }
+
+    rows = [corpus.rows(concept.concept_id) for concept in corpus.concepts]
+    table = _table(plan, [c.name for c in corpus.concepts], [c.group for c in corpus.concepts], units, best)
+    return write_index(
+        run / "experts",
+        table,
+        plan,
+        concepts=[
+            {
+                "name": concept.name,
+                "group": concept.group,
+                "description": concept.description,
+                "positives": len(labelled.positives),
+                "negatives": len(labelled.negatives),
+                "held_out": int(corpus.held_out[labelled.positives].sum() + corpus.held_out[labelled.negatives].sum()),
+            }
+            for concept, labelled in zip(corpus.concepts, rows, strict=True)
+        ],
+    )
+
+
+def _table(
+    plan: Plan, names: list[str], groups: list[str], units: NDArray[np.int64], best: dict[str, NDArray[np.floating]]
+) -> pa.Table:
+    """The index as a table, a row for each concept and rank."""
+    kept = units.shape[1]
+    flat = units.ravel()
+    starts = np.array([hookpoint.first_unit for hookpoint in plan.hookpoints])
+    at = np.searchsorted(starts, flat, side="right") - 1
+    hookpoints = np.array([hookpoint.name for hookpoint in plan.hookpoints])
+    columns = {
+        "concept": pa.array(np.repeat(np.array(names, dtype=object), kept)),
+        "group": pa.array(np.repeat(np.array(groups, dtype=object), kept)),
+        "rank": pa.array(np.tile(np.arange(1, kept + 1, dtype=np.int32), len(names))),
+        "unit": pa.array(flat),
+        "hookpoint": pa.array(hookpoints[at]),
+        "channel": pa.array((flat - starts[at]).astype(np.int32)),
+        **{name: pa.array(values.ravel()) for name, values in best.items()},
+    }
+    return pa.table(columns, schema=SCHEMA)

@@ -1,0 +1,139 @@
+"""Stage 2: a block of units → expertise of every concept. Needs no model and no torch.
+
+A task reads its units' responses to all sentences once and scores every concept on them: on the mined sentences, and,
+where a concept has held-out ones, their average precision too.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from expertmine.corpus import Corpus
+from expertmine.errors import UserError
+from expertmine.ledger import Receipt, load_plan, missing_tasks, open_corpus, require_complete, write_receipt
+from expertmine.store import Store
+from expertmine_kernels import ConceptRows, expertise
+
+
+def plan(run: Path) -> list[int]:
+    """List the blocks that are still to be scored.
+
+    Raises:
+        UserError: the responses are not complete.
+    """
+    frozen = load_plan(run)
+    require_complete(run, "extract", frozen.layout.partitions, frozen.fingerprint)
+    return missing_tasks(run, "score", frozen.layout.blocks, frozen.fingerprint)
+
+
+def finish(run: Path) -> None:
+    """Check that every block has its receipt.
+
+    Raises:
+        UserError: names those that have none.
+    """
+    frozen = load_plan(run)
+    require_complete(run, "score", frozen.layout.blocks, frozen.fingerprint)
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """The rows that each concept is scored on."""
+
+    concepts: NDArray[np.int64]
+    """Ids of the concepts, one for each concept of `rows`."""
+    rows: ConceptRows
+
+
+def labels(corpus: Corpus, usable: NDArray[np.bool_]) -> Labels | None:
+    """Labels among the usable sentences, for the concepts that have both kinds there; None when none has.
+
+    Args:
+        usable: (sentences,)
+    """
+    ids: list[int] = []
+    positives: list[NDArray[np.int32]] = []
+    negatives: list[NDArray[np.int32]] = []
+    for concept in corpus.concepts:
+        labelled = corpus.rows(concept.concept_id)
+        on, off = (rows[usable[rows]] for rows in (labelled.positives, labelled.negatives))
+        if len(on) and len(off):
+            ids.append(concept.concept_id)
+            positives.append(on)
+            negatives.append(off)
+    return Labels(np.array(ids), ConceptRows.from_lists(positives, negatives)) if ids else None
+
+
+@dataclass(frozen=True, slots=True)
+class NewScorer:
+    """Makes a `Scorer` wherever it is called; travels to workers in its stead."""
+
+    run: Path
+
+    def __call__(self) -> Scorer:
+        return Scorer(self.run)
+
+
+class Scorer:
+    """Holds the labels; each call scores one block of units."""
+
+    def __init__(self, run: Path) -> None:
+        """Open the store and lay the labels out.
+
+        Raises:
+            UserError: a concept has no positive or no negative sentence left.
+        """
+        self.run = run
+        self.plan = load_plan(run)
+        corpus = open_corpus(run, self.plan)
+        self.store = Store(run, self.plan)
+        ran = self.store.read_tokens() > 0
+        mined = labels(corpus, ran & ~corpus.held_out)
+        if mined is None or len(mined.concepts) < len(corpus.concepts):
+            scored = set(mined.concepts.tolist()) if mined else set()
+            lost = next(concept for concept in corpus.concepts if concept.concept_id not in scored)
+            raise UserError(
+                f"concept {lost.name!r} has no positive or no negative sentence of at most "
+                f"{self.plan.responses.max_tokens} tokens; raise --max-tokens, or use --too-long truncate"
+            )
+        self.mined = mined
+        self.held_out = labels(corpus, ran & corpus.held_out)
+
+    def __call__(self, block: int) -> Receipt:
+        """Score a block, store its statistics, and write its receipt."""
+        started = time.perf_counter()
+        responses = self.store.read_responses(self.plan.layout.block(block))
+        read = time.perf_counter()
+        found = expertise(responses, self.mined.rows)
+        held_out_ap = np.full(found.ap.shape, np.nan)
+        if self.held_out is not None:
+            held_out_ap[self.held_out.concepts] = expertise(responses, self.held_out.rows).ap
+        scored = time.perf_counter()
+        statistics = {
+            "ap": found.ap,
+            "auroc": found.auroc,
+            "held_out_ap": held_out_ap,
+            "on_mean": found.on_mean,
+            "on_p50": found.on_p50,
+            "on_p90": found.on_p90,
+            "off_mean": found.off_mean,
+        }
+        receipt = Receipt(
+            stage="score",
+            task=block,
+            fingerprint=self.plan.fingerprint,
+            checksum=self.store.write_scores(block, statistics),
+            seconds=round(time.perf_counter() - started, 3),
+            counts={
+                "pairs": found.ap.size,
+                "read_ms": round(1000 * (read - started)),
+                "kernel_ms": round(1000 * (scored - read)),
+            },
+        )
+        write_receipt(self.run, receipt)
+        return receipt

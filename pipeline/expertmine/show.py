@@ -1,0 +1,227 @@
+"""What the command line prints: tables for people on standard output, JSON where a script asked for it."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from expertmine.errors import UserError
+from expertmine.progress import console as stderr
+from expertmine.progress import duration, size
+
+if TYPE_CHECKING:
+    from expertmine.corpus import Corpus
+    from expertmine.evaluate.concept import ConceptCurve
+    from expertmine.experts import ConceptExperts
+    from expertmine.generate import GenerationRequest
+    from expertmine.inspect_run import Damage, StageProgress
+    from expertmine.planning import Bill
+    from expertmine.specs import CorpusIdentity, Plan
+
+out = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+"""Standard output; a pipe has no width of its own, and tables must not be cut there."""
+
+
+def problem(message: str) -> None:
+    """One message on standard error."""
+    stderr.print(f"expertmine: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
+
+
+def as_json(document: Any) -> None:
+    print(json.dumps(document, indent=2, ensure_ascii=False, default=str))
+
+
+def table(*columns: str, left: int = 1) -> Table:
+    """A plain table, its first `left` columns flush left and the others right."""
+    made = Table(box=None, pad_edge=False, header_style="bold")
+    for at, column in enumerate(columns):
+        made.add_column(column, justify="left" if at < left else "right", no_wrap=at > 0 or left == 1)
+    return made
+
+
+def corpus_written(identity: CorpusIdentity, folder: Path) -> None:
+    out.print(
+        f"{folder}: {identity.concepts:,} concepts, {identity.sentences:,} unique sentences, "
+        f"fingerprint {identity.fingerprint[:12]}",
+        soft_wrap=True,
+    )
+
+
+def corpus(opened: Corpus, json_: bool) -> None:
+    rows: list[dict[str, Any]] = []
+    for concept_ in opened.concepts:
+        labelled = opened.rows(concept_.concept_id)
+        held = opened.held_out
+        rows.append(
+            {
+                "concept": concept_.name,
+                "positives": int((~held[labelled.positives]).sum()),
+                "negatives": int((~held[labelled.negatives]).sum()),
+                "held_out_positives": int(held[labelled.positives].sum()),
+                "description": concept_.description,
+            }
+        )
+    if json_:
+        as_json({**opened.facts, "concepts": rows})
+        return
+    made = table("concept", "positives", "negatives", "held out")
+    for row in sorted(rows, key=lambda row: -row["positives"]):
+        made.add_row(escape(row["concept"]), *(f"{row[n]:,}" for n in ("positives", "negatives", "held_out_positives")))
+    out.print(made)
+    facts = opened.facts
+    out.print(
+        f"\n{facts['concepts']:,} concepts, {facts['sentences']:,} unique sentences "
+        f"({facts['held_out_sentences']:,} held out), {facts['labels']:,} labels; "
+        f"{facts['repeats_dropped']:,} repeats dropped, {facts['conflicts_resolved']:,} conflicts resolved"
+    )
+
+
+def concept(opened: Corpus, name: str, json_: bool) -> None:
+    found = opened.concept(name)
+    labelled = opened.rows(found.concept_id)
+    if json_:
+        as_json({**asdict(found), "positives": labelled.positives.tolist(), "negatives": labelled.negatives.tolist()})
+        return
+    out.print(f"[bold]{escape(found.name)}[/bold]  {escape(found.description)}")
+    for kind, rows in (("positive", labelled.positives), ("negative", labelled.negatives)):
+        out.print(f"\n{len(rows):,} {kind}, such as")
+        for row in rows[:: max(1, len(rows) // 5)][:5]:
+            (text,) = opened.texts(range(row, row + 1))
+            out.print(f"  {escape(text)}")
+
+
+def bill(plan: Plan, bill_: Bill) -> None:
+    """What a plan will cost, on standard error: it goes before the work."""
+    made = Table(box=None, pad_edge=False, show_header=False)
+    made.add_column(justify="left")
+    made.add_column(justify="left")
+    dropped = f", {bill_.dropped:,} dropped" if bill_.dropped else ""
+    for label, text in (
+        (
+            "model",
+            f"{plan.model.name} ({plan.model.architecture}), {bill_.units:,} units, {len(plan.hookpoints)} hookpoints",
+        ),
+        ("sentences", f"{bill_.sentences:,} unique{dropped}, {bill_.tokens:,} tokens"),
+        ("pairs", f"{plan.corpus.concepts:,} concepts × {bill_.units:,} units = {bill_.pairs:,}"),
+        (
+            "disk",
+            f"{size(bill_.response_bytes)} responses + {size(bill_.expertise_bytes)} expertise, before compression",
+        ),
+        ("memory", f"{size(bill_.extract_memory)} an extracting process, {size(bill_.score_memory)} a scoring one"),
+        ("tasks", f"{plan.layout.partitions:,} partitions, {plan.layout.blocks:,} blocks of units"),
+        ("extraction", f"about {duration(bill_.extract_seconds)} with one process, divided by the number of them"),
+    ):
+        made.add_row(label, escape(text))
+    stderr.print(made)
+
+
+def index_written(folder: Path) -> None:
+    out.print(f"{folder}: expert index", soft_wrap=True)
+
+
+def status(run: Path, stages: list[StageProgress], json_: bool) -> None:
+    if json_:
+        as_json({"run": str(run), "stages": [asdict(stage) for stage in stages]})
+        return
+    made = table("stage", "tasks", "done", "a task", "left", "done so far")
+    for stage in stages:
+        a_task = stage.task_seconds / stage.done if stage.done else math.nan
+        left = (stage.total - stage.done) * a_task
+        counts = ", ".join(f"{count:,} {name}" for name, count in stage.counts.items() if not name.endswith("_ms"))
+        made.add_row(
+            stage.stage,
+            f"{stage.done:,}/{stage.total:,}",
+            f"{stage.done / stage.total:.0%}",
+            "" if math.isnan(a_task) or not a_task else f"{a_task:.2f} s",
+            "" if math.isnan(left) or not left else f"{duration(left)} of one process",
+            counts,
+        )
+    out.print(made)
+
+
+def verified(run: Path, verdicts: Iterator[Damage | None]) -> None:
+    """Print a verdict.
+
+    Raises:
+        UserError: something is damaged; says which receipts to remove.
+    """
+    checked = list(verdicts)
+    damaged = [verdict for verdict in checked if verdict is not None]
+    if damaged:
+        names = " ".join(str(run / "receipts" / d.stage / f"{d.task:05d}.json") for d in damaged[:10])
+        raise UserError(
+            f"{run}: {len(damaged)} of {len(checked)} tasks do not match their receipts, first {damaged[0].stage} task "
+            f"{damaged[0].task}. Remove these receipts and run the stage again: {names}"
+        )
+    out.print(f"{run}: {len(checked):,} tasks match their receipts", soft_wrap=True)
+
+
+def experts(found: ConceptExperts, k: int, json_: bool) -> None:
+    chosen = found.top(k)
+    if json_:
+        as_json({"concept": found.concept, "experts": [asdict(expert) for expert in chosen]})
+        return
+    out.print(f"[bold]{escape(found.concept)}[/bold]  {escape(found.description)}")
+    made = table("rank", "unit", "hookpoint", "channel", "AP", "held out", "AUROC", "mean on", "mean off", left=0)
+    for expert in chosen:
+        made.add_row(
+            str(expert.rank),
+            str(expert.unit),
+            expert.hookpoint,
+            str(expert.channel),
+            f"{expert.ap:.3f}",
+            number(expert.held_out_ap, ".3f"),
+            f"{expert.auroc:.3f}",
+            f"{expert.on_mean:.3f}",
+            f"{expert.off_mean:.3f}",
+        )
+    out.print(made)
+
+
+def number(value: float, form: str) -> str:
+    return "–" if math.isnan(value) else format(value, form)
+
+
+def texts(request: GenerationRequest, written: list[str], json_: bool) -> None:
+    if json_:
+        as_json({"request": asdict(request), "texts": written})
+        return
+    for text in written:
+        out.print(f"{escape(request.prompt)} {escape(text)}".strip(), soft_wrap=True)
+
+
+def evaluation(curves: list[ConceptCurve], json_: bool) -> None:
+    if json_:
+        as_json([asdict(curve) for curve in curves])
+        return
+    ladder = [point.k for point in curves[0].points]
+    for title, cells in (
+        (
+            "share of generations that the classifier assigns to the concept",
+            [[f"{point.share:.2f}" for point in curve.points] for curve in curves],
+        ),
+        (
+            "perplexity of the generations by the unsteered model",
+            [[number(point.perplexity, ".0f") for point in curve.points] for curve in curves],
+        ),
+    ):
+        out.print(f"\n[bold]{title}[/bold]")
+        made = table("concept", "recall", *(f"k = {k}" for k in ladder))
+        for curve, row in zip(curves, cells, strict=True):
+            made.add_row(escape(curve.concept), f"{curve.classifier.recall:.2f}", *row)
+        out.print(made)
+    first = curves[0]
+    out.print(
+        f"\n{first.samples} generations a cell. The classifier (TF-IDF, logistic regression) learns from sentences "
+        "that mining did not see;\nrecall is its share of true positives at "
+        f"{first.classifier.false_positives:.0%} false positives, cross-validated."
+    )

@@ -1,0 +1,160 @@
+"""The Zarr store of a run: pooled responses and expertise. The only importer of zarr and numcodecs.
+
+A shard is the write unit: zarr cannot write part of one, so an extraction task owns the shards of its rows and a
+scoring task the chunks of its units, and every dimension is padded to whole ones. Responses are stored unit-major
+(a transposed codec), which compresses better and is the order in which scoring reads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numcodecs.blosc
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import BloscCodec, TransposeCodec
+
+from expertmine.errors import UserError
+from expertmine.specs import Plan
+
+STATISTICS = {
+    "ap": "float64",
+    "auroc": "float64",
+    "held_out_ap": "float64",
+    "on_mean": "float32",
+    "on_p50": "float32",
+    "on_p90": "float32",
+    "off_mean": "float32",
+}
+"""Stored statistics a (concept, unit) and their types. ``held_out_ap`` is NaN for concepts without held-out labels."""
+
+# Workers bring their own parallelism; a pool of threads in each would fight it.
+numcodecs.blosc.set_nthreads(1)
+
+
+class Store:
+    """The arrays of one run, opened for a plan."""
+
+    def __init__(self, run: Path, plan: Plan) -> None:
+        """Open the store that `create_store` made.
+
+        Raises:
+            UserError: it is not there, or has another layout than the plan.
+        """
+        path = run / "store.zarr"
+        try:
+            group = zarr.open_group(path, mode="r+")
+            arrays = {name: group[name] for name in _layouts(plan)}
+        except (zarr.errors.BaseZarrError, OSError, ValueError, TypeError, KeyError) as error:
+            raise UserError(f"{path}: cannot be opened as this run's store ({error}); use a new run folder") from error
+        self.plan = plan
+        self._arrays: dict[str, zarr.Array[Any]] = {}
+        for name, layout in _layouts(plan).items():
+            array = arrays[name]
+            if not isinstance(array, zarr.Array) or array.shape != layout["shape"] or array.chunks != layout["chunks"]:
+                raise UserError(f"{path / name} has another layout than the plan; use a new run folder")
+            self._arrays[name] = array
+
+    def write_partition(self, index: int, responses: NDArray[np.floating[Any]], tokens: NDArray[np.int32]) -> str:
+        """Store one partition.
+
+        Args:
+            responses: (sentences of the partition, units), of the plan's type.
+            tokens: (sentences of the partition,) how many tokens were pooled; 0 marks a sentence that was dropped.
+
+        Returns:
+            The checksum for its receipt.
+        """
+        rows = self.plan.layout.partition_rows
+        span = slice(index * rows, (index + 1) * rows)
+        padded = np.zeros((rows, self._arrays["responses"].shape[1]), self.plan.responses.dtype)
+        padded[: responses.shape[0], : responses.shape[1]] = responses
+        self._arrays["responses"][span] = padded
+        padded_tokens = np.zeros(rows, np.int32)
+        padded_tokens[: len(tokens)] = tokens
+        self._arrays["tokens"][span] = padded_tokens
+        return checksum(padded, padded_tokens)
+
+    def partition_checksum(self, index: int) -> str:
+        """Read a partition back and give its checksum."""
+        rows = self.plan.layout.partition_rows
+        span = slice(index * rows, (index + 1) * rows)
+        return checksum(np.asarray(self._arrays["responses"][span]), np.asarray(self._arrays["tokens"][span]))
+
+    def read_responses(self, units: range) -> NDArray[np.floating[Any]]:
+        """(sentences, units) of every sentence; reads whole chunks once when `units` is a block of the layout."""
+        return np.asarray(self._arrays["responses"][: self.plan.layout.sentences, units.start : units.stop])
+
+    def read_tokens(self) -> NDArray[np.int32]:
+        """(sentences,) pooled tokens; 0 for a sentence that was dropped."""
+        return np.asarray(self._arrays["tokens"][: self.plan.layout.sentences])
+
+    def write_scores(self, index: int, statistics: Mapping[str, NDArray[np.floating[Any]]]) -> str:
+        """Store one block of every statistic, each (concepts, units of the block).
+
+        Returns:
+            The checksum for its receipt.
+        """
+        width = self.plan.layout.block_units
+        written = []
+        for name in STATISTICS:
+            array = self._arrays[f"expertise/{name}"]
+            padded = np.full((array.shape[0], width), np.nan, array.dtype)
+            padded[:, : statistics[name].shape[1]] = statistics[name]
+            array[:, index * width : (index + 1) * width] = padded
+            written.append(padded)
+        return checksum(*written)
+
+    def scores_checksum(self, index: int) -> str:
+        """Read a block of expertise back and give its checksum."""
+        width = self.plan.layout.block_units
+        span = slice(index * width, (index + 1) * width)
+        return checksum(*(np.asarray(self._arrays[f"expertise/{name}"][:, span]) for name in STATISTICS))
+
+    def read_scores(self, name: str, units: range) -> NDArray[np.floating[Any]]:
+        """One statistic, (concepts, units)."""
+        return np.asarray(self._arrays[f"expertise/{name}"][:, units.start : units.stop])
+
+
+def checksum(*arrays: NDArray[Any]) -> str:
+    """SHA-256 over the arrays' bytes in C order: of values, so that it does not depend on the codec."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def create_store(run: Path, plan: Plan) -> None:
+    """Make the arrays of a run that are not there yet; for one process, before workers open the store."""
+    group = zarr.open_group(run / "store.zarr", mode="a")
+    for name, layout in _layouts(plan).items():
+        if name not in group:
+            group.create_array(name, **layout)
+
+
+def _layouts(plan: Plan) -> dict[str, dict[str, Any]]:
+    """Every array of the store: its path in the group → shape, chunks, shards, type and codecs."""
+    layout, concepts = plan.layout, plan.corpus.concepts
+    rows = layout.partition_rows
+    responses = {
+        "shape": layout.padded_shape,
+        "chunks": (rows, layout.block_units),
+        "shards": (rows, layout.shard_units),
+        "dtype": plan.responses.dtype,
+        "filters": [TransposeCodec(order=(1, 0))],
+        "compressors": [BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle")],
+        "fill_value": 0,
+    }
+    tokens = {"shape": layout.padded_shape[:1], "chunks": (rows,), "dtype": "int32", "fill_value": 0}
+    expertise = {
+        "shape": (concepts, layout.blocks * layout.block_units),
+        "chunks": (concepts, layout.block_units),
+        "compressors": [BloscCodec(cname="zstd", clevel=3, shuffle="shuffle")],
+        "fill_value": float("nan"),
+    }
+    scores = {f"expertise/{name}": {**expertise, "dtype": dtype} for name, dtype in STATISTICS.items()}
+    return {"responses": responses, "tokens": tokens, **scores}
