@@ -1,0 +1,162 @@
+"""Which rows are the positive and negative sentences of each concept. Knows nothing of responses."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+
+@dataclass(frozen=True, eq=False)
+class ConceptRows:
+    """The rows of each concept's positive sentences, and of the pools of negatives that concepts share or own.
+
+    Checked when made; the arrays are read-only copies.
+
+    Raises:
+        ValueError: a concept without a positive or a negative, a row given twice or on both sides, a negative index,
+            or arrays that do not fit each other. Concepts and pools are named by their index.
+
+    >>> ConceptRows.from_lists(positives=[[0, 1], [2]], negatives=[[3, 4], [4, 3]]).pool_of
+    array([0, 0], dtype=int32)
+    """
+
+    positive_indptr: NDArray[np.int64]
+    """(concepts + 1,): concept c's positives are positive_rows[positive_indptr[c] : positive_indptr[c + 1]]."""
+    positive_rows: NDArray[np.int32]
+    """Row indices of positive sentences, concept by concept."""
+    pool_of: NDArray[np.int32]
+    """(concepts,): the pool that holds each concept's negatives."""
+    pool_indptr: NDArray[np.int64]
+    """(pools + 1,): as positive_indptr, for pool_rows."""
+    pool_rows: NDArray[np.int32]
+    """Row indices of negative sentences, pool by pool."""
+
+    def __post_init__(self) -> None:
+        for name in ("positive_indptr", "pool_indptr"):
+            object.__setattr__(self, name, _integers(name, getattr(self, name), np.int64))
+        for name in ("positive_rows", "pool_of", "pool_rows"):
+            object.__setattr__(self, name, _integers(name, getattr(self, name), np.int32))
+        _check_ranges("positive", self.positive_indptr, self.positive_rows)
+        _check_ranges("pool", self.pool_indptr, self.pool_rows)
+        if self.pool_of.size != self.concepts:
+            raise ValueError(f"pool_of names the pools of {self.pool_of.size} concepts; there are {self.concepts}")
+        for concept in np.flatnonzero((self.pool_of < 0) | (self.pool_of >= self.pools)):
+            raise ValueError(f"concept {concept} uses pool {self.pool_of[concept]}; there are {self.pools} pools")
+        self._check_sets()
+
+    @classmethod
+    def from_lists(cls, positives: Sequence[ArrayLike], negatives: Sequence[ArrayLike]) -> Self:
+        """Make it from one array of row indices per concept and side; equal sets of negatives become one pool.
+
+        Raises:
+            ValueError: as the class does, or when the two sequences differ in length.
+        """
+        if len(positives) != len(negatives):
+            raise ValueError(f"positives are given for {len(positives)} concepts, negatives for {len(negatives)}")
+        positive_sets = [_sorted_rows(f"the positives of concept {c}", rows) for c, rows in enumerate(positives)]
+        pools: dict[bytes, int] = {}
+        pool_sets: list[NDArray[np.int32]] = []
+        pool_of = np.empty(len(negatives), np.int32)
+        for concept, rows in enumerate(negatives):
+            pool = _sorted_rows(f"the negatives of concept {concept}", rows)
+            pool_of[concept] = pools.setdefault(pool.tobytes(), len(pools))
+            if len(pools) > len(pool_sets):
+                pool_sets.append(pool)
+        return cls(*_concatenate(positive_sets), pool_of, *_concatenate(pool_sets))
+
+    @property
+    def concepts(self) -> int:
+        """How many concepts there are."""
+        return self.positive_indptr.size - 1
+
+    @property
+    def pools(self) -> int:
+        """How many pools of negatives there are."""
+        return self.pool_indptr.size - 1
+
+    def positives(self, concept: int) -> NDArray[np.int32]:
+        """Return the rows of a concept's positive sentences."""
+        return self.positive_rows[self.positive_indptr[concept] : self.positive_indptr[concept + 1]]
+
+    def negatives(self, concept: int) -> NDArray[np.int32]:
+        """Return the rows of a concept's negative sentences."""
+        return self._pool(int(self.pool_of[concept]))
+
+    def check_within(self, sentences: int) -> None:
+        """Raise a ValueError that names the first concept with a row at or beyond the number of sentences."""
+        if max(self.positive_rows.max(initial=-1), self.pool_rows.max(initial=-1)) < sentences:
+            return
+        for concept in range(self.concepts):
+            last = max(self.positives(concept).max(), self.negatives(concept).max())
+            if last >= sentences:
+                raise ValueError(f"concept {concept} uses row {last}, but the responses have {sentences} sentences")
+
+    def by_pool(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the concepts ordered by pool, (concepts,), and where each pool's begin, (pools + 1,)."""
+        order = np.argsort(self.pool_of, kind="stable").astype(np.int64)
+        return order, np.searchsorted(self.pool_of[order], np.arange(self.pools + 1)).astype(np.int64)
+
+    def _pool(self, pool: int) -> NDArray[np.int32]:
+        return self.pool_rows[self.pool_indptr[pool] : self.pool_indptr[pool + 1]]
+
+    def _check_sets(self) -> None:
+        """Refuse empty sets, negative indices, repeated rows and rows on both sides of a concept."""
+        limit = 1 + max(self.positive_rows.max(initial=-1), self.pool_rows.max(initial=-1))
+        places = np.empty(limit, np.int64)
+        is_negative = np.zeros(limit, np.bool_)
+        order, starts = self.by_pool()
+        for pool in range(self.pools):
+            users = order[starts[pool] : starts[pool + 1]]
+            negatives = self._pool(pool)
+            _check_set(f"the negatives of concept {users[0]}" if users.size else f"pool {pool}", negatives, places)
+            is_negative[negatives] = True
+            for concept in users:
+                positives = self.positives(concept)
+                _check_set(f"the positives of concept {concept}", positives, places)
+                for row in positives[is_negative[positives]]:
+                    raise ValueError(f"concept {concept} has row {row} among its positives and its negatives")
+            is_negative[negatives] = False
+
+
+def _check_set(whose: str, rows: NDArray[np.int32], places: NDArray[np.int64]) -> None:
+    """Raise unless rows is a non-empty set of indices; places (every row,) is scratch."""
+    if rows.size == 0:
+        raise ValueError(f"{whose}: no row; at least one is needed")
+    if rows.min() < 0:
+        raise ValueError(f"{whose}: row {rows.min()} is negative; rows count from 0")
+    place = np.arange(rows.size)
+    places[rows] = place
+    for row in rows[places[rows] != place]:  # a later place has overwritten this one
+        raise ValueError(f"{whose}: row {row} is given twice")
+
+
+def _integers(name: str, values: ArrayLike, dtype: type[np.signedinteger[Any]]) -> NDArray[Any]:
+    """Return a read-only, one-dimensional copy of integers in the dtype, or raise."""
+    given = np.asarray(values)
+    if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
+        raise ValueError(f"{name}: dtype {given.dtype}, shape {given.shape}; expected integers in one dimension")
+    limits = np.iinfo(dtype)
+    for outside in given[(given < limits.min) | (given > limits.max)]:
+        raise ValueError(f"{name}: {outside} does not fit {dtype.__name__}")
+    copy = np.array(given, dtype=dtype, order="C")
+    copy.setflags(write=False)
+    return copy
+
+
+def _check_ranges(what: str, indptr: NDArray[np.int64], rows: NDArray[np.int32]) -> None:
+    """Raise unless indptr cuts rows into consecutive ranges."""
+    if indptr.size == 0 or indptr[0] != 0 or indptr[-1] != rows.size or (np.diff(indptr) < 0).any():
+        raise ValueError(f"{what}_indptr must rise from 0 to the number of {what}_rows, {rows.size}; it is {indptr}")
+
+
+def _sorted_rows(whose: str, rows: ArrayLike) -> NDArray[np.int32]:
+    """Return row indices ascending as int32."""
+    return np.sort(_integers(whose, rows, np.int32))
+
+
+def _concatenate(sets: list[NDArray[np.int32]]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """Return the ranges and the rows of sets laid end to end."""
+    indptr = np.cumsum([0, *(rows.size for rows in sets)], dtype=np.int64)
+    return indptr, np.concatenate([np.empty(0, np.int32), *sets])

@@ -1,0 +1,295 @@
+"""How well each unit detects each concept, from responses in memory. Knows nothing of stores, clusters or models.
+
+The way of a block: its responses become ranks, unit by unit (ranks.py). A set of rows, the positives of a concept or a
+pool of negatives, becomes a Tally: the levels that occur in it and how often. A pool is tallied once per unit; each
+concept then costs one tally of its positives and one walk over their distinct levels, which gives every statistic.
+No row is ever sorted for a concept, and nothing depends on the order of the rows.
+"""
+
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from expertmine_kernels.bitmap import contains, index, insert, smaller, words_for
+from expertmine_kernels.concepts import ConceptRows
+from expertmine_kernels.jit import jit
+from expertmine_kernels.keys import Floats, check_floats, first_nan, keys_and_nans
+from expertmine_kernels.ranks import Ranked, rank_units
+
+Integer = TypeVar("Integer", bound=np.signedinteger[Any])
+
+_RESPONSES_AT_ONCE = 1 << 18
+_UNITS_AT_ONCE = 8
+_TILE = 1 << 15
+
+
+class Expertise(NamedTuple):
+    """What each unit does on the sentences of each concept; every array is (concepts, units) float64."""
+
+    ap: NDArray[np.float64]
+    """Average precision of the unit as a detector of the concept."""
+    auroc: NDArray[np.float64]
+    """Area under the receiver operating characteristic; a tie counts half."""
+    on_mean: NDArray[np.float64]
+    """Mean response to the positives."""
+    on_p50: NDArray[np.float64]
+    """Median response to the positives."""
+    on_p90: NDArray[np.float64]
+    """90th percentile of the responses to the positives, linearly interpolated."""
+    off_mean: NDArray[np.float64]
+    """Mean response to the negatives."""
+
+
+class Tally(NamedTuple):
+    """How often each level of one unit occurs in a set of rows: d distinct levels, in arrays that may be longer."""
+
+    words: NDArray[np.uint64]
+    """The levels that occur, as a bitmap (bitmap.py)."""
+    before: NDArray[np.uint32]
+    """The bitmap's running count."""
+    levels: NDArray[np.uint32]
+    """(d,): the levels that occur, ascending."""
+    counts: NDArray[np.int32]
+    """(d,): how many rows have each."""
+    below: NDArray[np.int32]
+    """(d + 1,): how many rows have a lower one; the last is the number of rows. Filled by whoever walks the levels."""
+
+
+class Sets(NamedTuple):
+    """Sets of rows, laid end to end."""
+
+    indptr: NDArray[np.int64]
+    """(sets + 1,): set s is rows[indptr[s] : indptr[s + 1]]."""
+    rows: NDArray[np.int32]
+    """Row indices."""
+
+
+def expertise(responses: ArrayLike, rows: ConceptRows) -> Expertise:
+    """Score every unit as a detector of every concept.
+
+    The result is a function of the sets of stored values alone: its bits do not depend on the order of the rows, on
+    the units beside, or on whether concepts share a pool of negatives. Infinities are ranked like numbers; a mean or
+    percentile that they enter is infinite or NaN, as in NumPy. Beyond the result, memory is some 16 (float16), 48
+    (float32) or 72 (float64) bytes for each of max(2**18, 8 * sentences) responses. Runs on the calling thread alone
+    and releases the GIL.
+
+    Args:
+        responses: (sentences, units) float16, float32 or float64; any layout, may be read-only. Unit-major memory
+            (Fortran order) is read without a transposition.
+        rows: which sentences are positive and negative for each concept.
+
+    Raises:
+        TypeError: responses of another dtype.
+        ValueError: responses that are not two-dimensional, a NaN in any row (with its sentence and unit), or a concept
+            with a row beyond the sentences.
+
+    Source: expertise is the average precision of Suau et al. 2022 (arXiv 2110.02802), computed without interpolation
+    as scikit-learn's average_precision_score; AUROC is the Mann-Whitney statistic.
+
+    >>> responses = np.array([[0.9], [0.4], [0.5], [0.1]], np.float16)
+    >>> expertise(responses, ConceptRows.from_lists([[0, 1]], [[2, 3]])).ap.round(3)
+    array([[0.833]])
+    """
+    block = check_floats(responses)
+    if block.ndim != 2:
+        raise ValueError(f"responses have shape {block.shape}; expected (sentences, units)")
+    sentences, units = block.shape
+    rows.check_within(sentences)
+    statistics = np.empty((len(Expertise._fields), rows.concepts, units))
+    at_once = max(_UNITS_AT_ONCE, _RESPONSES_AT_ONCE // max(sentences, 1))
+    positives = Sets(_read_only(rows.positive_indptr), _read_only(rows.positive_rows))
+    pools = Sets(_read_only(rows.pool_indptr), _read_only(rows.pool_rows))
+    by_pool, by_pool_indptr = rows.by_pool()
+    for first in range(0, units, at_once):
+        ranked = _ranked(_unit_major(block[:, first : first + at_once]), first)
+        _score_units(ranked, positives, pools, by_pool, by_pool_indptr, first, statistics)
+    return Expertise(*statistics)
+
+
+def average_precision(responses: ArrayLike, labels: ArrayLike) -> np.float64 | NDArray[np.float64]:
+    """Return the average precision of responses as detectors of labels, as scikit-learn's average_precision_score.
+
+    Args:
+        responses: (sentences,) or (sentences, units) float16, float32 or float64, each handled exactly.
+        labels: (sentences,) bool, or numbers that are 0 or 1.
+
+    Returns:
+        A float64, or (units,) float64: the sum over distinct thresholds of the gain in recall times the precision.
+
+    Raises:
+        TypeError: responses of another dtype.
+        ValueError: labels that are all positive or all negative or neither 0 nor 1, shapes that do not fit, or a NaN.
+
+    >>> average_precision(np.array([0.9, 0.5, 0.4, 0.1]), np.array([1, 0, 1, 0])).round(3)
+    np.float64(0.833)
+    """
+    scores, truth = check_floats(responses), np.asarray(labels)
+    if scores.ndim not in (1, 2):
+        raise ValueError(f"responses have shape {scores.shape}; expected (sentences,) or (sentences, units)")
+    if truth.shape != scores.shape[:1]:
+        raise ValueError(f"labels have shape {truth.shape}; expected {scores.shape[:1]}, one per sentence")
+    for row in np.flatnonzero((truth != 0) & (truth != 1)):
+        raise ValueError(f"labels[{row}] is {truth[row]}; expected 0 or 1")
+    positives, negatives = np.flatnonzero(truth == 1), np.flatnonzero(truth == 0)
+    if positives.size == 0 or negatives.size == 0:
+        raise ValueError(f"labels hold {positives.size} positives and {negatives.size} negatives; both are needed")
+    units = scores if scores.ndim == 2 else scores[:, np.newaxis]
+    ap: NDArray[np.float64] = expertise(units, ConceptRows.from_lists([positives], [negatives])).ap[0]
+    return ap if scores.ndim == 2 else np.float64(ap[0])
+
+
+def _read_only(array: NDArray[Integer]) -> NDArray[Integer]:
+    """Return a view that cannot be written: unpickled rows can, and would have the kernel compiled a second time."""
+    view = array.view()
+    view.setflags(write=False)
+    return view
+
+
+def _unit_major(block: Floats) -> Floats:
+    """Return a block (sentences, units) as (units, sentences) in C order, transposed in tiles that fit the cache."""
+    sentences, units = block.shape
+    if block.T.flags.c_contiguous:
+        return block.T
+    transposed = np.empty((units, sentences), block.dtype)
+    step = max(32, _TILE // units)
+    for first in range(0, sentences, step):
+        transposed[:, first : first + step] = block[first : first + step].T
+    return transposed
+
+
+def _ranked(block: Floats, first_unit: int) -> Ranked:
+    """Rank a block (units, sentences) whose first unit has this number, or raise a ValueError that names a NaN."""
+    keys, nans = keys_and_nans(block)
+    if nans:
+        sentence, unit = first_nan(block.T)
+        raise ValueError(f"the response of unit {first_unit + unit} to sentence {sentence} is NaN; a NaN has no rank")
+    return rank_units(keys)
+
+
+@jit
+def _score_units(
+    ranked: Ranked,
+    positives: Sets,
+    pools: Sets,
+    by_pool: NDArray[np.int64],
+    by_pool_indptr: NDArray[np.int64],
+    first_unit: int,
+    statistics: NDArray[np.float64],
+) -> None:
+    """Fill statistics (6, concepts, units), in the order of Expertise's fields, for the ranked units."""
+    sentences = ranked.ranks.shape[1]
+    positive = _empty_tally(sentences, positives.indptr)
+    negative = _empty_tally(sentences, pools.indptr)
+    for unit in range(ranked.ranks.shape[0]):
+        ranks, levels, limit = ranked.ranks[unit], ranked.levels[unit], ranked.level_counts[unit]
+        for pool in range(pools.indptr.size - 1):
+            rows = pools.rows[pools.indptr[pool] : pools.indptr[pool + 1]]
+            off_mean = _accumulate(negative, _tally(negative, ranks, limit, rows), levels)
+            pool_size = rows.size
+            for concept in by_pool[by_pool_indptr[pool] : by_pool_indptr[pool + 1]]:
+                rows = positives.rows[positives.indptr[concept] : positives.indptr[concept + 1]]
+                distinct = _tally(positive, ranks, limit, rows)
+                ap, auroc, on_mean = _walk(positive, distinct, rows.size, negative, pool_size, levels)
+                column = first_unit + unit
+                statistics[0, concept, column] = ap
+                statistics[1, concept, column] = auroc
+                statistics[2, concept, column] = on_mean
+                statistics[3, concept, column] = _quantile(0.5, positive, distinct, rows.size, levels)
+                statistics[4, concept, column] = _quantile(0.9, positive, distinct, rows.size, levels)
+                statistics[5, concept, column] = off_mean
+
+
+@jit
+def _empty_tally(sentences: int, indptr: NDArray[np.int64]) -> Tally:
+    """Return room for the tally of any of these sets of rows."""
+    words = words_for(sentences)
+    size = 0
+    for i in range(indptr.size - 1):
+        size = max(size, indptr[i + 1] - indptr[i])
+    return Tally(
+        np.empty(words, np.uint64),
+        np.empty(words, np.uint32),
+        np.empty(size, np.uint32),
+        np.empty(size, np.int32),
+        np.empty(size + 1, np.int32),
+    )
+
+
+@jit
+def _tally(tally: Tally, ranks: NDArray[np.uint32], limit: int, rows: NDArray[np.int32]) -> int:
+    """Tally, all but below, the levels of rows, which are under limit; return how many distinct ones there are."""
+    words = tally.words[: words_for(limit)]
+    words[:] = 0
+    for i in range(rows.size):
+        insert(words, ranks[np.uint32(rows[i])])
+    distinct = index(words, tally.before)
+    tally.counts[:distinct] = 0
+    for i in range(rows.size):
+        level = ranks[np.uint32(rows[i])]
+        place = smaller(words, tally.before, level)
+        tally.levels[place] = level
+        tally.counts[place] += 1
+    return distinct
+
+
+@jit
+def _accumulate(tally: Tally, distinct: int, levels: NDArray[np.float64]) -> float:
+    """Fill below; return the mean response, summed in ascending order."""
+    below, total = 0, 0.0
+    for i in range(distinct):
+        tally.below[i] = below
+        below += tally.counts[i]
+        total += tally.counts[i] * levels[tally.levels[i]]
+    tally.below[distinct] = below
+    return total / below
+
+
+@jit
+def _walk(
+    positive: Tally, distinct: int, positives: int, negative: Tally, negatives: int, levels: NDArray[np.float64]
+) -> tuple[float, float, float]:
+    """Fill positive's below; return average precision, AUROC and mean response.
+
+    Each distinct level of the positives is a threshold: the positives at or above it are true, the negatives false.
+    """
+    below, precisions, wins, total = 0, 0.0, 0, 0.0
+    for i in range(distinct):
+        level, count = positive.levels[i], positive.counts[i]
+        place = smaller(negative.words, negative.before, level)
+        negatives_below = negative.below[place]
+        negatives_up_to = negative.below[place + contains(negative.words, level)]
+        true, false = positives - below, negatives - negatives_below
+        precisions += count * true / (true + false)
+        wins += count * (negatives_below + negatives_up_to)
+        total += count * levels[level]
+        positive.below[i] = below
+        below += count
+    positive.below[distinct] = below
+    return precisions / positives, wins / (2 * positives * negatives), total / positives
+
+
+@jit
+def _quantile(fraction: float, tally: Tally, distinct: int, size: int, levels: NDArray[np.float64]) -> float:
+    """Return a quantile of the responses, linear between neighbours and rounded as NumPy does."""
+    position = fraction * (size - 1)
+    row = int(position)
+    lower = float(levels[_level_of(row, tally, distinct)])
+    upper = float(levels[_level_of(min(row + 1, size - 1), tally, distinct)])
+    part = position - row
+    if lower == upper:
+        return lower
+    return lower + (upper - lower) * part if part < 0.5 else upper - (upper - lower) * (1 - part)
+
+
+@jit
+def _level_of(row: int, tally: Tally, distinct: int) -> np.uint32:
+    """Return the level of a row, when rows count from 0 by ascending response: the last one with below <= row."""
+    low, high = 0, distinct
+    while high - low > 1:
+        middle = (low + high) // 2
+        if tally.below[middle] <= row:
+            low = middle
+        else:
+            high = middle
+    return np.uint32(tally.levels[low])

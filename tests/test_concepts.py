@@ -1,0 +1,176 @@
+"""Readers of concepts: WordNet's files, the embedded WordNet, the reference's JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from expertmine.concepts.selfcond_json import read_concepts
+from expertmine.concepts.wndb import read_wndb, split_gloss
+from expertmine.concepts.wordnet import Mining, WordNet, noun_concepts
+from expertmine.errors import UserError
+
+NOUNS = """  1 This software and database is being provided to you
+00000001 05 n 01 beast 0 001 ~ 00000002 n 0000 | a living thing; "the beast slept"
+00000002 05 n 02 dog 0 hound a 003 @ 00000001 n 0000 ~i 00000003 n 0000 + 00000001 v 0101 | it barks
+00000003 18 n 01 Rex 0 001 @i 00000002 n 0000 | a king: "Rex ruled"; "all hail"
+"""
+NOUN_INDEX = """  1 This software
+beast n 1 1 ~ 1 0 00000001
+dog n 1 2 @ ~ 1 0 00000002
+hound n 1 2 @ ~ 1 0 00000002
+rex n 1 1 @ 1 0 00000003
+"""
+ADJECTIVES = """00000007 00 a 01 big(p) 2 001 & 00000008 a 0000 | of size
+00000008 00 s 01 huge 0 001 & 00000007 a 0000 | very big
+"""
+ADJECTIVE_INDEX = "big a 1 1 & 1 0 00000007\nhuge a 1 1 & 1 0 00000008\n"
+
+
+@pytest.fixture
+def wndb(tmp_path: Path) -> Path:
+    files = {"noun": (NOUNS, NOUN_INDEX), "adj": (ADJECTIVES, ADJECTIVE_INDEX), "verb": ("", ""), "adv": ("", "")}
+    for part, (data, index) in files.items():
+        (tmp_path / f"data.{part}").write_text(data)
+        (tmp_path / f"index.{part}").write_text(index)
+    return tmp_path
+
+
+def test_wndb_lines_become_synsets(wndb: Path) -> None:
+    synsets = {synset.name: synset for synset in read_wndb(wndb)}
+    assert list(synsets) == ["beast.n.01", "dog.n.01", "rex.n.01", "big.a.01", "huge.s.01"]
+    dog = synsets["dog.n.01"]
+    assert (dog.lemmas, dog.lexname, dog.hypernyms) == (("dog", "hound"), "noun.animal", ("beast.n.01",))
+    assert dog.sense_keys == ("dog%1:05:00::", "hound%1:05:10::")
+    assert synsets["rex.n.01"].instance_hypernyms == ("dog.n.01",)
+    assert synsets["rex.n.01"].examples == ("Rex ruled", "all hail")
+    assert synsets["big.a.01"].lemmas == ("big",)
+    assert synsets["huge.s.01"].sense_keys == ("huge%5:00:00:big:02",)
+
+
+def test_a_malformed_line_is_named(wndb: Path) -> None:
+    (wndb / "data.noun").write_text("00000001 05 n zz beast\n")
+    with pytest.raises(UserError, match=r"data\.noun.*00000001"):
+        WordNet.load(wndb)
+
+
+def test_a_folder_that_is_not_wordnets_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"data\.noun"):
+        WordNet.load(tmp_path)
+
+
+@pytest.mark.parametrize("gloss, definition, examples", [
+    ("a thing", "a thing", ()),
+    ('a thing; "one"; "two, three"', "a thing", ("one", "two, three")),
+    ('a thing: "one"', "a thing", ("one",)),
+    ('expressed as "on behalf of"', 'expressed as "on behalf of"', ()),
+    ('a thing; "never closed', "a thing", ("never closed",)),
+])  # fmt: skip
+def test_glosses(gloss: str, definition: str, examples: tuple[str, ...]) -> None:
+    assert split_gloss(gloss) == (definition, examples)
+
+
+@pytest.fixture(scope="module")
+def wordnet() -> WordNet:
+    return WordNet.load()
+
+
+def test_the_embedded_wordnet_is_wordnet_3_0(wordnet: WordNet) -> None:
+    assert len(wordnet.synsets) == 117_659
+    parts = [synset.pos for synset in wordnet.synsets.values()]
+    counts = {pos: parts.count(pos) for pos in "nvasr"}
+    # wnstats(7WN): 82,115 nouns, 13,767 verbs, 18,156 adjectives, 3,621 adverbs.
+    assert (counts["n"], counts["v"], counts["a"] + counts["s"], counts["r"]) == (82_115, 13_767, 18_156, 3_621)
+    assert wordnet.synsets["dog.n.01"].hypernyms == ("canine.n.02", "domestic_animal.n.01")
+    assert wordnet.synsets["dog.n.01"].sense_keys[0] == "dog%1:05:00::"
+    assert wordnet.synsets["dog.n.01"].examples == ("the dog barked all night",)
+
+
+def test_closures_hold_instances_and_stop_at_cycles(wordnet: WordNet) -> None:
+    assert {"paris.n.01", "city.n.01"} <= wordnet.closure("city.n.01")
+    assert len(wordnet.closure("bird.n.01")) == 872
+    loop = WordNet(
+        {
+            name: wordnet.synsets["dog.n.01"].__class__(name, "n", "", (), (), "", (), (above,), ())
+            for name, above in (("a", "b"), ("b", "a"))
+        }
+    )
+    assert loop.closure("a") == {"a", "b"}
+
+
+def test_noun_concepts_have_complete_and_disjoint_labels(wordnet: WordNet) -> None:
+    mining = Mining(sample=50, negatives=300)
+    concepts = {c.name: c for c in noun_concepts(wordnet, mining, ["bird.n.01", "animal.n.01", "dog.n.01"])}
+    below = {name: wordnet.closure(name) for name in concepts}
+    definitions = {n: wordnet.synsets[n].definition for n in wordnet.synsets}
+    for name, concept in concepts.items():
+        assert not set(concept.positives) & set(concept.negatives)
+        assert set(concept.positives) <= {definitions[n] for n in below[name]}
+        assert not set(concept.negatives) & {definitions[n] for n in below[name]}
+    assert set(concepts["bird.n.01"].positives) <= set(concepts["animal.n.01"].positives)
+    assert len(concepts["bird.n.01"].positives) >= 50
+    pools = [set(concept.negatives) for concept in concepts.values()]
+    assert len(set.union(*pools)) <= 300
+
+
+def test_drawing_is_seeded(wordnet: WordNet) -> None:
+    def names(seed: int) -> list[str]:
+        return [c.name for c in noun_concepts(wordnet, Mining(sample=5, negatives=10, seed=seed), limit=12)]
+
+    assert names(1) == names(1)
+    assert names(1) != names(2)
+    sizes = [len(wordnet.closure(name)) for name in names(1)]
+    assert all(100 <= size <= 5000 for size in sizes)
+
+
+def test_unknown_synsets_and_bounds_are_refused(wordnet: WordNet) -> None:
+    with pytest.raises(UserError, match=r"brid\.n\.01.*did you mean"):
+        list(noun_concepts(wordnet, Mining(), ["brid.n.01"]))
+    with pytest.raises(UserError, match="expected 1 <= min <= max"):
+        Mining(min_positives=10, max_positives=5)
+    with pytest.raises(UserError, match="no noun of WordNet"):
+        list(noun_concepts(wordnet, Mining(min_positives=900_000, max_positives=900_001)))
+
+
+def write_concept(path: Path, **changes: object) -> Path:
+    document = {"concept": "a", "group": "sense", "sentences": {"positive": ["x"], "negative": ["y"]}, **changes}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document))
+    return path
+
+
+def test_a_folder_with_a_list_gives_the_listed_concepts(tmp_path: Path) -> None:
+    write_concept(tmp_path / "sense" / "a.json")
+    write_concept(tmp_path / "sense" / "b.json", concept="b")
+    (tmp_path / "concept_list.csv").write_text("group,concept\nsense,b\n")
+    assert [concept.name for concept in read_concepts([tmp_path])] == ["b"]
+    (tmp_path / "concept_list.csv").unlink()
+    assert [concept.name for concept in read_concepts([tmp_path])] == ["a", "b"]
+
+
+@pytest.mark.parametrize("text, message", [
+    ("{", r"bad\.json, line 1: not JSON"),
+    ("[]", '"concept" is missing'),
+    ('{"concept": "a"}', '"sentences" is missing'),
+    ('{"concept": "a", "sentences": {"positive": ["x"]}}', "sentences.negative"),
+    ('{"concept": "a", "sentences": {"positive": ["x", 3], "negative": ["y"]}}', r"positive\[1\] is int"),
+])  # fmt: skip
+def test_malformed_concept_files_are_named(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "bad.json").write_text(text)
+    with pytest.raises(UserError, match=message):
+        list(read_concepts([tmp_path / "bad.json"]))
+
+
+def test_missing_files_and_ways_out_of_the_folder_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file or folder"):
+        list(read_concepts([tmp_path / "none.json"]))
+    with pytest.raises(UserError, match="holds no"):
+        list(read_concepts([tmp_path]))
+    (tmp_path / "concept_list.csv").write_text("group,concept\n..,secret\n")
+    with pytest.raises(UserError, match="line 2: 'secret' leads out"):
+        list(read_concepts([tmp_path]))
+    (tmp_path / "concept_list.csv").write_text("name\nx\n")
+    with pytest.raises(UserError, match="expected group,concept"):
+        list(read_concepts([tmp_path]))

@@ -1,0 +1,199 @@
+"""Stage 1 and what it is made of, against a loop over single sentences."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from expertmine import extract
+from expertmine.corpus import Corpus
+from expertmine.errors import UserError
+from expertmine.ledger import Receipt, load_plan, missing_tasks
+from expertmine.models import TokenisedText, load_model
+from expertmine.planning import make_layout, make_plan
+from expertmine.responses import make_batches, pool, refuse_nan, to_stored
+from expertmine.specs import Hookpoint, Pooling, ResponseSpec
+from expertmine.store import Store
+
+
+def naive_responses(model_path: Path, corpus: Corpus, pooling: Pooling) -> np.ndarray:
+    """Responses of one sentence at a time, from outputs kept whole: (sentences, units)."""
+    loaded = load_model(str(model_path))
+    rows = []
+    for text in corpus.texts(range(corpus.identity.sentences)):
+        outputs: list[torch.Tensor] = []
+        names = ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"]
+        modules = [loaded.model.get_submodule(f"transformer.h.{layer}.{n}") for layer in range(2) for n in names]
+        handles = [m.register_forward_hook(lambda m, i, out, o=outputs: o.append(out[0])) for m in modules]
+        with torch.no_grad():
+            loaded.model(torch.tensor([loaded.tokenizer(text)["input_ids"]]))
+        for handle in handles:
+            handle.remove()
+        pick = {"max": lambda t: t.amax(0), "mean": lambda t: t.mean(0), "last": lambda t: t[-1]}[pooling]
+        rows.append(torch.cat([pick(output[1:]) for output in outputs]).numpy())  # token 0 is <|endoftext|>
+    return np.stack(rows)
+
+
+@pytest.mark.parametrize("pooling", ["max", "mean", "last"])
+def test_stored_responses_are_those_of_single_sentences(
+    pooling: Pooling, tiny_model: Path, tiny_corpus: Path, tmp_path: Path
+) -> None:
+    from expertmine.ledger import freeze
+
+    corpus = Corpus.open(tiny_corpus)
+    spec = ResponseSpec(pooling=pooling, dtype="float32", max_tokens=64, batch_tokens=100)
+    plan, _ = make_plan(str(tiny_model), corpus, spec)
+    freeze(tmp_path / "run", plan, corpus)
+    tasks = extract.plan(tmp_path / "run")
+    assert len(tasks) > 1
+    extractor = extract.Extractor(tmp_path / "run", "cpu")
+    for task in tasks:
+        extractor(task)
+    extract.finish(tmp_path / "run")
+    stored = Store(tmp_path / "run", plan).read_responses(range(plan.layout.units))
+    np.testing.assert_allclose(stored, naive_responses(tiny_model, corpus, pooling), atol=2e-6)
+
+
+def test_running_a_task_again_writes_the_same_bytes_in_any_order(new_run: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(new_run, tmp_path / "other"))
+    tasks = extract.plan(new_run)
+    extract.plan(other)
+    first, second = extract.Extractor(new_run, "cpu"), extract.Extractor(other, "cpu")
+    receipts = [first(task) for task in tasks]
+    again = {task: second(task) for task in reversed(tasks)}
+    assert [receipt.checksum for receipt in receipts] == [again[task].checksum for task in tasks]
+    files = {path.relative_to(new_run) for path in (new_run / "store.zarr").rglob("*") if path.is_file()}
+    assert files
+    for name in files:
+        assert (new_run / name).read_bytes() == (other / name).read_bytes()
+
+
+def test_too_long_sentences_are_dropped_or_cut_and_counted(tiny_model: Path, tiny_corpus: Path, tmp_path: Path) -> None:
+    from expertmine.ledger import freeze
+
+    corpus = Corpus.open(tiny_corpus)
+    counts = {}
+    for too_long in ("drop", "truncate"):
+        run = tmp_path / too_long
+        plan, bill = make_plan(str(tiny_model), corpus, ResponseSpec(max_tokens=9, too_long=too_long))
+        freeze(run, plan, corpus)
+        extractor_tasks = extract.plan(run)
+        extractor = extract.Extractor(run, "cpu")
+        receipts: list[Receipt] = [extractor(task) for task in extractor_tasks]
+        dropped = sum(receipt.counts["dropped"] for receipt in receipts)
+        assert dropped == bill.dropped
+        assert (Store(run, plan).read_tokens() == 0).sum() == dropped
+        counts[too_long] = dropped
+    assert counts["truncate"] == 0 < counts["drop"] < corpus.identity.sentences
+
+
+def test_a_concept_that_would_lose_all_its_sentences_is_refused(tiny_model: Path, tiny_corpus: Path) -> None:
+    with pytest.raises(UserError, match="keeps no positive sentence of at most 3 tokens"):
+        make_plan(str(tiny_model), Corpus.open(tiny_corpus), ResponseSpec(max_tokens=3))
+
+
+def test_another_model_in_the_same_place_is_refused(new_run: Path, tiny_model: Path, tmp_path: Path) -> None:
+    import json
+
+    from safetensors.torch import load_file, save_file
+
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    plan = load_plan(new_run)
+    corpus = Corpus.open(new_run / "corpus")
+    run = tmp_path / "second"
+    from expertmine.ledger import freeze
+
+    moved, _ = make_plan(str(folder), corpus, plan.responses)
+    freeze(run, moved, corpus)
+    tensors = load_file(folder / "model.safetensors")
+    save_file({name: tensor + 0.25 for name, tensor in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
+    extract.plan(run)
+    with pytest.raises(UserError, match="other weights"):
+        extract.Extractor(run, "cpu")
+    assert json.loads((run / "plan.json").read_text())["model"]["name"] == str(folder)
+
+
+def test_a_full_disk_leaves_no_receipt(new_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = extract.plan(new_run)
+    extractor = extract.Extractor(new_run, "cpu")
+
+    def full(*args: object) -> str:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "write_partition", full)
+        with pytest.raises(OSError, match="No space left"):
+            extractor(tasks[0])
+    plan = load_plan(new_run)
+    assert missing_tasks(new_run, "extract", plan.layout.partitions, plan.fingerprint) == tasks
+    extractor(tasks[0])
+    assert extract.plan(new_run) == tasks[1:]
+
+
+texts_strategy = st.lists(st.integers(1, 12), min_size=1, max_size=30)
+
+
+@given(lengths=texts_strategy, budget=st.integers(12, 60))
+def test_batches_hold_every_row_once_within_the_budget(lengths: list[int], budget: int) -> None:
+    texts = [TokenisedText([5] * n, [False] + [True] * (n - 1)) for n in lengths]
+    rows = [row for row in range(len(texts)) if lengths[row] > 1]
+    batches = make_batches(texts, rows, budget, fill=0)
+    assert sorted(row for batch in batches for row in batch.rows) == rows
+    for batch in batches:
+        assert batch.ids.numel() <= budget
+        assert (batch.attended is None) == (len({lengths[row] for row in batch.rows}) == 1)
+        assert batch.pooled.sum(1).tolist() == [lengths[row] - 1 for row in batch.rows]
+
+
+@given(seed=st.integers(0, 10_000), pooling=st.sampled_from(["max", "mean", "last"]), same=st.booleans())
+@settings(deadline=None)
+def test_pooling_takes_marked_tokens_only(seed: int, pooling: Pooling, same: bool) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    output = torch.randn(4, 6, 3, generator=generator)
+    tokens = torch.rand(4, 6, generator=generator) > 0.5
+    tokens[:, 2] = True
+    if same:
+        tokens[:] = tokens[0]
+    expected = [
+        {"max": chosen.amax(0), "mean": chosen.mean(0), "last": chosen[-1]}[pooling]
+        for chosen in (output[row][tokens[row]] for row in range(4))
+    ]
+    torch.testing.assert_close(pool(output, tokens, pooling), torch.stack(expected))
+
+
+def test_stored_values_saturate_and_know_no_negative_zero() -> None:
+    values = np.array([[-0.0, 1e9, -1e9, 1.5, -1e-9, np.inf]], np.float32)
+    stored, saturated = to_stored(values, "float16")
+    assert stored.tolist() == [[0.0, 65504.0, -65504.0, 1.5, 0.0, 65504.0]]
+    assert not np.signbit(stored[0, [0, 4]]).any()
+    assert saturated.tolist() == [[False, True, True, False, False, True]]
+    exact, none = to_stored(values, "float32")
+    assert not np.signbit(exact[0, 0])
+    assert exact[0, 1] == np.float32(1e9)
+    assert not none.any()
+
+
+def test_nan_names_sentence_hookpoint_and_unit() -> None:
+    values = np.zeros((2, 3), np.float32)
+    values[1, 2] = np.nan
+    with pytest.raises(UserError, match=r"'h\.0', unit 12: the response to 'second' is NaN"):
+        refuse_nan(values, Hookpoint("h.0", 3, 10), ["first", "second"])
+
+
+@given(sentences=st.integers(1, 10**7), units=st.integers(1, 10**6), itemsize=st.sampled_from([2, 4]))
+@settings(max_examples=300)
+def test_layouts_cover_everything_within_the_budgets(sentences: int, units: int, itemsize: int) -> None:
+    layout = make_layout(sentences, units, itemsize)
+    assert layout.partition(layout.partitions - 1).stop == sentences
+    assert layout.block(layout.blocks - 1).stop == units
+    rows, columns = layout.padded_shape
+    assert rows >= sentences
+    assert columns >= units
+    assert columns % layout.shard_units == layout.shard_units % layout.block_units == rows % layout.partition_rows == 0
+    assert layout.partition_rows == 32 or layout.partition_rows * units * itemsize <= 2 * 256 * 2**20
