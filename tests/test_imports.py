@@ -77,7 +77,7 @@ def test_runtimes_import_no_stage(path: Path) -> None:
     ("corpus", ["models", "units", "store", "ledger"]),
     ("models", ["store", "ledger", "corpus"]),
     ("experts", ["store", "ledger", "models"]),
-    ("steer", ["store", "ledger", "corpus"]),
+    ("interventions", ["store", "ledger", "corpus"]),
 ])  # fmt: skip
 def test_lower_floors_know_no_upper_ones(module: str, forbidden: list[str]) -> None:
     found = imports(PIPELINE / f"{module}.py")
@@ -98,7 +98,7 @@ def test_the_source_roots_are_no_packages() -> None:
 @pytest.mark.parametrize("module, absent", [
     ("expertmine.score", ["torch", "transformers", "ray", "distributed"]),
     ("expertmine.experts", ["torch", "zarr", "ray", "distributed", "numba"]),
-    ("expertmine.steer", ["zarr", "ray", "distributed", "numba"]),
+    ("expertmine.interventions", ["zarr", "ray", "distributed", "numba"]),
     ("expertmine.generate", ["zarr", "ray", "distributed", "numba"]),
     ("expertmine.cli", ["torch", "ray", "distributed"]),
 ])  # fmt: skip

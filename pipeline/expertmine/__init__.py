@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from expertmine.experts import Experts as Experts
-    from expertmine.steer import steer as steer
+    from expertmine.interventions import steer as steer
 
 __all__ = ["Experts", "steer"]
 
@@ -18,7 +18,7 @@ def __getattr__(name: str) -> Any:
 
         return Experts
     if name == "steer":
-        from expertmine.steer import steer
+        from expertmine.interventions import steer
 
         return steer
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

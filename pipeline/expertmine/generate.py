@@ -10,8 +10,8 @@ import torch
 
 from expertmine.errors import UserError
 from expertmine.experts import Experts, Forcing, parse_forcing
+from expertmine.interventions import steer
 from expertmine.models import load_identical, tokenise
-from expertmine.steer import steer
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ scoring task the chunks of its units, and every dimension is padded to whole one
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -73,11 +74,19 @@ class Store:
         span = slice(index * rows, (index + 1) * rows)
         padded = np.zeros((rows, self._arrays["responses"].shape[1]), self.plan.responses.dtype)
         padded[: responses.shape[0], : responses.shape[1]] = responses
+        asyncio.run(self._remove_shards(index))
         self._arrays["responses"][span] = padded
         padded_tokens = np.zeros(rows, np.int32)
         padded_tokens[: len(tokens)] = tokens
         self._arrays["tokens"][span] = padded_tokens
         return checksum(padded, padded_tokens)
+
+    async def _remove_shards(self, partition: int) -> None:
+        """Remove what a former attempt left: zarr reads a shard before it writes it, and stumbles over a torn one."""
+        array = self._arrays["responses"]
+        shards = self.plan.layout.padded_shape[1] // self.plan.layout.shard_units
+        for shard in range(shards):
+            await (array.store_path / array.metadata.encode_chunk_key((partition, shard))).delete()
 
     def partition_checksum(self, index: int) -> str:
         """Read a partition back and give its checksum."""

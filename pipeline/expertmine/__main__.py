@@ -1,0 +1,5 @@
+"""``python -m expertmine``."""
+
+from expertmine.cli import main
+
+main()

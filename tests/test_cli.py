@@ -1,0 +1,218 @@
+"""The command line from outside: the whole job on real Ray and Dask, killed and resumed, and bad input of every kind."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from conftest import animal_and_tool
+
+
+def expertmine(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "expertmine", *map(str, arguments)], capture_output=True, text=True, timeout=300
+    )
+
+
+def succeed(*arguments: object) -> str:
+    done = expertmine(*arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Content of every file below a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def concept_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("concepts")
+    for concept in animal_and_tool():
+        sentences = {"positive": concept.positives, "negative": concept.negatives}
+        document = {"concept": concept.name, "group": "test", "sentences": sentences}
+        (folder / f"{concept.name}.json").write_text(json.dumps(document))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def corpus(concept_files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cli") / "corpus"
+    assert "2 concepts, 72 unique sentences" in succeed(
+        "concepts", "json", concept_files, "--out", folder, "--held-out", 40
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def serial_run(corpus: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("serial") / "run"
+    on = ("--extract-on", "serial", "--score-on", "serial")
+    succeed("mine", run, "--model", tiny_model, "--corpus", corpus, "--max-tokens", 64, "--top-k", 50, *on)
+    return run
+
+
+def test_ray_and_dask_give_the_same_bytes_as_one_process(
+    serial_run: Path, corpus: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    output = succeed("mine", run, "--model", tiny_model, "--corpus", corpus, "--max-tokens", 64, "--top-k", 50)
+    assert "expert index" in output
+    ours, theirs = files(run), files(serial_run)
+    assert ours.keys() == theirs.keys()
+    differing = {name for name in ours if ours[name] != theirs[name]}
+    assert all(name.startswith("receipts/") for name in differing)  # receipts hold seconds
+    for name in differing:
+        one, other = json.loads(ours[name]), json.loads(theirs[name])
+        assert (one["checksum"], one["fingerprint"]) == (other["checksum"], other["fingerprint"])
+
+
+def test_a_run_killed_at_any_time_goes_on_to_the_same_bytes(
+    serial_run: Path, corpus: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    succeed("plan", run, "--model", tiny_model, "--corpus", corpus, "--max-tokens", 64)
+    command = [sys.executable, "-m", "expertmine", "extract", str(run)]
+    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
+    receipts = run / "receipts" / "extract"
+    deadline = time.monotonic() + 120
+    while not (receipts.exists() and any(receipts.glob("[0-9]*.json"))) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    done = len(list(receipts.glob("[0-9]*.json")))
+    assert done > 0
+    succeed(
+        "mine",
+        run,
+        "--model",
+        tiny_model,
+        "--corpus",
+        corpus,
+        "--max-tokens",
+        64,
+        "--top-k",
+        50,
+        "--score-on",
+        "serial",
+    )
+    assert files(run / "store.zarr") == files(serial_run / "store.zarr")
+    assert files(run / "experts") == files(serial_run / "experts")
+
+
+def test_the_stages_one_by_one_on_stated_executors(
+    serial_run: Path, tiny_model: Path, corpus: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    done = expertmine("plan", run, "--model", tiny_model, "--corpus", corpus, "--max-tokens", 64)
+    assert "2 concepts × 576 units = 1,152" in done.stderr
+    succeed("extract", run, "--executor", "serial")
+    succeed("score", run, "--executor", "serial")
+    succeed("reduce", run, "--top-k", 50)
+    assert files(run / "experts") == files(serial_run / "experts")
+    assert "tasks match their receipts" in succeed("verify", run)
+    stages = json.loads(succeed("status", run, "--json"))["stages"]
+    assert [stage["done"] == stage["total"] for stage in stages] == [True] * 3
+
+
+def test_looking_at_a_corpus_and_at_experts(serial_run: Path, corpus: Path) -> None:
+    shown = json.loads(succeed("concepts", "show", corpus, "--json"))
+    assert [concept["concept"] for concept in shown["concepts"]] == ["animal", "tool"]
+    assert "36 positive" in succeed("concepts", "show", corpus, "animal")
+    experts = json.loads(succeed("experts", serial_run, "tool", "-k", 5, "--json"))["experts"]
+    table = pq.read_table(serial_run / "experts" / "experts.parquet").to_pylist()
+    expected = [row["unit"] for row in table if row["concept"] == "tool"][:5]
+    assert [expert["unit"] for expert in experts] == expected
+    assert str(expected[0]) in succeed("experts", serial_run, "tool", "-k", 5)
+
+
+def test_generating_in_this_process_and_in_a_ray_actor_writes_the_same(serial_run: Path) -> None:
+    arguments = ("generate", serial_run, "--concept", "tool", "-k", 30, "--prompt", "the", "-n", 3, "--json")
+    here = json.loads(succeed(*arguments))
+    assert len(here["texts"]) == 3
+    assert json.loads(succeed(*arguments, "--executor", "ray")) == here
+
+
+def test_evaluating_concepts(serial_run: Path) -> None:
+    arguments = ("evaluate", "concept", serial_run, "--concept", "animal", "-k", 0, "-k", 20, "-n", 4)
+    (curve,) = json.loads(succeed(*arguments, "--json"))
+    assert [point["k"] for point in curve["points"]] == [0, 20]
+    assert all(0 <= point["share"] <= 1 < point["perplexity"] for point in curve["points"])
+    assert "share of generations" in succeed(*arguments)
+
+
+def test_every_verb_has_help_with_an_example() -> None:
+    verbs = ["demo", "plan", "extract", "score", "reduce", "mine", "status", "verify", "experts", "generate"]
+    for verb in [
+        *([v] for v in verbs),
+        ["concepts", "json"],
+        ["concepts", "wordnet"],
+        ["concepts", "show"],
+        ["evaluate", "concept"],
+    ]:
+        assert "Example" in succeed(*verb, "--help"), verb
+
+
+def refused(*arguments: object) -> str:
+    """The one message of a command that bad input ends."""
+    done = expertmine(*arguments)
+    assert done.returncode == 2, (done.returncode, done.stdout, done.stderr)
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("expertmine:") == 1
+    return done.stderr
+
+
+def test_bad_input_ends_with_one_message_and_exit_code_2(
+    serial_run: Path, corpus: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    out = ("--out", tmp_path / "corpus")
+    assert "no such file" in refused("concepts", "json", tmp_path / "none.json", *out)
+    bad = tmp_path / "bad.json"
+    bad.write_text('{"concept": "a", "sentences": ')
+    assert "bad.json, line 1: not JSON" in refused("concepts", "json", bad, *out)
+    bad.write_text('{"concept": "a", "sentences": {"positive": [], "negative": ["x"]}}')
+    assert "no positive" in refused("concepts", "json", bad, *out)
+    assert not (tmp_path / "corpus").exists()
+    run = tmp_path / "run"
+    assert "corpus.json: no such file" in refused("plan", run, "--corpus", tmp_path)
+    assert "cannot be loaded" in refused("plan", run, "--corpus", corpus, "--model", tmp_path)
+    assert "matches no module" in refused("plan", run, "--corpus", corpus, "--hookpoint", "nothing.*")
+    assert not run.exists()
+    assert "is another plan" in refused(
+        "mine", serial_run, "--model", tiny_model, "--corpus", corpus, "--max-tokens", 60
+    )
+    assert "no such file" in refused("extract", run)
+    assert "did you mean animal" in refused("experts", serial_run, "animl")
+    assert "k is 51: expected 0 to 50" in refused("experts", serial_run, "animal", "-k", 51)
+    assert "k is 51: expected 0 to 50" in refused("generate", serial_run, "--concept", "animal", "-k", 51)
+    assert "--top-k is 577: expected 1 to 576" in refused("reduce", serial_run, "--top-k", 577)
+
+
+def test_damage_is_told_with_its_remedy(serial_run: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(serial_run, tmp_path / "run"))
+    shard = next(path for path in sorted((run / "store.zarr" / "responses" / "c").rglob("*")) if path.is_file())
+    shard.write_bytes(shard.read_bytes()[:-100])
+    message = refused("verify", run)
+    receipt = run / "receipts" / "extract" / "00000.json"
+    assert str(receipt) in message
+    receipt.unlink()
+    succeed("extract", run, "--executor", "serial")
+    assert "match" in succeed("verify", run)
+
+
+@pytest.mark.parametrize("stage, executor", [("extract", "ray"), ("score", "dask")])
+def test_an_error_inside_a_worker_arrives_as_the_same_message(
+    stage: str, executor: str, serial_run: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(serial_run, tmp_path / "run"))
+    shutil.rmtree(run / "receipts" / stage)
+    (run / "corpus" / "corpus.json").write_text("{}")
+    assert "corpus.json: not a corpus" in refused(stage, run, "--executor", executor)

@@ -1,0 +1,105 @@
+"""Stages 2 and 3 against scikit-learn and NumPy on the stored values."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from expertmine.corpus import Corpus
+from expertmine.errors import UserError
+from expertmine.experts import Experts
+from expertmine.ledger import load_plan
+from expertmine.reduce import merge_top, reduce
+from expertmine.store import STATISTICS, Store
+
+
+@pytest.fixture(scope="module")
+def truth(mined: Path) -> dict[str, np.ndarray]:
+    """Every statistic of every (concept, unit), from the stored responses and the corpus."""
+    plan = load_plan(mined)
+    corpus = Corpus.open(mined / "corpus")
+    responses = Store(mined, plan).read_responses(range(plan.layout.units)).astype(np.float64)
+    found: dict[str, list[np.ndarray]] = {name: [] for name in STATISTICS}
+    for concept in corpus.concepts:
+        rows = corpus.rows(concept.concept_id)
+        sides = {}
+        for held_out in (False, True):
+            on, off = (side[corpus.held_out[side] == held_out] for side in (rows.positives, rows.negatives))
+            sides[held_out] = (np.concatenate([on, off]), np.repeat([1, 0], [len(on), len(off)]), on, off)
+        both, labels, on, off = sides[False]
+        seen = [responses[both, unit] for unit in range(plan.layout.units)]
+        found["ap"].append(np.array([average_precision_score(labels, values) for values in seen]))
+        found["auroc"].append(np.array([roc_auc_score(labels, values) for values in seen]))
+        found["on_mean"].append(responses[on].mean(0))
+        found["on_p50"].append(np.percentile(responses[on], 50, axis=0))
+        found["on_p90"].append(np.percentile(responses[on], 90, axis=0))
+        found["off_mean"].append(responses[off].mean(0))
+        both, labels, _, _ = sides[True]
+        found["held_out_ap"].append(
+            np.array([average_precision_score(labels, responses[both, unit]) for unit in range(plan.layout.units)])
+        )
+    return {name: np.stack(rows) for name, rows in found.items()}
+
+
+@pytest.mark.parametrize(
+    "name, tolerance", [(name, 1e-12 if dtype == "float64" else 1e-6) for name, dtype in STATISTICS.items()]
+)
+def test_scores_are_those_of_the_oracles_on_the_stored_values(
+    name: str, tolerance: float, mined: Path, truth: dict[str, np.ndarray]
+) -> None:
+    plan = load_plan(mined)
+    scores = Store(mined, plan).read_scores(name, range(plan.layout.units))
+    np.testing.assert_allclose(scores, truth[name], rtol=tolerance, atol=tolerance)
+
+
+def test_the_index_holds_the_best_units_in_order(mined: Path, truth: dict[str, np.ndarray]) -> None:
+    plan = load_plan(mined)
+    ap = Store(mined, plan).read_scores("ap", range(plan.layout.units))
+    experts = Experts.load(mined)
+    for at, name in enumerate(experts):
+        expected = sorted(range(plan.layout.units), key=lambda unit: (-ap[at, unit], unit))[:40]
+        assert [expert.unit for expert in experts[name]] == expected
+        assert [expert.rank for expert in experts[name]] == list(range(1, 41))
+        for expert in experts[name]:
+            hookpoint = plan.hookpoint_of(expert.unit)
+            assert (expert.hookpoint, expert.channel) == (hookpoint.name, expert.unit - hookpoint.first_unit)
+            assert expert.ap == ap[at, expert.unit]
+            assert expert.on_mean == np.float32(truth["on_mean"][at, expert.unit])
+
+
+def test_reducing_again_writes_the_same_bytes_and_top_k_is_checked(mined: Path) -> None:
+    before = (mined / "experts" / "experts.parquet").read_bytes()
+    reduce(mined, 40)
+    assert (mined / "experts" / "experts.parquet").read_bytes() == before
+    for k in (0, 10**6):
+        with pytest.raises(UserError, match=f"--top-k is {k}"):
+            reduce(mined, k)
+
+
+@given(
+    ap=st.lists(st.sampled_from([0.1, 0.25, 0.5, 0.9]), min_size=1, max_size=24),
+    cuts=st.lists(st.integers(0, 24), max_size=4),
+    k=st.integers(1, 30),
+    reverse=st.booleans(),
+)
+@settings(deadline=None)
+def test_merging_does_not_depend_on_how_or_in_which_order_blocks_come(
+    ap: list[float], cuts: list[int], k: int, reverse: bool
+) -> None:
+    values = np.array([ap, ap[::-1]])
+    edges = sorted({0, len(ap), *(min(cut, len(ap)) for cut in cuts)})
+    blocks = list(itertools.pairwise(edges))
+    best, units = np.empty((2, 0)), np.empty((2, 0), np.int64)
+    for start, stop in reversed(blocks) if reverse else blocks:
+        block = values[:, start:stop]
+        places, units = merge_top(best, units, block, start, k)
+        best = np.take_along_axis(np.concatenate([best, block], axis=1), places, axis=1)
+    for row in range(2):
+        expected = sorted(range(len(ap)), key=lambda unit: (-values[row, unit], unit))[:k]
+        assert units[row].tolist() == expected
