@@ -1,4 +1,4 @@
-"""The command line from outside: the whole job on real Ray and Dask, killed and resumed, and bad input of every kind."""
+"""The command line from outside: the whole job on real Ray and Dask, killed and resumed, and all kinds of bad input."""
 
 from __future__ import annotations
 

@@ -57,8 +57,11 @@ def run(client: Client, make_worker: Callable[[], Callable[[int], Result]], task
     futures = client.map(_call, tasks, make_worker=make_worker, pure=False, key=f"{type(make_worker).__name__}")
     try:
         for future in as_completed(futures):
-            yield future.result()
+            result = future.result()
             future.release()
+            if isinstance(result, UserError):
+                raise result
+            yield result
     except KilledWorker as error:
         raise UserError(f"workers died under a task: {error}. What is done is kept; run again") from error
     finally:
@@ -66,9 +69,15 @@ def run(client: Client, make_worker: Callable[[], Callable[[int], Result]], task
 
 
 def _call(task: int, make_worker: Callable[[], Callable[[int], Any]]) -> Any:
-    """Run a task on this process's worker for `make_worker`, made at its first task."""
+    """Run a task on this process's worker for `make_worker`, made at its first task.
+
+    A UserError is returned, not raised: Dask's workers print what is raised in them, with a traceback.
+    """
     kept: dict[Any, Callable[[int], Any]] = get_worker().__dict__.setdefault("expertmine_workers", {})
-    with _making:
-        if make_worker not in kept:
-            kept[make_worker] = make_worker()
-    return kept[make_worker](task)
+    try:
+        with _making:
+            if make_worker not in kept:
+                kept[make_worker] = make_worker()
+        return kept[make_worker](task)
+    except UserError as error:
+        return error
