@@ -1,7 +1,7 @@
 """Run tasks on Ray actors. The only importer of ray.
 
-Token authentication is on: it is set before ray is imported, since driver and cluster must agree. A cluster of our own
-listens on loopback and ends with us.
+Ray reads its environment when it is imported, so it is imported when it is clear what for. Token authentication is on,
+on both sides. A cluster of our own listens on loopback alone and ends with us.
 """
 
 from __future__ import annotations
@@ -11,13 +11,6 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
-
-os.environ.setdefault("RAY_AUTH_MODE", "token")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-
-import ray
-from ray.exceptions import RayActorError, RayTaskError
-from ray.util import ActorPool
 
 from expertmine.errors import UserError
 
@@ -39,6 +32,12 @@ def cluster(address: str | None, cpus: int | None = None) -> Iterator[None]:
     Raises:
         UserError: there is no cluster at the address.
     """
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    if address is None:
+        # Ray's switch for "this machine only"; without it, even a local Ray listens on every interface.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    import ray
+
     if ray.is_initialized():
         yield
         return
@@ -75,11 +74,15 @@ class _Actor(Generic[Request, Result]):
 
 def gpus() -> int:
     """GPUs of the connected cluster."""
+    import ray
+
     return int(ray.cluster_resources().get("GPU", 0))
 
 
 def cpus() -> int:
     """CPUs of the connected cluster."""
+    import ray
+
     return int(ray.cluster_resources().get("CPU", 1))
 
 
@@ -95,6 +98,10 @@ def run(
     Raises:
         UserError: a task's own, or the actors were lost more often than `RESTARTS` times.
     """
+    import ray
+    from ray.exceptions import RayActorError, RayTaskError
+    from ray.util import ActorPool
+
     if not requests:
         return
     remote: Any = ray.remote(_Actor).options(
@@ -105,15 +112,11 @@ def run(
     try:
         yield from pool.map_unordered(lambda actor, request: actor.work.remote(request), list(requests))
     except RayTaskError as error:
-        raise _cause(error) from error
+        if isinstance(error.cause, UserError):
+            raise error.cause from error
+        raise
     except RayActorError as error:
         raise UserError(f"an actor was lost {RESTARTS + 1} times: {error}. What is done is kept; run again") from error
     finally:
         for handle in handles:
             ray.kill(handle)
-
-
-def _cause(error: RayTaskError) -> BaseException:
-    """The exception that the task itself raised."""
-    cause = error.cause
-    return cause if isinstance(cause, BaseException) else error

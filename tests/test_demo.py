@@ -1,0 +1,33 @@
+"""The front door: what `make demo` runs, on fewer concepts."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from expertmine.demo import LADDER, SHOWN
+from expertmine.experts import Experts
+
+
+def test_the_demo_mines_shows_and_steers(tmp_path: Path) -> None:
+    run = tmp_path / "demo"
+    done = subprocess.run(
+        [sys.executable, "-m", "expertmine", "demo", "--out", str(run), "--concepts", "20"],
+        capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    experts = Experts.load(run)
+    assert len(experts) >= 20
+    assert set(SHOWN) <= set(experts)
+    assert done.stdout.count("unsteered") == done.stdout.count(f"k = {LADDER[-1]}") == len(SHOWN)
+    assert done.stdout.count(str(run)) == 4  # where the run is, and three commands to try
+    # Experts found on mined sentences detect their concept on sentences that mining did not see.
+    table = pq.read_table(run / "experts" / "experts.parquet").to_pylist()
+    for name in SHOWN:
+        counts = next(concept for concept in experts.facts["concepts"] if concept["name"] == name)
+        prevalence = counts["positives"] / (counts["positives"] + counts["negatives"])
+        best = [row["held_out_ap"] for row in table if row["concept"] == name][:5]
+        assert min(best) > prevalence + 0.1, name

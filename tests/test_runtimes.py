@@ -1,0 +1,93 @@
+"""Ray and Dask as we start them: what they listen on, and what becomes of tasks whose process dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from expertmine.errors import UserError
+from expertmine.runtime import serial
+
+LISTENERS = """
+import psutil
+def listeners():
+    family = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    return sorted({c.laddr.ip for p in family for c in p.net_connections("inet") if c.status == "LISTEN"})
+"""
+RAY = """
+from expertmine.runtime import ray
+with ray.cluster(None, cpus=1):
+    import os
+    print(os.environ["RAY_AUTH_MODE"], *listeners())
+"""
+DASK = """
+if __name__ == "__main__":
+    from expertmine.runtime import dask
+    with dask.cluster(None, workers=1):
+        print("none", *listeners())
+"""
+
+
+@pytest.mark.parametrize("code, mode", [(RAY, "token"), (DASK, "none")], ids=["ray", "dask"])
+def test_clusters_of_our_own_listen_on_loopback_alone(code: str, mode: str, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(LISTENERS + code)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode == 0, done.stderr
+    found, *addresses = done.stdout.split()
+    assert found == mode
+    assert addresses
+    assert {address.removeprefix("::ffff:") for address in addresses} <= {"127.0.0.1", "::1"}
+
+
+def new_squarer(folder: Path) -> Callable[[], Callable[[int], int]]:
+    """Makes workers that kill their own process at the first sight of task 3, and refuse task 13.
+
+    What is defined in a function travels to other processes by value: they cannot import this file.
+    """
+
+    def square(task: int) -> int:
+        if task == 3 and not (folder / "killed").exists():
+            (folder / "killed").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if task == 13:
+            raise UserError("thirteen is refused")
+        return task * task
+
+    return lambda: square
+
+
+def test_one_process_makes_its_worker_only_for_a_task(tmp_path: Path) -> None:
+    def never() -> Callable[[int], int]:
+        raise AssertionError
+
+    assert list(serial.run(never, [])) == []
+    assert list(serial.run(new_squarer(tmp_path), [1, 2])) == [1, 4]
+
+
+def test_a_dask_worker_that_dies_costs_nothing(tmp_path: Path) -> None:
+    from expertmine.runtime import dask
+
+    with dask.cluster(None, workers=2) as client:
+        assert sorted(dask.run(client, new_squarer(tmp_path), range(8))) == [n * n for n in range(8)]
+        assert (tmp_path / "killed").exists()
+        with pytest.raises(UserError, match="thirteen is refused"):
+            list(dask.run(client, new_squarer(tmp_path), [12, 13]))
+
+
+def test_a_ray_actor_that_dies_costs_nothing(tmp_path: Path) -> None:
+    from expertmine.runtime import ray
+
+    with ray.cluster(None, cpus=2):
+        found = ray.run(new_squarer(tmp_path), range(8), actors=2, cpus_each=1, gpus_each=0)
+        assert sorted(found) == [n * n for n in range(8)]
+        assert (tmp_path / "killed").exists()
+        with pytest.raises(UserError, match="thirteen is refused"):
+            list(ray.run(new_squarer(tmp_path), [12, 13], actors=1, cpus_each=1, gpus_each=0))
