@@ -208,6 +208,23 @@ def test_damage_is_told_with_its_remedy(serial_run: Path, tmp_path: Path) -> Non
     assert "match" in succeed("verify", run)
 
 
+def test_a_full_disk_ends_with_one_message_and_loses_nothing(
+    serial_run: Path, corpus: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    plan = ("--model", tiny_model, "--corpus", corpus, "--max-tokens", 64)
+    succeed("plan", run, *plan)
+    # No file of more than 20 kB may be written: a shard of responses does not fit, a receipt does.
+    limited = f"ulimit -f 20; exec {sys.executable} -m expertmine extract {run} --executor serial"
+    done = subprocess.run(["bash", "-c", limited], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2
+    assert "store.zarr: cannot be written (File too large)" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (run / "receipts").exists()
+    succeed("mine", run, *plan, "--top-k", 50, "--extract-on", "serial", "--score-on", "serial")
+    assert files(run / "experts") == files(serial_run / "experts")
+
+
 @pytest.mark.parametrize("stage, executor", [("extract", "ray"), ("score", "dask")])
 def test_an_error_inside_a_worker_arrives_as_the_same_message(
     stage: str, executor: str, serial_run: Path, tmp_path: Path

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from expertmine import extract
 from expertmine.corpus import Corpus
 from expertmine.errors import UserError
-from expertmine.ledger import Receipt, load_plan, missing_tasks
+from expertmine.ledger import Receipt, load_plan
 from expertmine.models import TokenisedText, load_model
 from expertmine.planning import make_layout, make_plan
 from expertmine.responses import make_batches, pool, refuse_nan, to_stored
@@ -117,23 +117,6 @@ def test_another_model_in_the_same_place_is_refused(new_run: Path, tiny_model: P
     with pytest.raises(UserError, match="other weights"):
         extract.Extractor(run, "cpu")
     assert json.loads((run / "plan.json").read_text())["model"]["name"] == str(folder)
-
-
-def test_a_full_disk_leaves_no_receipt(new_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tasks = extract.plan(new_run)
-    extractor = extract.Extractor(new_run, "cpu")
-
-    def full(*args: object) -> str:
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Store, "write_partition", full)
-        with pytest.raises(OSError, match="No space left"):
-            extractor(tasks[0])
-    plan = load_plan(new_run)
-    assert missing_tasks(new_run, "extract", plan.layout.partitions, plan.fingerprint) == tasks
-    extractor(tasks[0])
-    assert extract.plan(new_run) == tasks[1:]
 
 
 texts_strategy = st.lists(st.integers(1, 12), min_size=1, max_size=30)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from rich.markup import escape
 
@@ -32,8 +33,10 @@ def run_demo(run: Path, count: int) -> None:
     mining = Mining()
     drawn = [concept.name for concept in noun_concepts(wordnet, mining, limit=count)]
     names = list(dict.fromkeys([*SHOWN, *drawn]))
-    write_corpus(noun_concepts(wordnet, mining, names), run / "corpus", ["WordNet 3.0 (embedded)"], HELD_OUT_PERCENT)
-    plan, cost = freeze_plan(run, run / "corpus", EMBEDDED, ResponseSpec())
+    with TemporaryDirectory() as corpus:
+        source = ["WordNet 3.0 (embedded)"]
+        write_corpus(noun_concepts(wordnet, mining, names), Path(corpus), source, HELD_OUT_PERCENT)
+        plan, cost = freeze_plan(run, Path(corpus), EMBEDDED, ResponseSpec())
     bill(plan, cost)
 
     _heading("2. Extract (Ray actors), score (Dask workers), reduce")

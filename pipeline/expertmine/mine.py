@@ -145,12 +145,9 @@ def _extract_on_ray(run: Path, tasks: Sequence[int], threads: int, cluster: Clus
     from expertmine.runtime import ray
 
     with ray.cluster(cluster.address):
-        if ray.gpus():
-            gpus_each = 1.0 if cluster.gpus_each is None else cluster.gpus_each
-            actors = cluster.workers or max(1, int(ray.gpus() / gpus_each)) if gpus_each else 1
-        else:
-            gpus_each = 0.0
-            actors = cluster.workers or max(1, ray.cpus() // threads)
+        gpus_each = float(ray.gpus() > 0) if cluster.gpus_each is None else cluster.gpus_each
+        room = ray.gpus() / gpus_each if gpus_each else ray.cpus() // threads
+        actors = cluster.workers or max(1, int(room))
         yield from ray.run(NewExtractor(run), tasks, actors, cpus_each=threads, gpus_each=gpus_each)
 
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, TransposeCodec
 
 from expertmine.errors import UserError
+from expertmine.files import writing
 from expertmine.specs import Plan
 
 STATISTICS = {
@@ -53,6 +54,7 @@ class Store:
         except (zarr.errors.BaseZarrError, OSError, ValueError, TypeError, KeyError) as error:
             raise UserError(f"{path}: cannot be opened as this run's store ({error}); use a new run folder") from error
         self.plan = plan
+        self._path = path
         self._arrays: dict[str, zarr.Array[Any]] = {}
         for name, layout in _layouts(plan).items():
             array = arrays[name]
@@ -69,16 +71,21 @@ class Store:
 
         Returns:
             The checksum for its receipt.
+
+        Raises:
+            UserError: the disk is full or refuses.
         """
         rows = self.plan.layout.partition_rows
         span = slice(index * rows, (index + 1) * rows)
         padded = np.zeros((rows, self._arrays["responses"].shape[1]), self.plan.responses.dtype)
         padded[: responses.shape[0], : responses.shape[1]] = responses
-        asyncio.run(self._remove_shards(index))
-        self._arrays["responses"][span] = padded
+        with writing(self._path):
+            asyncio.run(self._remove_shards(index))
+            self._arrays["responses"][span] = padded
         padded_tokens = np.zeros(rows, np.int32)
         padded_tokens[: len(tokens)] = tokens
-        self._arrays["tokens"][span] = padded_tokens
+        with writing(self._path):
+            self._arrays["tokens"][span] = padded_tokens
         return checksum(padded, padded_tokens)
 
     async def _remove_shards(self, partition: int) -> None:
@@ -114,7 +121,8 @@ class Store:
             array = self._arrays[f"expertise/{name}"]
             padded = np.full((array.shape[0], width), np.nan, array.dtype)
             padded[:, : statistics[name].shape[1]] = statistics[name]
-            array[:, index * width : (index + 1) * width] = padded
+            with writing(self._path):
+                array[:, index * width : (index + 1) * width] = padded
             written.append(padded)
         return checksum(*written)
 
@@ -139,10 +147,12 @@ def checksum(*arrays: NDArray[Any]) -> str:
 
 def create_store(run: Path, plan: Plan) -> None:
     """Make the arrays of a run that are not there yet; for one process, before workers open the store."""
-    group = zarr.open_group(run / "store.zarr", mode="a")
-    for name, layout in _layouts(plan).items():
-        if name not in group:
-            group.create_array(name, **layout)
+    path = run / "store.zarr"
+    with writing(path):
+        group = zarr.open_group(path, mode="a")
+        for name, layout in _layouts(plan).items():
+            if name not in group:
+                group.create_array(name, **layout)
 
 
 def _layouts(plan: Plan) -> dict[str, dict[str, Any]]:
