@@ -75,6 +75,14 @@ def test_ray_and_dask_give_the_same_bytes_as_one_process(
         assert (one["checksum"], one["fingerprint"]) == (other["checksum"], other["fingerprint"])
 
 
+def wait_for_a_receipt(run: Path) -> None:
+    receipts = run / "receipts" / "extract"
+    deadline = time.monotonic() + 120
+    while not any(receipts.glob("[0-9]*.json")):
+        assert time.monotonic() < deadline, "no task was done in two minutes"
+        time.sleep(0.005)
+
+
 def test_a_run_killed_at_any_time_goes_on_to_the_same_bytes(
     serial_run: Path, corpus: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -82,14 +90,9 @@ def test_a_run_killed_at_any_time_goes_on_to_the_same_bytes(
     succeed("plan", run, "--model", tiny_model, "--corpus", corpus, "--max-tokens", 64)
     command = [sys.executable, "-m", "expertmine", "extract", str(run)]
     process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
-    receipts = run / "receipts" / "extract"
-    deadline = time.monotonic() + 120
-    while not (receipts.exists() and any(receipts.glob("[0-9]*.json"))) and time.monotonic() < deadline:
-        time.sleep(0.005)
+    wait_for_a_receipt(run)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    done = len(list(receipts.glob("[0-9]*.json")))
-    assert done > 0
     succeed(
         "mine",
         run,
@@ -106,6 +109,21 @@ def test_a_run_killed_at_any_time_goes_on_to_the_same_bytes(
     )
     assert files(run / "store.zarr") == files(serial_run / "store.zarr")
     assert files(run / "experts") == files(serial_run / "experts")
+
+
+def test_ctrl_c_ends_with_a_message_and_keeps_what_is_done(serial_run: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(serial_run, tmp_path / "run"))
+    shutil.rmtree(run / "receipts" / "extract")
+    command = [sys.executable, "-m", "expertmine", "extract", str(run)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    wait_for_a_receipt(run)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    # All may have been done by the time the signal came.
+    assert (process.returncode, "stopped; what is done is kept" in stderr) in {(130, True), (0, False)}
+    assert "Traceback" not in stderr
+    succeed("extract", run, "--executor", "serial")
+    assert "match" in succeed("verify", run)
 
 
 def test_the_stages_one_by_one_on_stated_executors(

@@ -17,6 +17,9 @@ from expertmine import show
 from expertmine.errors import UserError
 from expertmine.mine import DEFAULT_TOP_K, Cluster, run_all, run_extract, run_reduce, run_score
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+
 # torch, transformers, ray and dask take seconds to import: commands import what they need.
 
 app = typer.Typer(
@@ -387,6 +390,7 @@ def main() -> None:
     except UserError as error:
         show.problem(str(error))
         sys.exit(2)
-    except KeyboardInterrupt:
-        show.problem("stopped; what is done is kept, and the same command goes on from there")
-        sys.exit(130)
+    except SystemExit as stop:
+        if stop.code == INTERRUPTED:  # typer turns a KeyboardInterrupt into this, silently
+            show.problem("stopped; what is done is kept, and the same command goes on from there")
+        raise

@@ -61,6 +61,7 @@ def load_model(
     """
     source = str(EMBEDDED_FOLDER) if name == EMBEDDED else name
     transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()  # it warns of missing masks where none is needed
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(
