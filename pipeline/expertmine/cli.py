@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +14,18 @@ import typer
 
 from expertmine import show
 from expertmine.errors import UserError
-from expertmine.mine import DEFAULT_TOP_K, Cluster, run_all, run_extract, run_reduce, run_score
+from expertmine.experts import Forcing
+from expertmine.mine import (
+    DEFAULT_TOP_K,
+    Cluster,
+    ExtractExecutor,
+    ScoreExecutor,
+    run_all,
+    run_extract,
+    run_reduce,
+    run_score,
+)
+from expertmine.specs import Pooling, ResponseSpec, StoredType, TooLong
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
@@ -36,39 +46,6 @@ app.add_typer(concepts_app, name="concepts")
 app.add_typer(evaluate_app, name="evaluate")
 
 
-class ExtractOn(StrEnum):
-    ray = "ray"
-    serial = "serial"
-
-
-class ScoreOn(StrEnum):
-    dask = "dask"
-    serial = "serial"
-
-
-class PoolingName(StrEnum):
-    max = "max"
-    mean = "mean"
-    last = "last"
-
-
-class StoredName(StrEnum):
-    float16 = "float16"
-    float32 = "float32"
-
-
-class TooLongName(StrEnum):
-    drop = "drop"
-    truncate = "truncate"
-
-
-class ForcingName(StrEnum):
-    mean = "mean"
-    p50 = "p50"
-    p90 = "p90"
-    zero = "zero"
-
-
 Run = Annotated[Path, typer.Argument(help="Run folder.", show_default=False)]
 CorpusOption = Annotated[Path, typer.Option("--corpus", help="Corpus folder.", show_default=False)]
 OutCorpus = Annotated[Path, typer.Option("--out", help="Corpus folder to write.", show_default=False)]
@@ -78,10 +55,10 @@ Hookpoints = Annotated[
     list[str] | None,
     typer.Option("--hookpoint", help="Glob over module names; repeatable. Default: every linear map of the blocks."),
 ]
-Pool = Annotated[PoolingName, typer.Option(help="How a sentence's tokens become one response.")]
-Stored = Annotated[StoredName, typer.Option(help="Type of a stored response.")]
+PoolingOption = Annotated[Pooling, typer.Option(help="How a sentence's tokens become one response.")]
+StoredOption = Annotated[StoredType, typer.Option(help="Type of a stored response.")]
 MaxTokens = Annotated[int, typer.Option(help="Longest sentence, in tokens.")]
-TooLong = Annotated[TooLongName, typer.Option(help="What happens to longer ones.")]
+TooLongOption = Annotated[TooLong, typer.Option(help="What happens to longer ones.")]
 Force = Annotated[bool, typer.Option("--force", help="Plan even what may not fit the disk.")]
 TopK = Annotated[
     int | None, typer.Option("--top-k", help=f"Experts to keep a concept. [default: {DEFAULT_TOP_K}]", min=1)
@@ -178,10 +155,10 @@ def plan(
     model: ModelOption = "embedded",
     revision: Revision = None,
     hookpoint: Hookpoints = None,
-    pooling: Pool = PoolingName.max,
-    dtype: Stored = StoredName.float16,
+    pooling: PoolingOption = "max",
+    dtype: StoredOption = "float16",
     max_tokens: MaxTokens = 128,
-    too_long: TooLong = TooLongName.drop,
+    too_long: TooLongOption = "drop",
     force: Force = False,
 ) -> None:
     """Freeze what a run is made of, and print the bill before anything is run.
@@ -194,7 +171,7 @@ def plan(
 @app.command()
 def extract(
     run: Run,
-    executor: Annotated[ExtractOn, typer.Option(help="Who runs it.")] = ExtractOn.ray,
+    executor: Annotated[ExtractExecutor, typer.Option(help="Who runs it.")] = "ray",
     address: Annotated[
         str | None, typer.Option(help="A running Ray cluster; `auto` for this machine's. [default: one of its own]")
     ] = None,
@@ -205,13 +182,13 @@ def extract(
 
     Example: `expertmine extract run --address auto`
     """
-    run_extract(run, executor.value, Cluster(address, workers, gpus_each))
+    run_extract(run, executor, Cluster(address, workers, gpus_each))
 
 
 @app.command()
 def score(
     run: Run,
-    executor: Annotated[ScoreOn, typer.Option(help="Who runs it.")] = ScoreOn.dask,
+    executor: Annotated[ScoreExecutor, typer.Option(help="Who runs it.")] = "dask",
     address: Annotated[str | None, typer.Option(help="A running Dask scheduler. [default: one of its own]")] = None,
     workers: Workers = None,
 ) -> None:
@@ -219,7 +196,7 @@ def score(
 
     Example: `expertmine score run --workers 4`
     """
-    run_score(run, executor.value, Cluster(address, workers))
+    run_score(run, executor, Cluster(address, workers))
 
 
 @app.command()
@@ -238,12 +215,12 @@ def mine(
     model: ModelOption = "embedded",
     revision: Revision = None,
     hookpoint: Hookpoints = None,
-    pooling: Pool = PoolingName.max,
-    dtype: Stored = StoredName.float16,
+    pooling: PoolingOption = "max",
+    dtype: StoredOption = "float16",
     max_tokens: MaxTokens = 128,
-    too_long: TooLong = TooLongName.drop,
-    extract_on: Annotated[ExtractOn, typer.Option(help="Who extracts.")] = ExtractOn.ray,
-    score_on: Annotated[ScoreOn, typer.Option(help="Who scores.")] = ScoreOn.dask,
+    too_long: TooLongOption = "drop",
+    extract_on: Annotated[ExtractExecutor, typer.Option(help="Who extracts.")] = "ray",
+    score_on: Annotated[ScoreExecutor, typer.Option(help="Who scores.")] = "dask",
     ray_address: Annotated[str | None, typer.Option(help="A running Ray cluster.")] = None,
     dask_address: Annotated[str | None, typer.Option(help="A running Dask scheduler.")] = None,
     workers: Workers = None,
@@ -258,8 +235,8 @@ def mine(
     _plan(run, corpus, model, revision, hookpoint, pooling, dtype, max_tokens, too_long, force)
     index = run_all(
         run,
-        (extract_on.value, Cluster(ray_address, workers, gpus_each)),
-        (score_on.value, Cluster(dask_address, workers)),
+        (extract_on, Cluster(ray_address, workers, gpus_each)),
+        (score_on, Cluster(dask_address, workers)),
         top_k,
     )
     show.index_written(index)
@@ -313,9 +290,9 @@ def generate(
     max_new_tokens: Annotated[int, typer.Option(help="Longest continuation, in tokens.", min=1)] = 40,
     temperature: Annotated[float, typer.Option(help="Of sampling.")] = 1.0,
     top_k: Annotated[int, typer.Option(help="Tokens that sampling chooses among; 0 for all.", min=0)] = 10,
-    forcing: Annotated[ForcingName, typer.Option(help="Value that experts are set to.")] = ForcingName.mean,
+    forcing: Annotated[Forcing, typer.Option(help="Value that experts are set to.")] = "mean",
     seed: Seed = 0,
-    executor: Annotated[ExtractOn, typer.Option(help="In this process, or as a Ray actor.")] = ExtractOn.serial,
+    executor: Annotated[ExtractExecutor, typer.Option(help="In this process, or as a Ray actor.")] = "serial",
     as_json: AsJson = False,
 ) -> None:
     """Write text while the experts of a concept are set: do(c, k).
@@ -333,10 +310,10 @@ def generate(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         top_k=top_k,
-        forcing=forcing.value,
+        forcing=forcing,
         seed=seed,
     )
-    (texts,) = run_generate(run, [request], executor.value)
+    (texts,) = run_generate(run, [request], executor)
     show.texts(request, texts, as_json)
 
 
@@ -349,7 +326,7 @@ def evaluate_concept(
     count: Annotated[int, typer.Option(help="Concepts to draw.", min=1)] = 20,
     k: Annotated[list[int] | None, typer.Option("-k", help="Experts to set; repeatable.")] = None,
     samples: Annotated[int, typer.Option("-n", help="Generations a concept and k.", min=1)] = 100,
-    forcing: Annotated[ForcingName, typer.Option(help="Value that experts are set to.")] = ForcingName.mean,
+    forcing: Annotated[Forcing, typer.Option(help="Value that experts are set to.")] = "mean",
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -359,7 +336,7 @@ def evaluate_concept(
     """
     from expertmine.evaluate.concept import LADDER, evaluate
 
-    found = evaluate(run, concept or (), count, tuple(k or LADDER), samples, forcing.value, seed)
+    found = evaluate(run, concept or (), count, tuple(k or LADDER), samples, forcing, seed)
     show.evaluation(found, as_json)
 
 
@@ -369,16 +346,15 @@ def _plan(
     model: str,
     revision: str | None,
     hookpoint: list[str] | None,
-    pooling: PoolingName,
-    dtype: StoredName,
+    pooling: Pooling,
+    dtype: StoredType,
     max_tokens: int,
-    too_long: TooLongName,
+    too_long: TooLong,
     force: bool,
 ) -> None:
     from expertmine.mine import freeze_plan
-    from expertmine.specs import ResponseSpec
 
-    spec = ResponseSpec(pooling.value, dtype.value, max_tokens, too_long.value)
+    spec = ResponseSpec(pooling, dtype, max_tokens, too_long)
     show.bill(*freeze_plan(run, corpus, model, spec, hookpoint or (), revision, force))
 
 
