@@ -8,6 +8,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported
+
 import pytest
 import torch
 
@@ -16,8 +18,6 @@ from expertmine.ledger import freeze
 from expertmine.models import EMBEDDED_FOLDER
 from expertmine.planning import make_plan
 from expertmine.specs import ResponseSpec
-
-os.environ["HF_HUB_OFFLINE"] = "1"
 
 ANIMALS = ["cat", "dog", "horse", "raven", "trout", "snake", "spider", "goat", "wolf", "bear", "mouse", "eagle"]
 TOOLS = ["hammer", "saw", "chisel", "drill", "rake", "spade", "wrench", "file", "plane", "clamp", "lathe", "anvil"]

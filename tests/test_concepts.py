@@ -56,6 +56,24 @@ def test_a_malformed_line_is_named(wndb: Path) -> None:
         WordNet.load(wndb)
 
 
+@pytest.mark.parametrize("file, before, after, message", [
+    ("index.noun", "dog n 1 2 @ ~ 1 0 00000002\n", "", r"index\.noun: lemma 'dog' does not lead to offset 00000002"),
+    ("data.noun", "@ 00000001 n", "@ 00000099 n", r"data\.noun: the line at offset 00000002 points at nothing \(99\)"),
+    ("data.noun", "00000003 18 n", "00000003 77 n", r"data\.noun: the line at offset 00000003"),
+])  # fmt: skip
+def test_lines_that_point_at_nothing_are_named(file: str, before: str, after: str, message: str, wndb: Path) -> None:
+    text = (wndb / file).read_text()
+    assert before in text
+    (wndb / file).write_text(text.replace(before, after))
+    with pytest.raises(UserError, match=message):
+        WordNet.load(wndb)
+
+
+def test_a_file_is_no_dictionary_folder(wndb: Path) -> None:
+    with pytest.raises(UserError, match="--dict expects a folder"):
+        WordNet.load(wndb / "data.noun")
+
+
 def test_a_folder_that_is_not_wordnets_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data\.noun"):
         WordNet.load(tmp_path)
@@ -146,6 +164,11 @@ def test_a_folder_with_a_list_gives_the_listed_concepts(tmp_path: Path) -> None:
     write_concept(tmp_path / "sense" / "b.json", concept="b")
     (tmp_path / "concept_list.csv").write_text("group,concept\nsense,b\n")
     assert [concept.name for concept in read_concepts([tmp_path])] == ["b"]
+    (tmp_path / "concept_list.csv").write_text("group,concept\nsense,b\n", encoding="utf-8-sig")
+    assert [concept.name for concept in read_concepts([tmp_path])] == ["b"]
+    (tmp_path / "concept_list.csv").write_bytes("group,concept\nsense,b\xe9\n".encode("latin-1"))
+    with pytest.raises(UserError, match="save it as UTF-8"):
+        list(read_concepts([tmp_path]))
     (tmp_path / "concept_list.csv").unlink()
     assert [concept.name for concept in read_concepts([tmp_path])] == ["a", "b"]
 

@@ -106,6 +106,7 @@ def test_held_out_is_decided_by_text_alone(tmp_path: Path) -> None:
     ([concept("a", ["x", "  "], ["y"])], "positive sentence 1 is empty"),
     ([concept("a", ["x"], ["y"]), concept("a", ["x"], ["y"])], "appears twice"),
     ([concept("a\nb", ["x"], ["y"])], "printable"),
+    ([concept("a", ["x", "half \ud800 a"], ["y"])], "positive sentence 1 holds half a character"),
     ([], "no concept"),
 ])  # fmt: skip
 def test_bad_concepts_are_refused(bad: list[LabelledTexts], message: str, tmp_path: Path) -> None:
@@ -122,6 +123,39 @@ def test_an_edited_table_is_noticed(tmp_path: Path) -> None:
         Corpus.open(tmp_path).check()
 
 
+def test_an_edited_text_and_a_renamed_column_are_noticed(tmp_path: Path) -> None:
+    write_corpus([concept("a", ["x"], ["y", "z"])], tmp_path, [])
+    path = tmp_path / "sentences.parquet"
+    table = pq.read_table(path)
+    edited = pa.array(["something else", *table["text"].to_pylist()[1:]])
+    pq.write_table(table.set_column(1, "text", edited), path)
+    with pytest.raises(UserError, match="do not match"):
+        Corpus.open(tmp_path).check()
+    pq.write_table(table.rename_columns(["sentence_id", "words", "key", "held_out"]), path)
+    with pytest.raises(UserError, match=r"columns are .*words.*, expected .*text"):
+        Corpus.open(tmp_path).check()
+
+
+def test_a_half_written_corpus_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_corpus([concept("a", ["x"], ["y"])], tmp_path, [])
+
+    def killed(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("expertmine.corpus.write_json", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_corpus([concept("b", ["p"], ["q"])], tmp_path, [])
+    with pytest.raises(UserError, match=r"corpus\.json: no such file"):
+        Corpus.open(tmp_path)
+
+
+def test_the_corpus_of_a_run_is_not_overwritten(planned: Path) -> None:
+    before = (planned / "corpus" / "sentences.parquet").read_bytes()
+    with pytest.raises(UserError, match="belongs to the run"):
+        write_corpus([concept("b", ["p"], ["q"])], planned / "corpus", [])
+    assert (planned / "corpus" / "sentences.parquet").read_bytes() == before
+
+
 def test_a_torn_table_is_named(tmp_path: Path) -> None:
     write_corpus([concept("a", ["x"], ["y", "z"])], tmp_path, [])
     path = tmp_path / "sentences.parquet"
@@ -132,5 +166,6 @@ def test_a_torn_table_is_named(tmp_path: Path) -> None:
 
 def test_an_unknown_concept_gets_a_suggestion(tmp_path: Path) -> None:
     write_corpus([concept("bird.n.01", ["x"], ["y"])], tmp_path, [])
-    with pytest.raises(UserError, match=r"did you mean bird\.n\.01"):
+    with pytest.raises(UserError, match=r"did you mean bird\.n\.01") as raised:
         Corpus.open(tmp_path).concept("brid.n.01")
+    assert isinstance(raised.value, KeyError)

@@ -72,9 +72,9 @@ def test_a_folder_of_other_things_is_left_alone(planned: Path, tiny_corpus: Path
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_another_corpus_in_the_run_is_refused(new_run: Path) -> None:
-    shutil.rmtree(new_run / "corpus")
-    write_corpus([LabelledTexts("a", "", "", ["x"], ["y"])], new_run / "corpus", [])
+def test_another_corpus_in_the_run_is_refused(new_run: Path, tmp_path: Path) -> None:
+    write_corpus([LabelledTexts("a", "", "", ["x"], ["y"])], tmp_path / "other", [])
+    shutil.copytree(tmp_path / "other", new_run / "corpus", dirs_exist_ok=True)
     with pytest.raises(UserError, match="not the corpus of this run"):
         open_corpus(new_run, load_plan(new_run))
 
@@ -84,6 +84,8 @@ def test_what_will_not_fit_the_disk_is_refused(
 ) -> None:
     _, bill = make_plan(str(tiny_model), Corpus.open(tiny_corpus), ResponseSpec(max_tokens=64))
     refuse_what_will_not_fit(new_run, bill)
+    with pytest.raises(UserError, match=r"a process would hold 1e\+03 TB"):
+        refuse_what_will_not_fit(new_run, replace(bill, extract_memory=10**15))
     monkeypatch.setattr("shutil.disk_usage", lambda folder: shutil._ntuple_diskusage(10, 9, 1))  # type: ignore[attr-defined]
     with pytest.raises(UserError, match=r"may need .* has 1 B free.*--force"):
         refuse_what_will_not_fit(new_run, bill)
@@ -153,6 +155,32 @@ def test_a_store_of_another_layout_or_none_is_refused(new_run: Path) -> None:
     wider = replace(plan, layout=replace(plan.layout, units=5000))
     with pytest.raises(UserError, match="another layout"):
         Store(new_run, wider)
+
+
+def test_scoring_refuses_lost_and_changed_shards(mined: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(mined, tmp_path / "run"))
+    shutil.rmtree(run / "receipts" / "score")
+    shard = next(path for path in sorted((run / "store.zarr" / "responses" / "c" / "1").rglob("*")) if path.is_file())
+    content = bytearray(shard.read_bytes())
+    content[100] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(UserError, match=r"store\.zarr is damaged"):
+        score.Scorer(run)(0)
+    shard.unlink()
+    with pytest.raises(UserError, match="partition 1 has lost a shard"):
+        score.Scorer(run)
+    assert Damage("extract", 1) in list(verify(run))
+    assert not (run / "receipts" / "score").exists()
+
+
+def test_a_partition_of_zeros_is_stored_all_the_same(new_run: Path) -> None:
+    plan = load_plan(new_run)
+    create_store(new_run, plan)
+    store = Store(new_run, plan)
+    for index in range(plan.layout.partitions):
+        rows = len(plan.layout.partition(index))
+        store.write_partition(index, np.zeros((rows, plan.layout.units), np.float16), np.ones(rows, np.int32))
+    store.require_every_shard()
 
 
 def test_verify_finds_changed_and_torn_shards(mined: Path, tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from expertmine.errors import UserError
@@ -107,12 +109,36 @@ def test_models_that_are_not_there_are_refused(tmp_path: Path) -> None:
 
 
 def test_pickled_weights_are_refused(tiny_model: Path, tmp_path: Path) -> None:
-    import shutil
-
     folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
     (folder / "model.safetensors").unlink()
     torch.save(gpt2().state_dict(), folder / "pytorch_model.bin")
     with pytest.raises(UserError, match="safetensors"):
+        load_model(str(folder))
+
+
+def test_models_that_would_load_wrongly_are_refused(tiny_model: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    weights = folder / "model.safetensors"
+    whole = weights.read_bytes()
+    tensors = load_file(weights)
+    del tensors["transformer.h.1.mlp.c_fc.weight"]
+    save_file(tensors, weights, {"format": "pt"})
+    with pytest.raises(UserError, match=r"lacks weights, of 'transformer\.h\.1\.mlp\.c_fc\.weight'"):
+        load_model(str(folder))
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load_model(str(folder))
+    weights.write_bytes(whole)
+    (folder / "config.json").write_text((folder / "config.json").read_text().replace('"n_embd": 32', '"n_embd": 64'))
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load_model(str(folder))
+
+
+def test_a_model_without_its_tokenizer_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    with pytest.raises(UserError, match="tokenizer"):
         load_model(str(folder))
 
 

@@ -82,6 +82,45 @@ def test_a_dask_worker_that_dies_costs_nothing(tmp_path: Path) -> None:
             list(dask.run(client, new_squarer(tmp_path), [12, 13]))
 
 
+def test_actors_without_room_keep_nobody_waiting(tmp_path: Path) -> None:
+    from expertmine.runtime import ray
+
+    (tmp_path / "killed").touch()
+    with ray.cluster(None, cpus=2):
+        assert sorted(ray.run(new_squarer(tmp_path), range(8), actors=5, cpus_each=1, gpus_each=0)) == [
+            n * n for n in range(8)
+        ]
+
+
+def test_each_call_makes_its_own_worker_on_a_lasting_dask_cluster(tmp_path: Path) -> None:
+    from expertmine.runtime import dask
+
+    def new_reader() -> Callable[[int], str]:
+        text = (tmp_path / "facts").read_text()
+        return lambda task: text
+
+    with dask.cluster(None, workers=1) as client:
+        for text in ("first", "second"):
+            (tmp_path / "facts").write_text(text)
+            assert list(dask.run(client, new_reader, range(2))) == [text, text]
+
+
+@pytest.mark.parametrize("address", ["foo", "http://127.0.0.1:1", "tcp://127.0.0.1:x"])
+def test_addresses_that_lead_nowhere_are_refused(address: str) -> None:
+    from expertmine.runtime import dask
+
+    with pytest.raises(UserError, match="no Dask scheduler at"), dask.cluster(address, workers=1):
+        pass
+
+
+def test_ray_imported_too_early_is_refused(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("import ray\nfrom expertmine.runtime import ray as ours\nwith ours.cluster(None): pass\n")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60, env=environment)
+    assert "set RAY_AUTH_MODE=token" in done.stderr
+
+
 def test_a_ray_actor_that_dies_costs_nothing(tmp_path: Path) -> None:
     from expertmine.runtime import ray
 

@@ -67,7 +67,7 @@ def test_the_index_holds_the_best_units_in_order(mined: Path, truth: dict[str, n
         assert [expert.unit for expert in experts[name]] == expected
         assert [expert.rank for expert in experts[name]] == list(range(1, 41))
         for expert in experts[name]:
-            hookpoint = plan.hookpoint_of(expert.unit)
+            (hookpoint,) = [hookpoint for hookpoint in plan.hookpoints if expert.unit in hookpoint.units]
             assert (expert.hookpoint, expert.channel) == (hookpoint.name, expert.unit - hookpoint.first_unit)
             assert expert.ap == ap[at, expert.unit]
             assert expert.on_mean == np.float32(truth["on_mean"][at, expert.unit])

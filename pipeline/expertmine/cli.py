@@ -25,7 +25,7 @@ from expertmine.mine import (
     run_reduce,
     run_score,
 )
-from expertmine.specs import Pooling, ResponseSpec, StoredType, TooLong
+from expertmine.specs import BATCH_TOKENS, Pooling, ResponseSpec, StoredType, TooLong
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
@@ -66,7 +66,7 @@ TopK = Annotated[
 Workers = Annotated[int | None, typer.Option(help="Processes. [default: what the machine or cluster has]", min=1)]
 HeldOut = Annotated[float, typer.Option("--held-out", help="Per cent of the sentences that mining will not see.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Seed = Annotated[int, typer.Option(help="Of every random choice.")]
+Seed = Annotated[int, typer.Option(help="Of every random choice.", min=0, max=2**32 - 1)]
 
 
 @app.command()
@@ -354,13 +354,14 @@ def _plan(
 ) -> None:
     from expertmine.mine import freeze_plan
 
-    spec = ResponseSpec(pooling, dtype, max_tokens, too_long)
+    spec = ResponseSpec(pooling, dtype, max_tokens, too_long, batch_tokens=max(BATCH_TOKENS, max_tokens))
     show.bill(*freeze_plan(run, corpus, model, spec, hookpoint or (), revision, force))
 
 
 def main() -> None:
     """Entry point of the ``expertmine`` command."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # forked workers would warn about it
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns of missing masks where none is needed
     try:
         app()
     except UserError as error:

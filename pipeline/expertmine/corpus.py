@@ -13,7 +13,6 @@ each run in the order of the keys. The fingerprint is therefore that of the cont
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import io
 import unicodedata
@@ -30,11 +29,18 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from expertmine.errors import UserError
+from expertmine.errors import UnknownConcept, UserError
 from expertmine.files import read_json, write_atomically, write_json
 from expertmine.specs import CorpusIdentity
 
 FORMAT = 1
+COLUMNS = {
+    "sentences": ["sentence_id", "text", "key", "held_out"],
+    "concepts": ["concept_id", "name", "group", "description"],
+    "labels": ["concept_id", "sentence_id", "label"],
+}
+FILES = ("corpus.json", *(f"{name}.parquet" for name in COLUMNS))
+"""What a corpus folder consists of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +90,7 @@ def is_held_out(key: str, percent: float) -> bool:
 def write_corpus(
     concepts: Iterable[LabelledTexts], out: Path, sources: Sequence[str], held_out_percent: float = 0.0
 ) -> CorpusIdentity:
-    """Write a corpus folder; ``corpus.json`` comes last and makes it whole.
+    """Write a corpus folder; ``corpus.json`` goes first and comes back last: without it there is no corpus.
 
     A text that a concept calls both positive and negative counts as positive. Repeats count once.
 
@@ -92,8 +98,11 @@ def write_corpus(
         held_out_percent: share of the unique sentences, 0 to 90, that mining will not see.
 
     Raises:
-        UserError: an empty or repeated name, an empty text, or a concept without positive or negative sentences.
+        UserError: an empty or repeated name, an empty text, a concept without positive or negative sentences, or a
+            folder that belongs to a run.
     """
+    if (out.parent / "plan.json").exists():
+        raise UserError(f"{out} belongs to the run {out.parent}, which would be lost; write the corpus elsewhere")
     if not 0 <= held_out_percent <= 90:
         raise UserError(f"held-out share is {held_out_percent} %: expected 0 to 90")
     members, keys, counts = _collect(concepts, held_out_percent)
@@ -134,6 +143,7 @@ def write_corpus(
             "label": np.concatenate(labels),
         }
     )
+    (out / "corpus.json").unlink(missing_ok=True)
     for name, table in (("sentences", sentences), ("concepts", concept_table), ("labels", label_table)):
         buffer = io.BytesIO()
         pq.write_table(table, buffer, compression="zstd")
@@ -193,6 +203,11 @@ def _collect(
 def _unique(concept: LabelledTexts, texts: Sequence[str], kind: str) -> dict[str, None]:
     """The normalised texts, once each."""
     unique = dict.fromkeys(map(normalise, texts))
+    for at, text in enumerate(unique):
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise UserError(
+                f"concept {concept.name!r}: {kind} sentence {at} holds half a character ({text!r}); mend it"
+            )
     if "" in unique:
         at = next(i for i, text in enumerate(texts) if not normalise(text))
         raise UserError(f"concept {concept.name!r}: {kind} sentence {at} is empty; remove it")
@@ -210,9 +225,9 @@ def _row_order(members: list[_Member], keys: dict[str, str]) -> list[str]:
 
 
 def _fingerprint(sentences: pa.Table, concepts: pa.Table, labels: pa.Table) -> str:
-    """SHA-256 over names, keys, the held-out split and the labels, independent of Parquet's encoding."""
+    """SHA-256 over concepts, keys, the held-out split and the labels, independent of Parquet's encoding."""
     digest = hashlib.sha256()
-    for column in (concepts["name"], sentences["key"]):
+    for column in (concepts["name"], concepts["group"], concepts["description"], sentences["key"]):
         digest.update("\0".join(column.to_pylist()).encode() + b"\1")
     digest.update(np.packbits(sentences["held_out"].to_numpy()).tobytes())
     for name, dtype in (("concept_id", "<i4"), ("sentence_id", "<i4"), ("label", "<i1")):
@@ -236,7 +251,8 @@ class Corpus:
             UserError: there is none, or it is of another format.
         """
         facts = read_json(path / "corpus.json", "a corpus made by `expertmine concepts …`")
-        if not isinstance(facts, dict) or facts.get("format") != FORMAT:
+        needed = {"fingerprint", "sentences", "concepts", "labels", "held_out_sentences"}
+        if not isinstance(facts, dict) or facts.get("format") != FORMAT or not needed <= facts.keys():
             raise UserError(f"{path / 'corpus.json'}: not a corpus of format {FORMAT}; build it again")
         return cls(path, facts)
 
@@ -245,13 +261,14 @@ class Corpus:
         return CorpusIdentity(self.facts["fingerprint"], self.facts["sentences"], self.facts["concepts"])
 
     def check(self) -> None:
-        """Compare the tables with the recorded fingerprint.
+        """Compare the tables with the recorded fingerprint, and every text with its key.
 
         Raises:
             UserError: they differ: the folder is torn or was edited.
         """
         found = _fingerprint(self._table("sentences"), self._table("concepts"), self._table("labels"))
-        if found != self.identity.fingerprint:
+        keys = zip(self._sentences["text"].to_pylist(), self._sentences["key"].to_pylist(), strict=True)
+        if found != self.identity.fingerprint or any(text_key(text) != key for text, key in keys):
             raise UserError(f"{self.path}: tables do not match corpus.json's fingerprint; build the corpus again")
 
     def texts(self, rows: range) -> list[str]:
@@ -272,12 +289,12 @@ class Corpus:
         """Look a concept up by name.
 
         Raises:
-            UserError: there is none of that name; suggests the nearest.
+            UnknownConcept: there is none of that name; suggests the nearest.
         """
         for concept in self.concepts:
             if concept.name == name:
                 return concept
-        raise unknown_concept(name, [concept.name for concept in self.concepts], str(self.path))
+        raise UnknownConcept.among(name, [concept.name for concept in self.concepts], str(self.path))
 
     def rows(self, concept_id: int) -> LabelledRows:
         """Every labelled sentence of a concept, held out or not."""
@@ -299,13 +316,11 @@ class Corpus:
     def _table(self, name: str) -> pa.Table:
         path = self.path / f"{name}.parquet"
         try:
-            return pq.read_table(path, memory_map=True)
+            table = pq.read_table(path, memory_map=True)
         except (OSError, pa.ArrowInvalid) as error:
             raise UserError(f"{path}: cannot be read ({error}); build the corpus again") from error
-
-
-def unknown_concept(name: str, known: Sequence[str], where: str) -> UserError:
-    """The message for a concept that is not there, with the nearest names."""
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    hint = f"; did you mean {', '.join(near)}?" if near else f"; it has {len(known)}, the first is {known[0]!r}"
-    return UserError(f"no concept {name!r} in {where}{hint}")
+        if table.column_names != COLUMNS[name]:
+            raise UserError(
+                f"{path}: columns are {table.column_names}, expected {COLUMNS[name]}; build the corpus again"
+            )
+        return table

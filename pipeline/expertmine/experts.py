@@ -13,13 +13,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
-from expertmine.corpus import unknown_concept
-from expertmine.errors import UserError
+from expertmine.errors import UnknownConcept, UserError
 from expertmine.files import read_json, sha256_file, write_atomically, write_json
 from expertmine.specs import ModelIdentity, Plan
 
@@ -132,7 +129,8 @@ class Experts(Mapping[str, ConceptExperts]):
         elif (folder / "plan.json").exists():
             raise UserError(f"{folder} has no expert index yet; run `expertmine mine {folder}` or `reduce` to its end")
         facts = read_json(folder / "index.json", "an expert index, or a run folder that holds one")
-        if not isinstance(facts, dict) or facts.get("format") != FORMAT:
+        needed = {"checksum", "top_k", "plan", "model", "concepts"}
+        if not isinstance(facts, dict) or facts.get("format") != FORMAT or not needed <= facts.keys():
             raise UserError(f"{folder / 'index.json'}: not an expert index of format {FORMAT}; reduce the run again")
         table = folder / "experts.parquet"
         if not table.is_file() or sha256_file(table) != facts["checksum"]:
@@ -152,10 +150,10 @@ class Experts(Mapping[str, ConceptExperts]):
         """The experts of a concept.
 
         Raises:
-            UserError: there is none of that name; suggests the nearest.
+            UnknownConcept: there is none of that name; suggests the nearest.
         """
         if concept not in self._places:
-            raise unknown_concept(concept, list(self), str(self.folder))
+            raise UnknownConcept.among(concept, list(self), str(self.folder))
         kept = self.facts["top_k"]
         at = self._places[concept]
         rows = self.table.slice(at * kept, kept).drop_columns(["concept", "group"]).to_pylist()
@@ -171,10 +169,6 @@ class Experts(Mapping[str, ConceptExperts]):
     def table(self) -> pa.Table:
         """The whole index, a row for each concept and rank."""
         return pq.read_table(self.folder / "experts.parquet", memory_map=True)
-
-    def units(self, concept: str, k: int) -> NDArray[np.int64]:
-        """(k,) unit ids of a concept's experts, best first."""
-        return np.array([expert.unit for expert in self[concept].top(k)], np.int64)
 
     @cached_property
     def _places(self) -> dict[str, int]:

@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from expertmine.corpus import Corpus
+from expertmine.corpus import FILES, Corpus
 from expertmine.errors import UserError
-from expertmine.files import read_json, write_json
+from expertmine.files import read_json, write_json, writing
 from expertmine.specs import Plan
 
 Stage = Literal["extract", "score"]
@@ -57,7 +57,10 @@ def freeze(run: Path, plan: Plan, corpus: Corpus) -> None:
     if run.exists() and any(path.name != "corpus" and not path.name.startswith(".") for path in run.iterdir()):
         raise UserError(f"{run} exists and is no run folder (it has no plan.json); give another one")
     if corpus.path.resolve() != (run / "corpus").resolve():
-        shutil.copytree(corpus.path, run / "corpus", dirs_exist_ok=True)
+        with writing(run / "corpus"):
+            (run / "corpus").mkdir(parents=True, exist_ok=True)
+            for name in FILES:
+                shutil.copy(corpus.path / name, run / "corpus")
     write_json(plan_path(run), plan.to_json())
 
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Literal
 
 from expertmine import reduce, score
 from expertmine.corpus import Corpus
+from expertmine.errors import UserError
+from expertmine.experts import Experts
 from expertmine.ledger import Receipt, freeze, load_plan, plan_path
 from expertmine.progress import track
 from expertmine.runtime import serial
@@ -107,10 +109,18 @@ def run_reduce(run: Path, top_k: int | None) -> Path:
     """Stage 3; returns the folder of the expert index.
 
     Args:
-        top_k: experts to keep a concept; None keeps DEFAULT_TOP_K, or all where the model has fewer.
+        top_k: experts to keep a concept; None keeps as many as the index there does, or else DEFAULT_TOP_K, or all
+            where the model has fewer.
     """
-    units = load_plan(run).layout.units
-    return reduce.reduce(run, min(DEFAULT_TOP_K, units) if top_k is None else top_k)
+    return reduce.reduce(run, _top_k(run, top_k))
+
+
+def _top_k(run: Path, asked: int | None) -> int:
+    if asked is not None:
+        return asked
+    if (run / "experts" / "index.json").exists():
+        return Experts.load(run).top_k
+    return min(DEFAULT_TOP_K, load_plan(run).layout.units)
 
 
 def run_all(
@@ -119,7 +129,12 @@ def run_all(
     score_on: tuple[ScoreExecutor, Cluster],
     top_k: int | None = None,
 ) -> Path:
-    """Every stage of a planned run; what is done already is not done again. Returns the folder of the expert index."""
+    """Every stage of a planned run; what is done already is not done again. Returns the folder of the expert index.
+
+    Raises:
+        UserError: as the stages do; `top_k` is looked at before the work begins.
+    """
+    reduce.require_top_k(load_plan(run), _top_k(run, top_k))
     run_extract(run, *extract_on)
     run_score(run, *score_on)
     return run_reduce(run, top_k)
@@ -144,7 +159,10 @@ def _extract_on_ray(run: Path, tasks: Sequence[int], threads: int, cluster: Clus
     from expertmine.extract import NewExtractor
     from expertmine.runtime import ray
 
-    with ray.cluster(cluster.address):
+    own = None if cluster.address else max(os.cpu_count() or 1, (cluster.workers or 1) * threads)
+    with ray.cluster(cluster.address, own):
+        if cluster.gpus_each and own and not ray.gpus():
+            raise UserError("--gpus-each is given and this machine has no GPU that Ray can see; leave it out")
         gpus_each = float(ray.gpus() > 0) if cluster.gpus_each is None else cluster.gpus_each
         room = ray.gpus() / gpus_each if gpus_each else ray.cpus() // threads
         actors = cluster.workers or max(1, int(room))

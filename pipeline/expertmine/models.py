@@ -9,9 +9,11 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -61,17 +63,27 @@ def load_model(
     """
     source = str(EMBEDDED_FOLDER) if name == EMBEDDED else name
     transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()  # it warns of missing masks where none is needed
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(
-            source, revision=revision, dtype=dtype, use_safetensors=True, trust_remote_code=False
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source,
+            revision=revision,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, SafetensorError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(
-            f"model {name!r} cannot be loaded: {str(error).strip().splitlines()[0]} "
+            f"model {name!r} cannot be loaded: {reason} "
             "Expected `embedded`, a folder with config.json, safetensors and tokenizer, or a Hugging Face model id."
         ) from error
+    model, report = loaded
+    if absent := [*report["missing_keys"], *report["mismatched_keys"]]:
+        raise UserError(f"model {name!r} lacks weights, of {absent[0]!r} for one; they would be random numbers")
+    if not tokenizer("a word")["input_ids"]:
+        raise UserError(f"model {name!r} has no tokenizer of its own; put its tokenizer.json into the folder")
     assert isinstance(model, PreTrainedModel)
     model.to(torch.device(device or default_device()))  # type: ignore[arg-type]
     model.eval()
@@ -119,8 +131,9 @@ def default_device() -> str:
 def weights_hash(model: PreTrainedModel) -> str:
     """SHA-256 over the parameters' names, shapes and values rounded to bfloat16.
 
-    The rounding lets one checkpoint hash alike whether it was loaded as float32 or as bfloat16. It is computed once a
-    model object; parameters changed in place after that go unnoticed.
+    The rounding lets one checkpoint hash alike whether it was loaded as float32 or as bfloat16; changes below it go
+    unnoticed, as do those of buffers. It is computed once a model object; parameters changed in place after that go
+    unnoticed too.
     """
     if model not in _hashes:
         digest = hashlib.sha256()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -105,11 +106,18 @@ def make_plan(
 
 
 def refuse_what_will_not_fit(run: Path, bill: Bill) -> None:
-    """Compare a bill with the disk under the run folder.
+    """Compare a bill with this machine: the disk under the run folder, and the memory of one process.
 
     Raises:
         UserError: it will not fit.
     """
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    largest = max(bill.extract_memory, bill.score_memory)
+    if largest > memory:
+        raise UserError(
+            f"{run}: a process would hold {size(largest)} and this machine has {size(memory)} of memory; "
+            "choose fewer hookpoints, or say --force when it will run elsewhere"
+        )
     above = next(folder for folder in (run, *run.absolute().parents) if folder.exists())
     free = shutil.disk_usage(above).free
     needed = bill.response_bytes + bill.expertise_bytes

@@ -18,10 +18,11 @@ from expertmine.ledger import load_plan, open_corpus, require_complete
 from expertmine.progress import track
 from expertmine.specs import Plan
 from expertmine.store import STATISTICS, Store
+from expertmine_kernels import top_k
 
 
 def merge_top(
-    ap: NDArray[np.float64], units: NDArray[np.int64], more_ap: NDArray[np.float64], first_unit: int, k: int
+    ap: NDArray[np.floating], units: NDArray[np.int64], more_ap: NDArray[np.floating], first_unit: int, k: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Merge a block into the best so far: by average precision descending, unit id ascending.
 
@@ -35,20 +36,32 @@ def merge_top(
     all_ap = np.concatenate([ap, more_ap], axis=1)
     new_units = np.broadcast_to(np.arange(first_unit, first_unit + more_ap.shape[1]), more_ap.shape)
     all_units = np.concatenate([units, new_units], axis=1)
-    places = np.lexsort((all_units, -all_ap), axis=1)[:, :k]
+    by_unit = np.argsort(all_units, axis=1)  # top_k prefers what comes first among equals
+    ap_by_unit = np.take_along_axis(all_ap, by_unit, axis=1)
+    best = np.stack([top_k(scores, min(k, scores.size)) for scores in ap_by_unit])
+    places = np.take_along_axis(by_unit, best, axis=1)
     return places, np.take_along_axis(all_units, places, axis=1)
 
 
-def reduce(run: Path, top_k: int) -> Path:
+def require_top_k(plan: Plan, kept: int) -> None:
+    """Check how many experts are to be kept.
+
+    Raises:
+        UserError: more than there are units, or none.
+    """
+    if not 1 <= kept <= plan.layout.units:
+        raise UserError(f"--top-k is {kept}: expected 1 to {plan.layout.units}, the model's units")
+
+
+def reduce(run: Path, kept: int) -> Path:
     """Write the expert index of a scored run; returns its folder.
 
     Raises:
-        UserError: scoring is not complete, or `top_k` is out of range.
+        UserError: scoring is not complete, or `kept` is out of range.
     """
     plan = load_plan(run)
     require_complete(run, "score", plan.layout.blocks, plan.fingerprint)
-    if not 1 <= top_k <= plan.layout.units:
-        raise UserError(f"--top-k is {top_k}: expected 1 to {plan.layout.units}, the model's units")
+    require_top_k(plan, kept)
     corpus = open_corpus(run, plan)
     store = Store(run, plan)
     concepts = plan.corpus.concepts
@@ -57,9 +70,7 @@ def reduce(run: Path, top_k: int) -> Path:
     for block in track(range(plan.layout.blocks), "reduce", plan.layout.blocks):
         span = plan.layout.block(block)
         found = {name: store.read_scores(name, span) for name in STATISTICS}
-        places, units = merge_top(
-            best["ap"].astype(np.float64), units, found["ap"].astype(np.float64), span.start, top_k
-        )
+        places, units = merge_top(best["ap"], units, found["ap"], span.start, kept)
         best = {
             name: np.take_along_axis(np.concatenate([best[name], found[name]], axis=1), places, axis=1)
             for name in STATISTICS
@@ -89,15 +100,15 @@ def _table(
     plan: Plan, names: list[str], groups: list[str], units: NDArray[np.int64], best: dict[str, NDArray[np.floating]]
 ) -> pa.Table:
     """The index as a table, a row for each concept and rank."""
-    kept = units.shape[1]
+    ranks = units.shape[1]
     flat = units.ravel()
     starts = np.array([hookpoint.first_unit for hookpoint in plan.hookpoints])
     at = np.searchsorted(starts, flat, side="right") - 1
     hookpoints = np.array([hookpoint.name for hookpoint in plan.hookpoints])
     columns = {
-        "concept": pa.array(np.repeat(np.array(names, dtype=object), kept)),
-        "group": pa.array(np.repeat(np.array(groups, dtype=object), kept)),
-        "rank": pa.array(np.tile(np.arange(1, kept + 1, dtype=np.int32), len(names))),
+        "concept": pa.array(np.repeat(np.array(names, dtype=object), ranks)),
+        "group": pa.array(np.repeat(np.array(groups, dtype=object), ranks)),
+        "rank": pa.array(np.tile(np.arange(1, ranks + 1, dtype=np.int32), len(names))),
         "unit": pa.array(flat),
         "hookpoint": pa.array(hookpoints[at]),
         "channel": pa.array((flat - starts[at]).astype(np.int32)),

@@ -86,12 +86,13 @@ class Scorer:
         """Open the store and lay the labels out.
 
         Raises:
-            UserError: a concept has no positive or no negative sentence left.
+            UserError: a concept has no positive or no negative sentence left, or responses are lost.
         """
         self.run = run
         self.plan = load_plan(run)
         corpus = open_corpus(run, self.plan)
         self.store = Store(run, self.plan)
+        self.store.require_every_shard()
         ran = self.store.read_tokens() > 0
         mined = labels(corpus, ran & ~corpus.held_out)
         if mined is None or len(mined.concepts) < len(corpus.concepts):

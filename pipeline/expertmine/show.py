@@ -37,7 +37,16 @@ def problem(message: str) -> None:
 
 
 def as_json(document: Any) -> None:
-    print(json.dumps(document, indent=2, ensure_ascii=False, default=str))
+    """Print JSON; what is not a number becomes null, which JSON has."""
+    print(json.dumps(_without_nan(document), indent=2, ensure_ascii=False, default=str, allow_nan=False))
+
+
+def _without_nan(document: Any) -> Any:
+    if isinstance(document, dict):
+        return {name: _without_nan(value) for name, value in document.items()}
+    if isinstance(document, list | tuple):
+        return [_without_nan(value) for value in document]
+    return None if isinstance(document, float) and not math.isfinite(document) else document
 
 
 def table(*columns: str, left: int = 1) -> Table:
@@ -162,6 +171,8 @@ def verified(run: Path, verdicts: Iterator[Damage | None]) -> None:
             f"{run}: {len(damaged)} of {len(checked)} tasks do not match their receipts, first {damaged[0].stage} task "
             f"{damaged[0].task}. Remove these receipts and run the stage again: {names}"
         )
+    if not checked:
+        raise UserError(f"{run}: nothing to verify yet, no task has a receipt; run `expertmine extract {run}`")
     out.print(f"{run}: {len(checked):,} tasks match their receipts", soft_wrap=True)
 
 

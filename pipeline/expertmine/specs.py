@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 from expertmine.errors import UserError
 
 PLAN_FORMAT = 1
+BATCH_TOKENS = 4096
 
 Pooling = Literal["max", "mean", "last"]
 StoredType = Literal["float16", "float32"]
@@ -42,7 +43,7 @@ class Hookpoint:
 
 @dataclass(frozen=True, slots=True)
 class ModelIdentity:
-    """Which model, down to its weights; a run accepts no other."""
+    """Which model, by a hash of its weights; a run accepts no other."""
 
     name: str
     """``embedded``, a local folder, or a Hugging Face model id."""
@@ -68,7 +69,7 @@ class ResponseSpec:
     """Longest sentence, in tokens, special ones included."""
     too_long: TooLong = "drop"
     """What happens to longer sentences."""
-    batch_tokens: int = 4096
+    batch_tokens: int = BATCH_TOKENS
     """Tokens a forward pass, padding included; part of the plan since batches decide the last bits of a float."""
     threads: int = 1
     """CPU threads of one extracting process; part of the plan for the same reason."""
@@ -150,9 +151,6 @@ class Plan:
     def fingerprint(self) -> str:
         """SHA-256 over everything in the plan; receipts carry it."""
         return hashlib.sha256(json.dumps(self._body(), sort_keys=True).encode()).hexdigest()
-
-    def hookpoint_of(self, unit: int) -> Hookpoint:
-        return next(hookpoint for hookpoint in self.hookpoints if unit in hookpoint.units)
 
     def to_json(self) -> dict[str, Any]:
         return {"format": PLAN_FORMAT, "fingerprint": self.fingerprint, **self._body()}

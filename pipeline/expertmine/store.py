@@ -7,9 +7,9 @@ scoring task the chunks of its units, and every dimension is padded to whole one
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,9 @@ import numcodecs.blosc
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.codecs import BloscCodec, TransposeCodec
+from zarr.codecs import BloscCodec, Crc32cCodec, TransposeCodec
+from zarr.core.sync import sync
+from zarr.storage import StorePath
 
 from expertmine.errors import UserError
 from expertmine.files import writing
@@ -36,6 +38,11 @@ STATISTICS = {
 
 # Workers bring their own parallelism; a pool of threads in each would fight it.
 numcodecs.blosc.set_nthreads(1)
+# A shard that is not there was lost, never left out for being all zeros.
+zarr.config.set({"array.write_empty_chunks": True})
+
+
+_REMEDY = "`expertmine verify RUN` says which receipts to remove; run the stage again after that"
 
 
 class Store:
@@ -80,7 +87,7 @@ class Store:
         padded = np.zeros((rows, self._arrays["responses"].shape[1]), self.plan.responses.dtype)
         padded[: responses.shape[0], : responses.shape[1]] = responses
         with writing(self._path):
-            asyncio.run(self._remove_shards(index))
+            sync(self._remove_shards(index))
             self._arrays["responses"][span] = padded
         padded_tokens = np.zeros(rows, np.int32)
         padded_tokens[: len(tokens)] = tokens
@@ -88,12 +95,36 @@ class Store:
             self._arrays["tokens"][span] = padded_tokens
         return checksum(padded, padded_tokens)
 
+    def require_every_shard(self) -> None:
+        """Refuse to read responses of which a shard is lost: zarr would make zeros of it.
+
+        Raises:
+            UserError: names the first partition that lost one.
+        """
+        for partition in range(self.plan.layout.partitions):
+            if not sync(self._has_every_shard(partition)):
+                raise UserError(f"{self._path}: partition {partition} has lost a shard; {_REMEDY}")
+
+    async def _has_every_shard(self, partition: int) -> bool:
+        return all([await shard.exists() for shard in self._shards(partition)])
+
     async def _remove_shards(self, partition: int) -> None:
         """Remove what a former attempt left: zarr reads a shard before it writes it, and stumbles over a torn one."""
-        array = self._arrays["responses"]
-        shards = self.plan.layout.padded_shape[1] // self.plan.layout.shard_units
-        for shard in range(shards):
-            await (array.store_path / array.metadata.encode_chunk_key((partition, shard))).delete()
+        for shard in self._shards(partition):
+            await shard.delete()
+
+    def _shards(self, partition: int) -> list[StorePath]:
+        """Where a partition's shards of responses lie."""
+        array, layout = self._arrays["responses"], self.plan.layout
+        keys = ((partition, shard) for shard in range(layout.padded_shape[1] // layout.shard_units))
+        return [array.store_path / array.metadata.encode_chunk_key(key) for key in keys]
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError, RuntimeError) as error:  # what zarr and its codecs raise over torn bytes
+            raise UserError(f"{self._path} is damaged ({error}); {_REMEDY}") from error
 
     def partition_checksum(self, index: int) -> str:
         """Read a partition back and give its checksum."""
@@ -102,8 +133,13 @@ class Store:
         return checksum(np.asarray(self._arrays["responses"][span]), np.asarray(self._arrays["tokens"][span]))
 
     def read_responses(self, units: range) -> NDArray[np.floating[Any]]:
-        """(sentences, units) of every sentence; reads whole chunks once when `units` is a block of the layout."""
-        return np.asarray(self._arrays["responses"][: self.plan.layout.sentences, units.start : units.stop])
+        """(sentences, units) of every sentence; reads whole chunks once when `units` is a block of the layout.
+
+        Raises:
+            UserError: a shard is damaged.
+        """
+        with self._reading():
+            return np.asarray(self._arrays["responses"][: self.plan.layout.sentences, units.start : units.stop])
 
     def read_tokens(self) -> NDArray[np.int32]:
         """(sentences,) pooled tokens; 0 for a sentence that was dropped."""
@@ -133,8 +169,13 @@ class Store:
         return checksum(*(np.asarray(self._arrays[f"expertise/{name}"][:, span]) for name in STATISTICS))
 
     def read_scores(self, name: str, units: range) -> NDArray[np.floating[Any]]:
-        """One statistic, (concepts, units)."""
-        return np.asarray(self._arrays[f"expertise/{name}"][:, units.start : units.stop])
+        """One statistic, (concepts, units).
+
+        Raises:
+            UserError: a chunk is damaged.
+        """
+        with self._reading():
+            return np.asarray(self._arrays[f"expertise/{name}"][:, units.start : units.stop])
 
 
 def checksum(*arrays: NDArray[Any]) -> str:
@@ -165,7 +206,7 @@ def _layouts(plan: Plan) -> dict[str, dict[str, Any]]:
         "shards": (rows, layout.shard_units),
         "dtype": plan.responses.dtype,
         "filters": [TransposeCodec(order=(1, 0))],
-        "compressors": [BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle")],
+        "compressors": [BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle"), Crc32cCodec()],
         "fill_value": 0,
     }
     tokens = {"shape": layout.padded_shape[:1], "chunks": (rows,), "dtype": "int32", "fill_value": 0}

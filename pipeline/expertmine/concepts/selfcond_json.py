@@ -72,14 +72,17 @@ def _files(path: Path) -> list[Path]:
 
 
 def _listed(listing: Path) -> list[Path]:
-    with listing.open(encoding="utf-8", newline="") as file:
-        rows = csv.DictReader(file)
-        if not {"group", "concept"} <= set(rows.fieldnames or ()):
-            raise UserError(f"{listing}, line 1: columns are {rows.fieldnames}, expected group,concept")
-        files = []
-        for row in rows:
-            file_path = listing.parent / str(row["group"]) / f"{row['concept']}.json"
-            if not file_path.resolve().is_relative_to(listing.parent.resolve()):
-                raise UserError(f"{listing}, line {rows.line_num}: {row['concept']!r} leads out of the folder")
-            files.append(file_path)
+    try:
+        lines = listing.read_text(encoding="utf-8-sig").splitlines()  # spreadsheets put a byte order mark first
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{listing}: cannot be read as UTF-8 ({error}); save it as UTF-8") from error
+    rows = csv.DictReader(lines)
+    if not {"group", "concept"} <= set(rows.fieldnames or ()):
+        raise UserError(f"{listing}, line 1: columns are {rows.fieldnames}, expected group,concept")
+    files = []
+    for row in rows:
+        path = listing.parent / str(row["group"]) / f"{row['concept']}.json"
+        if not path.resolve().is_relative_to(listing.parent.resolve()):
+            raise UserError(f"{listing}, line {rows.line_num}: {row['concept']!r} leads out of the folder")
+        files.append(path)
     return files

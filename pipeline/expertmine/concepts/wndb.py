@@ -58,9 +58,9 @@ class _Record:
     pos: str
     lex_file: int
     words: tuple[tuple[str, int], ...]
-    hypernyms: tuple[tuple[str, int], ...]
-    instance_hypernyms: tuple[tuple[str, int], ...]
-    similar: tuple[tuple[str, int], ...]
+    hypernyms: tuple[int, ...]
+    instance_hypernyms: tuple[int, ...]
+    similar: tuple[int, ...]
     gloss: str
 
 
@@ -75,17 +75,26 @@ def read_wndb(folder: Path) -> Iterator[Synset]:
         records = dict(_read_data(folder / f"data.{PARTS_OF_SPEECH[pos]}"))
         names = _names(records, folder / f"index.{PARTS_OF_SPEECH[pos]}")
         for offset, record in records.items():
-            yield Synset(
-                name=names[offset],
-                pos=record.pos,
-                lexname=LEXICOGRAPHER_FILES[record.lex_file],
-                lemmas=tuple(word for word, _ in record.words),
-                sense_keys=tuple(_sense_key(word, lex_id, record, records) for word, lex_id in record.words),
-                definition=split_gloss(record.gloss)[0],
-                examples=split_gloss(record.gloss)[1],
-                hypernyms=tuple(names[target] for _, target in record.hypernyms),
-                instance_hypernyms=tuple(names[target] for _, target in record.instance_hypernyms),
-            )
+            try:
+                yield _synset(offset, record, records, names)
+            except (KeyError, IndexError) as error:
+                path = folder / f"data.{PARTS_OF_SPEECH[pos]}"
+                raise ValueError(f"{path}: the line at offset {offset:08d} points at nothing ({error})") from error
+
+
+def _synset(offset: int, record: _Record, records: dict[int, _Record], names: dict[int, str]) -> Synset:
+    definition, examples = split_gloss(record.gloss)
+    return Synset(
+        name=names[offset],
+        pos=record.pos,
+        lexname=LEXICOGRAPHER_FILES[record.lex_file],
+        lemmas=tuple(word for word, _ in record.words),
+        sense_keys=tuple(_sense_key(word, lex_id, record, records) for word, lex_id in record.words),
+        definition=definition,
+        examples=examples,
+        hypernyms=tuple(names[target] for target in record.hypernyms),
+        instance_hypernyms=tuple(names[target] for target in record.instance_hypernyms),
+    )
 
 
 def split_gloss(gloss: str) -> tuple[str, tuple[str, ...]]:
@@ -124,8 +133,8 @@ def _parse_data_line(line: str) -> tuple[int, _Record]:
     at = 4 + 2 * word_count
     pointers = [fields[at + 1 + 4 * i : at + 5 + 4 * i] for i in range(int(fields[at]))]
 
-    def targets(symbol: str) -> tuple[tuple[str, int], ...]:
-        return tuple((p[2], int(p[1])) for p in pointers if p[0] == symbol)
+    def targets(symbol: str) -> tuple[int, ...]:
+        return tuple(int(pointer[1]) for pointer in pointers if pointer[0] == symbol)
 
     return int(fields[0]), _Record(
         pos=fields[2],
@@ -146,17 +155,19 @@ def _names(records: dict[int, _Record], index_path: Path) -> dict[int, str]:
             if not line.startswith(" "):
                 fields = line.split()
                 senses[fields[0]] = [int(field) for field in fields[-int(fields[2]) :]]
-    return {
-        offset: f"{lemma}.{record.pos}.{senses[lemma].index(offset) + 1:02d}"
-        for offset, record in records.items()
-        for lemma in [record.words[0][0].lower()]
-    }
+    names: dict[int, str] = {}
+    for offset, record in records.items():
+        lemma = record.words[0][0].lower()
+        if offset not in senses.get(lemma, ()):
+            raise ValueError(f"{index_path}: lemma {lemma!r} does not lead to offset {offset:08d}")
+        names[offset] = f"{lemma}.{record.pos}.{senses[lemma].index(offset) + 1:02d}"
+    return names
 
 
 def _sense_key(word: str, lex_id: int, record: _Record, records: dict[int, _Record]) -> str:
     """senseidx(5WN): ``lemma%type:file:id:head:head_id``; satellites name the first word of their cluster's head."""
     head = head_id = ""
     if record.pos == "s":
-        head_word, head_lex_id = records[record.similar[0][1]].words[0]
+        head_word, head_lex_id = records[record.similar[0]].words[0]
         head, head_id = head_word.lower(), f"{head_lex_id:02d}"
     return f"{word.lower()}%{_SENSE_TYPE[record.pos]}:{record.lex_file:02d}:{lex_id:02d}:{head}:{head_id}"

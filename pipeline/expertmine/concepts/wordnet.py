@@ -18,8 +18,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from expertmine.concepts.wndb import Synset, read_wndb
-from expertmine.corpus import LabelledTexts, unknown_concept
-from expertmine.errors import UserError
+from expertmine.corpus import LabelledTexts
+from expertmine.errors import UnknownConcept, UserError
 
 EMBEDDED = Path(__file__).parents[1] / "embedded" / "wordnet.parquet"
 
@@ -41,8 +41,10 @@ class WordNet:
             return cls({row["name"]: _from_row(row) for row in pq.read_table(EMBEDDED).to_pylist()})
         try:
             return cls({synset.name: synset for synset in read_wndb(dictionary)})
-        except FileNotFoundError as error:
-            raise UserError(f"{error.filename}: no such file; --dict expects a folder of data.* and index.*") from error
+        except OSError as error:
+            raise UserError(
+                f"{error.filename}: {error.strerror}; --dict expects a folder of data.* and index.*"
+            ) from error
         except ValueError as error:
             raise UserError(str(error)) from error
 
@@ -104,7 +106,7 @@ def noun_concepts(
     for name in chosen:
         if name not in wordnet.synsets or wordnet.synsets[name].pos != "n":
             nouns = [synset.name for synset in wordnet.synsets.values() if synset.pos == "n"]
-            raise unknown_concept(name, nouns, "WordNet's nouns")
+            raise UnknownConcept.among(name, nouns, "WordNet's nouns")
     if not chosen:
         raise UserError(f"no noun of WordNet has {mining.min_positives} to {mining.max_positives} hyponyms")
     pool = _draw(wordnet.synsets, mining.negatives, f"pool {mining.seed}")

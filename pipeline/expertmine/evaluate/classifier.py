@@ -21,7 +21,8 @@ from expertmine.errors import UserError
 FALSE_POSITIVES = 0.01
 """Share of negatives that the judge may call positive; sets its threshold."""
 FOLDS = 5
-FEWEST_POSITIVES = 10
+FEWEST = 10
+"""Sentences of each kind that a judge needs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +61,12 @@ def train(corpus: Corpus, concept_id: int, seed: int) -> Classifier:
         UserError: too few held-out positives.
     """
     positives, negatives = _sentences(corpus, concept_id)
-    if len(positives) < FEWEST_POSITIVES:
-        raise UserError(
-            f"concept {corpus.concepts[concept_id].name!r} has {len(positives)} held-out positives and a classifier "
-            f"needs {FEWEST_POSITIVES}; build the corpus with --held-out 33, say"
-        )
+    for kind, texts in (("positives", positives), ("negatives", negatives)):
+        if len(texts) < FEWEST:
+            raise UserError(
+                f"concept {corpus.concepts[concept_id].name!r} has {len(texts)} held-out {kind} and a classifier "
+                f"needs {FEWEST}; build the corpus with --held-out 33, say"
+            )
     texts = [*positives, *negatives]
     labels = np.repeat([1, 0], [len(positives), len(negatives)])
     pipeline = Pipeline(

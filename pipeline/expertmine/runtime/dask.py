@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from threading import Lock
 from typing import Any, TypeVar
+from uuid import uuid4
 
 import dask
-from distributed import Client, LocalCluster, as_completed, get_worker
+from distributed import Client, LocalCluster, Security, as_completed, get_worker
 from distributed.scheduler import KilledWorker
 
 from expertmine.errors import UserError
@@ -28,7 +29,7 @@ def cluster(address: str | None, workers: int) -> Iterator[Client]:
     if address is not None:
         try:
             client = Client(address, timeout="20s")
-        except (OSError, TimeoutError) as error:
+        except (OSError, TimeoutError, ValueError, RuntimeError) as error:
             raise UserError(f"no Dask scheduler at {address!r}: {error}. Start one, or leave --address out") from error
         with client:
             yield client
@@ -40,7 +41,8 @@ def cluster(address: str | None, workers: int) -> Iterator[Client]:
             n_workers=workers,
             threads_per_worker=1,
             host="127.0.0.1",
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0",
+            security=Security.temporary(),
             silence_logs="ERROR",
         ) as local,
         Client(local) as client,
@@ -49,12 +51,13 @@ def cluster(address: str | None, workers: int) -> Iterator[Client]:
 
 
 def run(client: Client, make_worker: Callable[[], Callable[[int], Result]], tasks: Sequence[int]) -> Iterator[Result]:
-    """Results as they come; each worker process makes its worker once.
+    """Results as they come; each process makes its worker once for this call.
 
     Raises:
         UserError: a task's own, or workers died under a task more often than Dask allows.
     """
-    futures = client.map(_call, tasks, make_worker=make_worker, pure=False, key=f"{type(make_worker).__name__}")
+    call = uuid4().hex
+    futures = client.map(_call, tasks, make_worker=make_worker, call=call, pure=False, key=f"task-{call}")
     try:
         for future in as_completed(futures):
             result = future.result()
@@ -68,16 +71,18 @@ def run(client: Client, make_worker: Callable[[], Callable[[int], Result]], task
         client.cancel(futures)
 
 
-def _call(task: int, make_worker: Callable[[], Callable[[int], Any]]) -> Any:
-    """Run a task on this process's worker for `make_worker`, made at its first task.
+def _call(task: int, make_worker: Callable[[], Callable[[int], Any]], call: str) -> Any:
+    """Run a task on this process's worker for the call of `run`, made at its first task.
 
-    A UserError is returned, not raised: Dask's workers print what is raised in them, with a traceback.
+    One worker is kept a process, that of the latest call: a cluster may outlive many runs. A UserError is returned,
+    not raised: Dask's workers print what is raised in them, with a traceback.
     """
-    kept: dict[Any, Callable[[int], Any]] = get_worker().__dict__.setdefault("expertmine_workers", {})
+    here = get_worker().__dict__
     try:
         with _making:
-            if make_worker not in kept:
-                kept[make_worker] = make_worker()
-        return kept[make_worker](task)
+            if here.get("expertmine_call") != call:
+                here["expertmine_worker"] = make_worker()
+                here["expertmine_call"] = call
+        return here["expertmine_worker"](task)
     except UserError as error:
         return error

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any, Generic, TypeVar
 
 from expertmine.errors import UserError
@@ -30,8 +32,10 @@ def cluster(address: str | None, cpus: int | None = None) -> Iterator[None]:
         cpus: of the cluster that is started.
 
     Raises:
-        UserError: there is no cluster at the address.
+        UserError: there is no cluster at the address, or ray was imported before it could be told to use a token.
     """
+    if "ray" in sys.modules and "RAY_AUTH_MODE" not in os.environ and not sys.modules["ray"].is_initialized():
+        raise UserError("set RAY_AUTH_MODE=token in the environment before ray is imported: it reads it only then")
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     if address is None:
         # Ray's switch for "this machine only"; without it, even a local Ray listens on every interface.
@@ -54,8 +58,9 @@ def cluster(address: str | None, cpus: int | None = None) -> Iterator[None]:
             )
         else:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except ConnectionError as error:
-        raise UserError(f"no Ray cluster at {address!r}: {error}. Start one, or leave --address out") from error
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        where = "of our own cannot be started" if address is None else f"at {address!r} cannot be reached"
+        raise UserError(f"Ray {where}: {str(error).strip()}") from error
     try:
         yield
     finally:
@@ -63,13 +68,25 @@ def cluster(address: str | None, cpus: int | None = None) -> Iterator[None]:
 
 
 class _Actor(Generic[Request, Result]):
-    """A worker in a process of its own."""
+    """A worker in a process of its own, made at its first request.
+
+    A UserError is returned, not raised: Ray prints what is raised in an actor, with a traceback.
+    """
 
     def __init__(self, make_worker: Callable[[], Callable[[Request], Result]]) -> None:
-        self.worker = make_worker()
+        self.make_worker = make_worker
+        self.worker: Callable[[Request], Result] | None = None
 
-    def work(self, request: Request) -> Result:
-        return self.worker(request)
+    def placed(self) -> None:
+        """Answer once the cluster has found room."""
+
+    def work(self, request: Request) -> Result | UserError:
+        try:
+            if self.worker is None:
+                self.worker = self.make_worker()
+            return self.worker(request)
+        except UserError as error:
+            return error
 
 
 def gpus() -> int:
@@ -93,30 +110,39 @@ def run(
     cpus_each: int,
     gpus_each: float,
 ) -> Iterator[Result]:
-    """Results as they come, from a pool of actors with one request each in flight.
+    """Results as they come; each actor has one request at a time, once the cluster has found room for it.
 
     Raises:
-        UserError: a task's own, or the actors were lost more often than `RESTARTS` times.
+        UserError: a task's own, or an actor was lost more often than `RESTARTS` times.
     """
     import ray
-    from ray.exceptions import RayActorError, RayTaskError
-    from ray.util import ActorPool
+    from ray.exceptions import RayActorError
 
-    if not requests:
-        return
     remote: Any = ray.remote(_Actor).options(
         num_cpus=cpus_each, num_gpus=gpus_each, max_restarts=RESTARTS, max_task_retries=RESTARTS
     )
     handles = [remote.remote(make_worker) for _ in range(min(actors, len(requests)))]
-    pool = ActorPool(handles)
+    waiting = iter(requests)
+    unfinished = len(requests)
+    # What was asked of whom; an actor that finds no room never answers, and the others do its share.
+    asked = {handle.placed.remote(): (handle, False) for handle in handles}
     try:
-        yield from pool.map_unordered(lambda actor, request: actor.work.remote(request), list(requests))
-    except RayTaskError as error:
-        if isinstance(error.cause, UserError):
-            raise error.cause from error
-        raise
+        while unfinished:
+            (answer,), _ = ray.wait(list(asked), num_returns=1)
+            handle, is_result = asked.pop(answer)
+            result = ray.get(answer)
+            for request in islice(waiting, 1):
+                asked[handle.work.remote(request)] = (handle, True)
+            if isinstance(result, UserError):
+                raise result
+            if is_result:
+                unfinished -= 1
+                yield result
     except RayActorError as error:
-        raise UserError(f"an actor was lost {RESTARTS + 1} times: {error}. What is done is kept; run again") from error
+        raise UserError(
+            f"an actor was lost {RESTARTS + 1} times ({str(error).strip().splitlines()[0]}); what is done is kept: "
+            "see to the cause (memory, most often) and run the same command again"
+        ) from error
     finally:
         for handle in handles:
             ray.kill(handle)
