@@ -17,8 +17,8 @@ from expertmine.models import EMBEDDED
 from expertmine.show import bill, number, out, table
 from expertmine.specs import ResponseSpec
 
-SHOWN = ("bird.n.01", "disease.n.01", "food.n.02", "musician.n.01", "ship.n.01", "clothing.n.01")
-LADDER = (50, 200, 400)
+SHOWN = ("bird.n.01", "disease.n.01", "food.n.02", "musician.n.01", "clothing.n.01", "weather.n.01")
+LADDER = (30, 100, 200)
 HELD_OUT_PERCENT = 33
 
 
