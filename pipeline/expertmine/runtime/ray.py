@@ -144,5 +144,6 @@ def run(
             "see to the cause (memory, most often) and run the same command again"
         ) from error
     finally:
-        for handle in handles:
-            ray.kill(handle)
+        # Actors end when nothing refers to them. Killing one that is at work would have Ray print that its task failed.
+        asked.clear()
+        handles.clear()
