@@ -53,7 +53,7 @@ def run_demo(run: Path, count: int) -> None:
     _heading(f"The run is in {run}: {len(experts)} concepts. Try next")
     for command in (
         f"expertmine experts {run} bird.n.01 -k 20",
-        f'expertmine generate {run} --concept disease.n.01 -k 300 --prompt "she suffered from" -n 5',
+        f'expertmine generate {run} --concept disease.n.01 -k 100 --prompt "she suffered from" -n 5',
         f"expertmine evaluate concept {run} --concept bird.n.01 --concept disease.n.01",
     ):
         out.print(f"  {escape(command)}", soft_wrap=True)
