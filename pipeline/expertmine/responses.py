@@ -86,7 +86,7 @@ def run_batch(
 
     def record(name: str, output: object) -> None:
         assert isinstance(output, torch.Tensor)  # checked when the hookpoints were found
-        pooled[name] = pool(output, marked, pooling)
+        pooled[name] = pool(output.reshape(*marked.shape, -1), marked, pooling)
 
     with reading(model, [hookpoint.name for hookpoint in hookpoints], record), torch.inference_mode():
         model.base_model(

@@ -54,7 +54,8 @@ def find_hookpoints(model: PreTrainedModel, patterns: Sequence[str] = ()) -> tup
         patterns: globs over module paths; none means `default_names`.
 
     Raises:
-        UserError: nothing to hook, or a module that does not run exactly once with output (batch, tokens, channels).
+        UserError: nothing to hook, or a module that does not run exactly once with output (batch, tokens, channels)
+            or (batch × tokens, channels).
     """
     names = matching_names(model, patterns) if patterns else default_names(model)
     if not names:
@@ -64,7 +65,8 @@ def find_hookpoints(model: PreTrainedModel, patterns: Sequence[str] = ()) -> tup
     def record(name: str, output: object) -> None:
         if name in widths:
             raise UserError(f"hookpoint {name!r} runs more than once a pass; leave it out")
-        if not isinstance(output, torch.Tensor) or output.shape[:2] != (1, 2) or output.ndim != 3:
+        # Some models (OPT) lay the tokens of a batch end to end for a part of their way.
+        if not isinstance(output, torch.Tensor) or output.shape[:-1] not in {(1, 2), (2,)}:
             found = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
             raise UserError(f"hookpoint {name!r} gives {found}, expected a tensor (batch, tokens, channels)")
         widths[name] = output.shape[-1]
