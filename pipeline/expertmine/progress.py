@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
@@ -14,7 +15,8 @@ Item = TypeVar("Item")
 PLAIN_INTERVAL = 10.0
 """Seconds between plain lines."""
 
-console = Console(stderr=True)
+console = Console(stderr=True, width=None if sys.stderr.isatty() else 160)
+"""Standard error; a file has no width of its own, and nothing must be folded there."""
 
 
 def track(items: Iterable[Item], label: str, total: int, done: int = 0) -> Iterator[Item]:

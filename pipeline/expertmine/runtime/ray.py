@@ -37,6 +37,7 @@ def cluster(address: str | None, cpus: int | None = None) -> Iterator[None]:
     if "ray" in sys.modules and "RAY_AUTH_MODE" not in os.environ and not sys.modules["ray"].is_initialized():
         raise UserError("set RAY_AUTH_MODE=token in the environment before ray is imported: it reads it only then")
     os.environ.setdefault("RAY_AUTH_MODE", "token")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if address is None:
         # Ray's switch for "this machine only"; without it, even a local Ray listens on every interface.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
