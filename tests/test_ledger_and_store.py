@@ -169,6 +169,9 @@ def test_scoring_refuses_lost_and_changed_shards(mined: Path, tmp_path: Path) ->
     shard.unlink()
     with pytest.raises(UserError, match="partition 1 has lost a shard"):
         score.Scorer(run)
+    (run / "store.zarr" / "tokens" / "c" / "0").unlink()
+    with pytest.raises(UserError, match="partition 0 has lost a shard"):
+        score.Scorer(run)
     assert Damage("extract", 1) in list(verify(run))
     assert not (run / "receipts" / "score").exists()
 

@@ -266,7 +266,7 @@ class Corpus:
         Raises:
             UserError: they differ: the folder is torn or was edited.
         """
-        found = _fingerprint(self._table("sentences"), self._table("concepts"), self._table("labels"))
+        found = _fingerprint(self._sentences, self._table("concepts"), self._table("labels"))
         keys = zip(self._sentences["text"].to_pylist(), self._sentences["key"].to_pylist(), strict=True)
         if found != self.identity.fingerprint or any(text_key(text) != key for text, key in keys):
             raise UserError(f"{self.path}: tables do not match corpus.json's fingerprint; build the corpus again")

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -195,15 +195,3 @@ def write_index(folder: Path, table: pa.Table, plan: Plan, concepts: list[dict[s
         },
     )
     return folder
-
-
-def parse_forcing(text: str) -> Forcing:
-    """Check a forcing's name.
-
-    Raises:
-        UserError: it is none of mean, p50, p90, zero.
-    """
-    for forcing in get_args(Forcing):
-        if text == forcing:
-            return forcing  # type: ignore[no-any-return]
-    raise UserError(f"forcing is {text!r}: expected one of {', '.join(get_args(Forcing))}")

@@ -109,9 +109,10 @@ class Extractor:
         """One forward pass; fills the batch's rows of `responses` and adds to `saturated`."""
         pooled = run_batch(self.loaded.model, self.plan.hookpoints, batch, self.plan.responses.pooling)
         rows = list(batch.rows)
+        batch_texts = [texts[row] for row in rows]
         for at, hookpoint in enumerate(self.plan.hookpoints):
             values = pooled[at].float().cpu().numpy()
-            refuse_nan(values, hookpoint, [texts[row] for row in rows])
+            refuse_nan(values, hookpoint, batch_texts)
             stored, over = to_stored(values, self.plan.responses.dtype)
-            responses[rows, hookpoint.first_unit : hookpoint.first_unit + hookpoint.width] = stored
+            responses[rows, hookpoint.units.start : hookpoint.units.stop] = stored
             saturated[at] += over.sum()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from expertmine.errors import UserError
-from expertmine.experts import Experts, Forcing, parse_forcing
+from expertmine.experts import Experts, Forcing
 from expertmine.interventions import steer
 from expertmine.models import load_identical, tokenise
 
@@ -33,7 +33,8 @@ class GenerationRequest:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        parse_forcing(self.forcing)
+        if self.forcing not in get_args(Forcing):
+            raise UserError(f"forcing is {self.forcing!r}: expected one of {', '.join(get_args(Forcing))}")
         for name, least in (("k", 0), ("count", 1), ("max_new_tokens", 1), ("top_k", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"{name} is {getattr(self, name)}: expected at least {least}")

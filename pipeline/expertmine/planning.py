@@ -78,14 +78,14 @@ def make_plan(
     units = sum(hookpoint.width for hookpoint in hookpoints)
     lengths = _lengths(loaded, corpus, spec)
     _require_concepts_kept(corpus, lengths > 0, spec)
+    itemsize = np.dtype(spec.dtype).itemsize
     plan = Plan(
         model=loaded.identity,
         hookpoints=hookpoints,
         corpus=corpus.identity,
         responses=spec,
-        layout=make_layout(corpus.identity.sentences, units, np.dtype(spec.dtype).itemsize),
+        layout=make_layout(corpus.identity.sentences, units, itemsize),
     )
-    itemsize = np.dtype(spec.dtype).itemsize
     weights = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
     partition = plan.layout.partition_rows * plan.layout.padded_shape[1] * itemsize
     score_block = corpus.identity.sentences * plan.layout.block_units * itemsize

@@ -86,17 +86,16 @@ class Store:
         span = slice(index * rows, (index + 1) * rows)
         padded = np.zeros((rows, self._arrays["responses"].shape[1]), self.plan.responses.dtype)
         padded[: responses.shape[0], : responses.shape[1]] = responses
-        with writing(self._path):
-            sync(self._remove_shards(index))
-            self._arrays["responses"][span] = padded
         padded_tokens = np.zeros(rows, np.int32)
         padded_tokens[: len(tokens)] = tokens
         with writing(self._path):
+            sync(self._remove_shards(index))
+            self._arrays["responses"][span] = padded
             self._arrays["tokens"][span] = padded_tokens
         return checksum(padded, padded_tokens)
 
     def require_every_shard(self) -> None:
-        """Refuse to read responses of which a shard is lost: zarr would make zeros of it.
+        """Refuse to read responses or tokens of which a part is lost: zarr would make zeros of it.
 
         Raises:
             UserError: names the first partition that lost one.
@@ -114,10 +113,12 @@ class Store:
             await shard.delete()
 
     def _shards(self, partition: int) -> list[StorePath]:
-        """Where a partition's shards of responses lie."""
-        array, layout = self._arrays["responses"], self.plan.layout
-        keys = ((partition, shard) for shard in range(layout.padded_shape[1] // layout.shard_units))
-        return [array.store_path / array.metadata.encode_chunk_key(key) for key in keys]
+        """Where a partition's shards of responses, and its tokens, lie."""
+        layout = self.plan.layout
+        shards = range(layout.padded_shape[1] // layout.shard_units)
+        keys = [("tokens", (partition,)), *(("responses", (partition, shard)) for shard in shards)]
+        arrays = [(self._arrays[name], key) for name, key in keys]
+        return [array.store_path / array.metadata.encode_chunk_key(key) for array, key in arrays]
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
@@ -142,8 +143,13 @@ class Store:
             return np.asarray(self._arrays["responses"][: self.plan.layout.sentences, units.start : units.stop])
 
     def read_tokens(self) -> NDArray[np.int32]:
-        """(sentences,) pooled tokens; 0 for a sentence that was dropped."""
-        return np.asarray(self._arrays["tokens"][: self.plan.layout.sentences])
+        """(sentences,) pooled tokens; 0 for a sentence that was dropped.
+
+        Raises:
+            UserError: a chunk is damaged.
+        """
+        with self._reading():
+            return np.asarray(self._arrays["tokens"][: self.plan.layout.sentences])
 
     def write_scores(self, index: int, statistics: Mapping[str, NDArray[np.floating[Any]]]) -> str:
         """Store one block of every statistic, each (concepts, units of the block).
