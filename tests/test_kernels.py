@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import math
 import pickle
 import pkgutil
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,7 @@ from expertmine_kernels import (
 from expertmine_kernels.bitmap import contains, index, insert, smaller, words_for
 from expertmine_kernels.expertise import _score_units
 from expertmine_kernels.sort import RADIX, radix_sort
+from expertmine_kernels.sums import add, empty_sum, is_exact, rounded
 
 FLOATS = (np.float16, np.float32, np.float64)
 TIGHT = {"rtol": 0, "atol": 1e-12}
@@ -64,6 +66,32 @@ def scored(draw: st.DrawFn, *, infinities: bool = False) -> tuple[Any, list[list
         positives.append(order[:cut])
         negatives.append(order[cut : draw(st.integers(cut + 1, sentences))])
     return responses, positives, negatives
+
+
+@st.composite
+def pooled(draw: st.DrawFn) -> tuple[Any, dict[str, Any]]:
+    """Draw responses (sentences, units), and arguments of ConceptRows.from_pools: concepts of one to three pools."""
+    dtype = draw(st.sampled_from(FLOATS))
+    sentences, units = draw(st.integers(2, 30)), draw(st.integers(1, 2))
+    elements = numbers(dtype, infinities=draw(st.booleans()))
+    responses = draw(arrays(dtype, (sentences, units), elements=elements))
+    row = st.integers(0, sentences - 1)
+    pools = [list(range(sentences)), *draw(st.lists(st.sets(row, min_size=1).map(list), max_size=2))]
+    positives, pool_of, removed = [], [], []
+    for _ in range(draw(st.integers(1, 4))):
+        pool = draw(st.integers(0, len(pools) - 1))
+        kept = draw(st.sampled_from(pools[pool]))
+        on = draw(st.sets(row.filter(lambda row, kept=kept: row != kept), min_size=1))
+        spare = draw(st.one_of(st.sets(row), st.just(set(pools[pool]))))  # often all but one
+        pool_of.append(pool)
+        positives.append(draw(st.permutations(sorted(on))))
+        removed.append(draw(st.permutations(sorted((on | spare) & set(pools[pool]) - {kept}))))
+    return responses, {"positives": positives, "pools": pools, "pool_of": pool_of, "removed": removed}
+
+
+def own_negatives(pools: Any, pool_of: Any, removed: Any) -> list[list[int]]:
+    """Return each concept's negatives, written out."""
+    return [sorted(set(pools[pool]) - set(out)) for pool, out in zip(pool_of, removed, strict=True)]
 
 
 @st.composite
@@ -199,6 +227,50 @@ def test_bitmap_counts_smaller_members(members: set[int]) -> None:
         assert contains(words, np.uint32(number)) == (number in members)
 
 
+# Sums
+
+
+def summed(terms: Any, limit: float) -> Any:
+    total = empty_sum(limit)
+    for term in terms:
+        total = add(total, term)
+    return total
+
+
+@pytest.mark.parametrize("precision", [11, 24])
+def test_sums_that_are_called_exact_are(precision: int) -> None:
+    """Terms whose exponents spread ever wider, in any order, taken out again or not, against exact rational sums."""
+    draws = np.random.default_rng(precision)
+    exact = []
+    for spread in range(1, 110):
+        significands = draws.integers(2 ** (precision - 1), 2**precision, 60) * draws.choice([-1, 1], 60)
+        terms = np.ldexp(significands.astype(float), draws.integers(0, spread, 60))
+        exact.append(is_exact(np.unique(terms), terms.size, precision))
+        if exact[-1]:
+            kept, removed = terms[:20], terms[20:]
+            total = summed(np.concatenate([terms, -removed]), terms.size * np.abs(terms).max())
+            assert rounded(total) == math.fsum(kept)
+            assert rounded(total) == rounded(summed(kept[::-1], kept.size * np.abs(kept).max()))
+    assert exact[40]
+    assert not exact[-1]
+
+
+def test_no_promise_is_made_for_sums_of_infinities_or_of_full_significands() -> None:
+    assert is_exact(np.array([0.0]), 2**20, 24)
+    assert is_exact(np.array([-2.0, 0.0, 2.0]), 2**20, 24)
+    assert not is_exact(np.array([0.0, np.inf]), 2, 24)
+    assert not is_exact(np.array([-np.inf]), 2, 24)
+    assert not is_exact(np.array([1.0]), 2, 53)
+    assert not is_exact(np.array([1.0]), 2**30, 24)
+
+
+@pytest.mark.parametrize("terms", [[np.inf, 1.0], [-np.inf, np.inf], [1.0, -np.inf], [1e308, 1e308], [8e307, -1.0]])
+def test_sums_beyond_the_numbers_are_those_of_numpy(terms: list[float]) -> None:
+    with np.errstate(all="ignore"):
+        expected, limit = np.sum(terms), np.abs(terms).sum()
+    np.testing.assert_equal(rounded(summed(terms, limit)), expected)
+
+
 # Expertise
 
 
@@ -260,7 +332,9 @@ def test_bits_do_not_depend_on_the_order_of_rows(case: Any, random: Any) -> None
     indptr = [np.cumsum([0, *map(len, side)]) for side in moved]
     rows = [np.concatenate(side) for side in moved]
     own = np.arange(len(positives))
-    assert_same_bits(ours, expertise(shuffled, ConceptRows(indptr[0], rows[0], own, indptr[1], rows[1])))
+    none_removed = np.zeros_like(indptr[0])
+    moved_rows = ConceptRows(indptr[0], rows[0], own, indptr[1], rows[1], none_removed, [])
+    assert_same_bits(ours, expertise(shuffled, moved_rows))
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -305,15 +379,51 @@ def test_bits_do_not_depend_on_sharing_a_pool() -> None:
     assert shared.pools == 2
     assert shared.pool_of.tolist() == [0, 0, 0, 1]
     one_each = [np.arange(150)] * 3 + [np.arange(150, 200)]
-    own = ConceptRows(
-        shared.positive_indptr,
-        shared.positive_rows,
-        [0, 1, 2, 3],
-        np.cumsum([0, 150, 150, 150, 50]),
-        np.concatenate(one_each),
-    )
+    own = ConceptRows.from_pools(positives, one_each, pool_of=[0, 1, 2, 3], removed=[()] * 4)
     assert own.pools == 4
     assert_same_bits(expertise(responses, shared), expertise(responses, own))
+
+
+@settings(relaxed, max_examples=600)
+@given(pooled())
+def test_bits_do_not_depend_on_removing_rows_from_a_pool(case: Any) -> None:
+    responses, given_rows = case
+    rest = {name: given_rows[name] for name in ("pools", "pool_of", "removed")}
+    own = ConceptRows.from_lists(given_rows["positives"], own_negatives(**rest))
+    assert_same_bits(expertise(responses, ConceptRows.from_pools(**given_rows)), expertise(responses, own))
+
+
+@pytest.mark.parametrize("decimals", [1, 9])
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_bits_do_not_depend_on_removing_many_rows(dtype: type, decimals: int) -> None:
+    draws = np.random.default_rng(8)
+    responses = draws.standard_normal((3000, 3)) * np.exp(2 * draws.standard_normal((3000, 3)))
+    responses = responses.round(decimals).astype(dtype)
+    positives = [draws.choice(3000, size, replace=False) for size in (1, 30, 300, 2999)]
+    removed = [np.union1d(rows, draws.choice(3000, 200)) for rows in positives[:-1]] + positives[-1:]
+    shared = ConceptRows.from_pools(positives, [range(3000)], [0] * 4, removed)
+    own = ConceptRows.from_lists(positives, [shared.negatives(concept) for concept in range(4)])
+    assert (shared.pools, own.pools) == (1, 4)
+    assert_same_bits(expertise(responses, shared), expertise(responses, own))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_the_mean_over_negatives_is_rounded_once(dtype: type) -> None:
+    responses = (random_responses((3000, 3), np.float64) ** 3).astype(dtype)
+    positives = [range(100), range(50, 2000)]
+    shared = ConceptRows.from_pools(positives, [range(3000)], [0, 0], positives)
+    means = expertise(responses, shared).off_mean
+    for concept in range(2):
+        for unit in range(3):
+            off = responses[shared.negatives(concept), unit].tolist()
+            assert means[concept, unit] == math.fsum(off) / len(off)
+
+
+def test_a_removed_infinity_leaves_no_trace() -> None:
+    responses = np.array([[np.inf], [-np.inf], [np.inf], [1.0], [2.5], [0.0]], np.float32)
+    removed = [[0, 1, 2], [0, 1], [0, 2], [0]]
+    scored = expertise(responses, ConceptRows.from_pools([[0]] * 4, [range(6)], [0] * 4, removed))
+    np.testing.assert_array_equal(scored.off_mean[:, 0], [3.5 / 3, np.inf, -np.inf, np.nan])
 
 
 def test_float16_scores_as_its_wider_copies_do() -> None:
@@ -375,8 +485,8 @@ def test_no_units_or_no_concepts_give_empty_tables(shape: tuple[int, int]) -> No
 
 def test_an_unused_pool_changes_nothing() -> None:
     responses = random_responses((10, 3))
-    used = ConceptRows([0, 2], [0, 1], [0], [0, 3], [2, 3, 4])
-    spare = ConceptRows([0, 2], [0, 1], [1], [0, 1, 4, 6], [9, 2, 3, 4, 0, 1])
+    used = ConceptRows.from_pools([[0, 1]], [[2, 3, 4]], [0], [()])
+    spare = ConceptRows.from_pools([[0, 1]], [[9, 10**6], [2, 3, 4], [0, 1]], [1], [()])
     assert_same_bits(expertise(responses, used), expertise(responses, spare))
 
 
@@ -386,6 +496,9 @@ def test_misfits_are_refused() -> None:
         expertise(np.zeros(10, np.float16), rows)
     with pytest.raises(ValueError, match="concept 1 uses row 9, but the responses have 9 sentences"):
         expertise(np.zeros((9, 1), np.float16), rows)
+    removes_what_is_beyond = ConceptRows.from_pools([[0], [0]], [[1], [2, 9]], [0, 1], [(), [9]])
+    with pytest.raises(ValueError, match="concept 1 uses row 9, but the responses have 9 sentences"):
+        expertise(np.zeros((9, 1), np.float16), removes_what_is_beyond)
 
 
 # ConceptRows
@@ -393,7 +506,7 @@ def test_misfits_are_refused() -> None:
 
 def test_concept_rows_are_read_only_copies_that_survive_pickling() -> None:
     given_rows = np.array([0, 1], np.int32)
-    rows = ConceptRows([0, 2], given_rows, [0], [0, 1], [2])
+    rows = ConceptRows([0, 2], given_rows, [0], [0, 1], [2], [0, 0], [])
     given_rows[0] = 5
     assert rows.positive_rows.tolist() == [0, 1]
     assert (rows.concepts, rows.pools) == (1, 1)
@@ -440,13 +553,52 @@ def test_bad_lists_name_the_concept(positives: Any, negatives: Any, message: str
         ({"pool_of": [-1, 0]}, "concept 0 uses pool -1"),
         ({"pool_rows": [8, -8]}, "the negatives of concept 0: row -8 is negative"),
         ({"pool_indptr": [0, 2, 4], "pool_rows": [8, 9, 3, 3]}, "pool 1: row 3 is given twice"),
+        ({"removed_indptr": [0, 1]}, "removed_indptr must rise from 0 to the number of removed_rows, 0"),
+        ({"removed_indptr": [0, 0]}, "removed_indptr cuts the rows of 1 concepts; there are 2"),
+        ({"removed_rows": [0.5]}, "removed_rows: dtype float64"),
     ],
 )
 def test_bad_arrays_are_refused(change: dict[str, Any], message: str) -> None:
-    good = {"positive_indptr": [0, 1, 3], "positive_rows": [0, 1, 2], "pool_of": [0, 0], "pool_indptr": [0, 2]}
-    ConceptRows(**good, pool_rows=[8, 9])
+    good: dict[str, Any] = {"positive_indptr": [0, 1, 3], "positive_rows": [0, 1, 2], "pool_of": [0, 0]}
+    good |= {"pool_indptr": [0, 2], "pool_rows": [8, 9], "removed_indptr": [0, 0, 0], "removed_rows": []}
+    ConceptRows(**good)
     with pytest.raises(ValueError, match=message):
-        ConceptRows(**{**good, "pool_rows": [8, 9], **change})
+        ConceptRows(**{**good, **change})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"removed": [[1], [3, 3, 4]]}, "the removed rows of concept 1: row 3 is given twice"),
+        ({"removed": [[1], [3, -4]]}, "the removed rows of concept 1: row -4 is negative"),
+        ({"removed": [[1], [3, 5]]}, "concept 1 removes row 5, which its pool 1 does not hold"),
+        ({"removed": [[1, 99], [3]]}, "concept 0 removes row 99, which its pool 0 does not hold"),
+        ({"removed": [[1], [2, 3, 4]]}, "concept 1 removes all 3 rows of its pool 1; one must be left"),
+        ({"removed": [[1], [4]]}, "concept 1 has row 3 among its positives and its negatives"),
+        ({"removed": [[], [3]]}, "concept 0 has row 1 among its positives and its negatives"),
+        ({"pool_of": [0, 0], "positives": [[1], [3, 4]]}, "concept 1 has row 4 among its positives and its negatives"),
+        ({"removed": [[1]]}, "positives are given for 2 concepts, removed for 1"),
+        ({"removed": [[1], [0.5]]}, "the removed rows of concept 1: dtype float64"),
+        ({"pools": [range(10), [2, 3, 2**31]]}, "pool 1: 2147483648 does not fit int32"),
+        ({"pools": [range(10), []], "pool_of": [0, 0]}, "pool 1: no row"),
+        ({"pool_of": [0, 2]}, "concept 1 uses pool 2; there are 2 pools"),
+        ({"pool_of": [0, 0.5]}, "pool_of: dtype float64"),
+    ],
+)
+def test_bad_pools_are_refused(change: dict[str, Any], message: str) -> None:
+    good = {"positives": [[1], [3]], "pools": [range(10), [2, 3, 4]], "pool_of": [0, 1], "removed": [[1], [3]]}
+    ConceptRows.from_pools(**good)
+    with pytest.raises(ValueError, match=message):
+        ConceptRows.from_pools(**{**good, **change})
+
+
+@relaxed
+@given(pooled())
+def test_negatives_are_the_pool_without_what_is_removed(case: Any) -> None:
+    _, given_rows = case
+    rows = ConceptRows.from_pools(**given_rows)
+    written_out = own_negatives(given_rows["pools"], given_rows["pool_of"], given_rows["removed"])
+    assert [rows.negatives(concept).tolist() for concept in range(rows.concepts)] == written_out
 
 
 # average_precision

@@ -10,16 +10,22 @@ from numpy.typing import ArrayLike, NDArray
 
 @dataclass(frozen=True, eq=False)
 class ConceptRows:
-    """The rows of each concept's positive sentences, and of the pools of negatives that concepts share or own.
+    """The rows of each concept's positive sentences, and of its negatives: a pool, shared or its own, less some rows.
 
-    Checked when made; the arrays are read-only copies.
+    Thousands of concepts can share a pool of which each removes a few rows, such as its positives where the pool is
+    all sentences. Checked when made, in time that grows with the rows given, not with concepts times pool; the arrays
+    are read-only copies.
 
     Raises:
-        ValueError: a concept without a positive or a negative, a row given twice or on both sides, a negative index,
-            or arrays that do not fit each other. Concepts and pools are named by their index.
+        ValueError: a concept without a positive or a negative, a row given twice or on both sides, a removed row that
+            the pool does not hold, a negative index, or arrays that do not fit each other. Concepts and pools are
+            named by their index.
 
     >>> ConceptRows.from_lists(positives=[[0, 1], [2]], negatives=[[3, 4], [4, 3]]).pool_of
     array([0, 0], dtype=int32)
+    >>> everything, positives = [0, 1, 2, 3, 4], [[0, 1], [2]]
+    >>> ConceptRows.from_pools(positives, [everything], [0, 0], removed=positives).negatives(0)
+    array([2, 3, 4], dtype=int32)
     """
 
     positive_indptr: NDArray[np.int64]
@@ -27,21 +33,29 @@ class ConceptRows:
     positive_rows: NDArray[np.int32]
     """Row indices of positive sentences, concept by concept."""
     pool_of: NDArray[np.int32]
-    """(concepts,): the pool that holds each concept's negatives."""
+    """(concepts,): the pool from which each concept's negatives are."""
     pool_indptr: NDArray[np.int64]
     """(pools + 1,): as positive_indptr, for pool_rows."""
     pool_rows: NDArray[np.int32]
     """Row indices of negative sentences, pool by pool."""
+    removed_indptr: NDArray[np.int64]
+    """(concepts + 1,): as positive_indptr, for removed_rows."""
+    removed_rows: NDArray[np.int32]
+    """Row indices that a concept's pool holds and that are not its negatives, concept by concept."""
 
     def __post_init__(self) -> None:
-        for name in ("positive_indptr", "pool_indptr"):
+        for name in ("positive_indptr", "pool_indptr", "removed_indptr"):
             object.__setattr__(self, name, _integers(name, getattr(self, name), np.int64))
-        for name in ("positive_rows", "pool_of", "pool_rows"):
+        for name in ("positive_rows", "pool_of", "pool_rows", "removed_rows"):
             object.__setattr__(self, name, _integers(name, getattr(self, name), np.int32))
         _check_ranges("positive", self.positive_indptr, self.positive_rows)
         _check_ranges("pool", self.pool_indptr, self.pool_rows)
+        _check_ranges("removed", self.removed_indptr, self.removed_rows)
         if self.pool_of.size != self.concepts:
             raise ValueError(f"pool_of names the pools of {self.pool_of.size} concepts; there are {self.concepts}")
+        if self.removed_indptr.size != self.positive_indptr.size:
+            given = self.removed_indptr.size - 1
+            raise ValueError(f"removed_indptr cuts the rows of {given} concepts; there are {self.concepts}")
         for concept in np.flatnonzero((self.pool_of < 0) | (self.pool_of >= self.pools)):
             raise ValueError(f"concept {concept} uses pool {self.pool_of[concept]}; there are {self.pools} pools")
         self._check_sets()
@@ -55,7 +69,6 @@ class ConceptRows:
         """
         if len(positives) != len(negatives):
             raise ValueError(f"positives are given for {len(positives)} concepts, negatives for {len(negatives)}")
-        positive_sets = [_sorted_rows(f"the positives of concept {c}", rows) for c, rows in enumerate(positives)]
         pools: dict[bytes, int] = {}
         pool_sets: list[NDArray[np.int32]] = []
         pool_of = np.empty(len(negatives), np.int32)
@@ -64,7 +77,36 @@ class ConceptRows:
             pool_of[concept] = pools.setdefault(pool.tobytes(), len(pools))
             if len(pools) > len(pool_sets):
                 pool_sets.append(pool)
-        return cls(*_concatenate(positive_sets), pool_of, *_concatenate(pool_sets))
+        return cls.from_pools(positives, pool_sets, pool_of, removed=[()] * len(positives))
+
+    @classmethod
+    def from_pools(
+        cls,
+        positives: Sequence[ArrayLike],
+        pools: Sequence[ArrayLike],
+        pool_of: ArrayLike,
+        removed: Sequence[ArrayLike],
+    ) -> Self:
+        """Make it from one array of row indices per concept, pool, and concept again: its negatives are pool - removed.
+
+        Args:
+            positives: each concept's positive rows.
+            pools: each pool's rows.
+            pool_of: (concepts,) the pool from which each concept's negatives are.
+            removed: the rows of its pool that are not its negatives, for each concept; its positives must be among
+                them where the pool holds them.
+
+        Raises:
+            ValueError: as the class does, or when positives and removed differ in length.
+        """
+        if len(positives) != len(removed):
+            raise ValueError(f"positives are given for {len(positives)} concepts, removed for {len(removed)}")
+        return cls(
+            *_concatenate([_sorted_rows(f"the positives of concept {c}", rows) for c, rows in enumerate(positives)]),
+            _integers("pool_of", pool_of, np.int32),
+            *_concatenate([_sorted_rows(f"pool {pool}", rows) for pool, rows in enumerate(pools)]),
+            *_concatenate([_sorted_rows(f"the removed rows of concept {c}", rows) for c, rows in enumerate(removed)]),
+        )
 
     @property
     def concepts(self) -> int:
@@ -81,15 +123,23 @@ class ConceptRows:
         return self.positive_rows[self.positive_indptr[concept] : self.positive_indptr[concept + 1]]
 
     def negatives(self, concept: int) -> NDArray[np.int32]:
-        """Return the rows of a concept's negative sentences."""
-        return self._pool(int(self.pool_of[concept]))
+        """Return the rows of a concept's negative sentences, ascending; takes as long as its pool is large."""
+        return np.setdiff1d(self._pool(int(self.pool_of[concept])), self.removed(concept))
+
+    def removed(self, concept: int) -> NDArray[np.int32]:
+        """Return the rows of a concept's pool that are not its negatives."""
+        return self.removed_rows[self.removed_indptr[concept] : self.removed_indptr[concept + 1]]
 
     def check_within(self, sentences: int) -> None:
-        """Raise a ValueError that names the first concept with a row at or beyond the number of sentences."""
+        """Raise a ValueError that names the first concept with a row at or beyond the number of sentences.
+
+        The whole of its pool counts, removed rows too; a pool that no concept uses does not.
+        """
         if max(self.positive_rows.max(initial=-1), self.pool_rows.max(initial=-1)) < sentences:
             return
+        last_of_pool = [self._pool(pool).max() for pool in range(self.pools)]
         for concept in range(self.concepts):
-            last = max(self.positives(concept).max(), self.negatives(concept).max())
+            last = max(self.positives(concept).max(), last_of_pool[self.pool_of[concept]])
             if last >= sentences:
                 raise ValueError(f"concept {concept} uses row {last}, but the responses have {sentences} sentences")
 
@@ -103,7 +153,7 @@ class ConceptRows:
 
     def _check_sets(self) -> None:
         """Refuse empty sets, negative indices, repeated rows and rows on both sides of a concept."""
-        limit = 1 + max(self.positive_rows.max(initial=-1), self.pool_rows.max(initial=-1))
+        limit = 1 + max(rows.max(initial=-1) for rows in (self.positive_rows, self.pool_rows, self.removed_rows))
         places = np.empty(limit, np.int64)
         is_negative = np.zeros(limit, np.bool_)
         order, starts = self.by_pool()
@@ -113,18 +163,39 @@ class ConceptRows:
             _check_set(f"the negatives of concept {users[0]}" if users.size else f"pool {pool}", negatives, places)
             is_negative[negatives] = True
             for concept in users:
-                positives = self.positives(concept)
-                _check_set(f"the positives of concept {concept}", positives, places)
-                for row in positives[is_negative[positives]]:
-                    raise ValueError(f"concept {concept} has row {row} among its positives and its negatives")
+                _check_set(f"the positives of concept {concept}", self.positives(concept), places)
+                self._check_removed(concept, is_negative, places)
+                self._check_sides(concept, is_negative)
             is_negative[negatives] = False
+
+    def _check_removed(self, concept: int, in_pool: NDArray[np.bool_], places: NDArray[np.int64]) -> None:
+        """Refuse removed rows unless they are a set within the concept's pool that leaves a negative."""
+        removed, pool = self.removed(concept), self.pool_of[concept]
+        _check_distinct(f"the removed rows of concept {concept}", removed, places)
+        for row in removed[~in_pool[removed]]:
+            raise ValueError(f"concept {concept} removes row {row}, which its pool {pool} does not hold")
+        if removed.size == self._pool(pool).size:
+            raise ValueError(f"concept {concept} removes all {removed.size} rows of its pool {pool}; one must be left")
+
+    def _check_sides(self, concept: int, in_pool: NDArray[np.bool_]) -> None:
+        """Refuse a positive that the pool holds and the concept does not remove; in_pool is scratch in between."""
+        positives, removed = self.positives(concept), self.removed(concept)
+        in_pool[removed] = False
+        for row in positives[in_pool[positives]]:
+            raise ValueError(f"concept {concept} has row {row} among its positives and its negatives")
+        in_pool[removed] = True
 
 
 def _check_set(whose: str, rows: NDArray[np.int32], places: NDArray[np.int64]) -> None:
     """Raise unless rows is a non-empty set of indices; places (every row,) is scratch."""
     if rows.size == 0:
         raise ValueError(f"{whose}: no row; at least one is needed")
-    if rows.min() < 0:
+    _check_distinct(whose, rows, places)
+
+
+def _check_distinct(whose: str, rows: NDArray[np.int32], places: NDArray[np.int64]) -> None:
+    """Raise unless rows is a set of indices; places (every row,) is scratch."""
+    if rows.min(initial=0) < 0:
         raise ValueError(f"{whose}: row {rows.min()} is negative; rows count from 0")
     place = np.arange(rows.size)
     places[rows] = place

@@ -3,6 +3,7 @@
 The way of a block: its responses become ranks, unit by unit (ranks.py). A set of rows, the positives of a concept or a
 pool of negatives, becomes a Tally: the levels that occur in it and how often. A pool is tallied once per unit; each
 concept then costs one tally of its positives and one walk over their distinct levels, which gives every statistic.
+Rows that it removes from the pool are counted between the levels of its positives, and subtracted on the way.
 No row is ever sorted for a concept, and nothing depends on the order of the rows.
 """
 
@@ -16,6 +17,7 @@ from expertmine_kernels.concepts import ConceptRows
 from expertmine_kernels.jit import jit
 from expertmine_kernels.keys import Floats, check_floats, first_nan, keys_and_nans
 from expertmine_kernels.ranks import Ranked, rank_units
+from expertmine_kernels.sums import Sum, add, empty_sum, is_exact, rounded
 
 Integer = TypeVar("Integer", bound=np.signedinteger[Any])
 
@@ -69,10 +71,13 @@ def expertise(responses: ArrayLike, rows: ConceptRows) -> Expertise:
     """Score every unit as a detector of every concept.
 
     The result is a function of the sets of stored values alone: its bits do not depend on the order of the rows, on
-    the units beside, or on whether concepts share a pool of negatives. Infinities are ranked like numbers; a mean or
-    percentile that they enter is infinite or NaN, as in NumPy. Beyond the result, memory is some 16 (float16), 48
-    (float32) or 72 (float64) bytes for each of max(2**18, 8 * sentences) responses. Runs on the calling thread alone
-    and releases the GIL.
+    the units beside, or on whether concepts share a pool of negatives or remove rows from it. Infinities are ranked
+    like numbers; a mean or percentile that they enter is infinite or NaN, as in NumPy. Beyond the result, memory is
+    some 16 (float16), 48 (float32) or 72 (float64) bytes for each of max(2**18, 8 * sentences) responses. Runs on the
+    calling thread alone and releases the GIL.
+
+    A concept costs its positives and the rows that it removes, however large the pool, unless a unit's responses are
+    infinite, float64, or so far apart that their sum may not fit 100 bits: then it costs the pool's levels too.
 
     Args:
         responses: (sentences, units) float16, float32 or float64; any layout, may be read-only. Unit-major memory
@@ -100,10 +105,12 @@ def expertise(responses: ArrayLike, rows: ConceptRows) -> Expertise:
     at_once = max(_UNITS_AT_ONCE, _RESPONSES_AT_ONCE // max(sentences, 1))
     positives = Sets(_read_only(rows.positive_indptr), _read_only(rows.positive_rows))
     pools = Sets(_read_only(rows.pool_indptr), _read_only(rows.pool_rows))
-    by_pool, by_pool_indptr = rows.by_pool()
+    removed = Sets(_read_only(rows.removed_indptr), _read_only(rows.removed_rows))
+    order, starts = rows.by_pool()
+    users = Sets(starts, order.astype(np.int32))
     for first in range(0, units, at_once):
         ranked = _ranked(_unit_major(block[:, first : first + at_once]), first)
-        _score_units(ranked, positives, pools, by_pool, by_pool_indptr, first, statistics)
+        _score_units(ranked, positives, pools, removed, users, first, statistics)
     return Expertise(*statistics)
 
 
@@ -172,25 +179,46 @@ def _score_units(
     ranked: Ranked,
     positives: Sets,
     pools: Sets,
-    by_pool: NDArray[np.int64],
-    by_pool_indptr: NDArray[np.int64],
+    removed: Sets,
+    users: Sets,
     first_unit: int,
     statistics: NDArray[np.float64],
 ) -> None:
-    """Fill statistics (6, concepts, units), in the order of Expertise's fields, for the ranked units."""
+    """Fill statistics (6, concepts, units), in the order of Expertise's fields, for the ranked units.
+
+    Sets positives and removed are by concept, pools by pool; users are the concepts of each pool.
+    """
     sentences = ranked.ranks.shape[1]
     positive = _empty_tally(sentences, positives.indptr)
     negative = _empty_tally(sentences, pools.indptr)
+    others = _empty_tally(sentences, pools.indptr)
+    gaps = np.empty(2 * positive.counts.size + 1, np.int32)
     for unit in range(ranked.ranks.shape[0]):
         ranks, levels, limit = ranked.ranks[unit], ranked.levels[unit], ranked.level_counts[unit]
+        exact = removed.rows.size > 0 and is_exact(levels[:limit], sentences, ranked.precision)
         for pool in range(pools.indptr.size - 1):
+            concepts = users.rows[users.indptr[pool] : users.indptr[pool + 1]]
+            if concepts.size == 0:
+                continue
             rows = pools.rows[pools.indptr[pool] : pools.indptr[pool + 1]]
-            off_mean = _accumulate(negative, _tally(negative, ranks, limit, rows), levels)
-            pool_size = rows.size
-            for concept in by_pool[by_pool_indptr[pool] : by_pool_indptr[pool + 1]]:
+            pool_size, pool_levels = rows.size, _tally(negative, ranks, limit, rows)
+            pool_sum = _accumulate(negative, pool_levels, pool_size, levels)
+            pool_mean = rounded(pool_sum) / pool_size
+            for concept in concepts:
                 rows = positives.rows[positives.indptr[concept] : positives.indptr[concept + 1]]
+                out = removed.rows[removed.indptr[concept] : removed.indptr[concept + 1]]
                 distinct = _tally(positive, ranks, limit, rows)
-                ap, auroc, on_mean = _walk(positive, distinct, rows.size, negative, pool_size, levels)
+                out_gaps = gaps[: 2 * distinct + 1 if out.size else 0]
+                off_mean, negatives = pool_mean, pool_size - out.size
+                if out.size:
+                    _count_between(positive, ranks, out, out_gaps)
+                    if exact:
+                        off_sum = _take_out(pool_sum, ranks, out, levels)
+                    else:
+                        other_levels = _tally_others(others, negative, pool_levels, ranks, out)
+                        off_sum = _accumulate(others, other_levels, negatives, levels)
+                    off_mean = rounded(off_sum) / negatives
+                ap, auroc, on_mean = _walk(positive, distinct, rows.size, negative, negatives, out_gaps, levels)
                 column = first_unit + unit
                 statistics[0, concept, column] = ap
                 statistics[1, concept, column] = auroc
@@ -234,31 +262,77 @@ def _tally(tally: Tally, ranks: NDArray[np.uint32], limit: int, rows: NDArray[np
 
 
 @jit
-def _accumulate(tally: Tally, distinct: int, levels: NDArray[np.float64]) -> float:
-    """Fill below; return the mean response, summed in ascending order."""
-    below, total = 0, 0.0
+def _tally_others(
+    others: Tally, pool: Tally, distinct: int, ranks: NDArray[np.uint32], removed: NDArray[np.int32]
+) -> int:
+    """Tally, bitmap and below excepted, the rows of a pool without those removed; return how many distinct levels."""
+    for i in range(removed.size):
+        pool.counts[smaller(pool.words, pool.before, ranks[np.uint32(removed[i])])] -= 1
+    left = 0
+    for i in range(distinct):
+        others.levels[left], others.counts[left] = pool.levels[i], pool.counts[i]
+        left += pool.counts[i] > 0
+    for i in range(removed.size):
+        pool.counts[smaller(pool.words, pool.before, ranks[np.uint32(removed[i])])] += 1
+    return left
+
+
+@jit
+def _accumulate(tally: Tally, distinct: int, size: int, levels: NDArray[np.float64]) -> Sum:
+    """Fill below; return the sum of the responses of the tallied rows, size of them, taken in ascending order."""
+    largest = max(abs(levels[tally.levels[0]]), abs(levels[tally.levels[distinct - 1]]))
+    below, total = 0, empty_sum(size * largest)
     for i in range(distinct):
         tally.below[i] = below
         below += tally.counts[i]
-        total += tally.counts[i] * levels[tally.levels[i]]
+        total = add(total, tally.counts[i] * levels[tally.levels[i]])
     tally.below[distinct] = below
-    return total / below
+    return total
+
+
+@jit
+def _take_out(total: Sum, ranks: NDArray[np.uint32], rows: NDArray[np.int32], levels: NDArray[np.float64]) -> Sum:
+    """Return an exact sum of responses without those of some of its rows."""
+    for i in range(rows.size):
+        total = add(total, -levels[ranks[np.uint32(rows[i])]])
+    return total
+
+
+@jit
+def _count_between(tally: Tally, ranks: NDArray[np.uint32], rows: NDArray[np.int32], gaps: NDArray[np.int32]) -> None:
+    """Fill gaps (2d + 1,): how many rows lie at the tally's level i in 2i + 1, between it and the one below in 2i."""
+    gaps[:] = 0
+    for i in range(rows.size):
+        level = ranks[np.uint32(rows[i])]
+        gaps[2 * smaller(tally.words, tally.before, level) + contains(tally.words, level)] += 1
 
 
 @jit
 def _walk(
-    positive: Tally, distinct: int, positives: int, negative: Tally, negatives: int, levels: NDArray[np.float64]
+    positive: Tally,
+    distinct: int,
+    positives: int,
+    negative: Tally,
+    negatives: int,
+    removed_gaps: NDArray[np.int32],
+    levels: NDArray[np.float64],
 ) -> tuple[float, float, float]:
     """Fill positive's below; return average precision, AUROC and mean response.
 
     Each distinct level of the positives is a threshold: the positives at or above it are true, the negatives false.
+    The negatives are those tallied less the ones in removed_gaps (_count_between), which is empty when none is removed.
     """
-    below, precisions, wins, total = 0, 0.0, 0, 0.0
+    below, precisions, wins, total, removed = 0, 0.0, 0, 0.0, 0
     for i in range(distinct):
         level, count = positive.levels[i], positive.counts[i]
         place = smaller(negative.words, negative.before, level)
         negatives_below = negative.below[place]
         negatives_up_to = negative.below[place + contains(negative.words, level)]
+        if removed_gaps.size:
+            removed += removed_gaps[2 * i]
+            negatives_below -= removed
+            removed += removed_gaps[2 * i + 1]
+            negatives_up_to -= removed
         true, false = positives - below, negatives - negatives_below
         precisions += count * true / (true + false)
         wins += count * (negatives_below + negatives_up_to)

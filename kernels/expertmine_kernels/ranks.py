@@ -27,6 +27,8 @@ class Ranked(NamedTuple):
     """(units, sentences): the unit's distinct responses ascending; what lies behind the last level is undefined."""
     level_counts: NDArray[np.int64]
     """(units,): how many levels the unit has."""
+    precision: int
+    """How many bits the significand of a response has: 11, 24 or 53."""
 
 
 def rank_units(keys: Keys) -> Ranked:
@@ -45,7 +47,7 @@ def rank_units(keys: Keys) -> Ranked:
         level_keys = np.zeros_like(keys)
         _rank_by_sorting(keys, ranks, level_keys, level_counts)
         levels = key_values(level_keys).astype(np.float64)
-    return Ranked(ranks, levels, level_counts)
+    return Ranked(ranks, levels, level_counts, int(np.finfo(f"f{keys.itemsize}").nmant) + 1)
 
 
 def _half_values() -> NDArray[np.float64]:

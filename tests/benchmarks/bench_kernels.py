@@ -44,6 +44,23 @@ def concepts(count: int, positives: int, sentences: int, *, shared: bool) -> Con
     return ConceptRows.from_lists(on, off)
 
 
+def concepts_of_a_pool(count: int, positives: int, removed: int, pool: int, sentences: int) -> ConceptRows:
+    """Draw concepts that remove from one pool, the first sentences, as many rows, all of them among the positives."""
+    draws = np.random.default_rng(1)
+    on, out = [], []
+    for _ in range(count):
+        out.append(draws.choice(pool, removed, replace=False))
+        beyond = pool + draws.choice(max(sentences - pool, 1), positives - removed, replace=False)
+        on.append(np.concatenate([out[-1], beyond]))
+    return ConceptRows.from_pools(on, [np.arange(pool)], np.zeros(count, int), out)
+
+
+def with_own_lists(rows: ConceptRows, count: int) -> ConceptRows:
+    """Return the first concepts with their negatives written out, concept by concept."""
+    first = range(count)
+    return ConceptRows.from_lists([rows.positives(c) for c in first], [rows.negatives(c) for c in first])
+
+
 def seconds(function: Callable[[], Any]) -> float:
     """Return the shortest time of one call."""
     start = time.perf_counter()
@@ -90,10 +107,42 @@ def test_expertise_of_many_concepts(
     block = responses(10_000, 64, dtype)
     rows = concepts(count, positives, 10_000, shared=shared)
     theirs, ours = compare(block, rows, lambda: expertise(block, rows))
-    table.append(
-        LINE.format(f"{name}, {count} concepts", f"{theirs:.1f}", f"{ours:.2f}", f"{theirs / ours:.0f}", target)
-    )
-    assert theirs / ours > target
+    report(table, f"{name}, {count} concepts", theirs, ours, target)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "removed", "pool", "sentences", "target", "target_of_own"),
+    [
+        ("200 positives, pool of 1,000 less 20, float16", np.float16, 20, 1000, 10_000, 400, 2),
+        ("200 positives, pool of 1,000 less 20, float32", np.float32, 20, 1000, 10_000, 350, 2),
+        ("200 positives, all 19,800 others, float16", np.float16, 200, 20_000, 20_000, 1500, 12),
+        ("200 positives, all 19,800 others, float32", np.float32, 200, 20_000, 20_000, 1000, 12),
+    ],
+)
+def test_expertise_of_concepts_that_remove_rows(
+    table: list[str],
+    name: str,
+    dtype: type,
+    removed: int,
+    pool: int,
+    sentences: int,
+    target: float,
+    target_of_own: float,
+) -> None:
+    block = responses(sentences, 64, dtype)
+    rows = concepts_of_a_pool(1000, 200, removed, pool, sentences)
+    own = with_own_lists(rows, 50)
+    theirs, ours = compare(block, rows, lambda: expertise(block, rows))
+    _, ours_of_own = compare(block, own, lambda: expertise(block, own))
+    report(table, f"{name}, 1000 concepts", theirs, ours, target)
+    table.append(f"  with the same negatives as own lists: {ours_of_own:.2f}, {ours_of_own / ours:.1f} times ours")
+    assert ours_of_own / ours > target_of_own
+
+
+def test_checking_many_concepts_of_a_large_pool(table: list[str]) -> None:
+    taken = seconds(lambda: concepts_of_a_pool(10_000, 300, 300, 1_000_000, 1_000_000))
+    table.append(f"rows of 10,000 concepts, 300 removed from a pool of 1,000,000, drawn and checked: {taken:.2f} s")
+    assert taken < 4
 
 
 @pytest.mark.parametrize(
