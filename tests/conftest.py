@@ -12,8 +12,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported
 
 import pytest
 import torch
+from corpora import LabelledTexts, write_lists
 
-from expertmine.corpus import Corpus, LabelledTexts, write_corpus
+from expertmine.corpus import Corpus
 from expertmine.ledger import freeze
 from expertmine.models import EMBEDDED_FOLDER
 from expertmine.planning import make_plan
@@ -52,7 +53,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two concepts, 72 sentences, a quarter of them held out."""
     folder = tmp_path_factory.mktemp("corpus")
-    write_corpus(animal_and_tool(), folder, ["test"], held_out_percent=25)
+    write_lists(animal_and_tool(), folder, held_out_percent=25)
     return folder
 
 

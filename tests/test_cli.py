@@ -13,19 +13,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from commands import expertmine, refused, succeed
 from conftest import animal_and_tool
-
-
-def expertmine(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "expertmine", *map(str, arguments)], capture_output=True, text=True, timeout=300
-    )
-
-
-def succeed(*arguments: object) -> str:
-    done = expertmine(*arguments)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -179,25 +168,9 @@ def test_evaluating_concepts(serial_run: Path) -> None:
 
 def test_every_verb_has_help_with_an_example() -> None:
     verbs = ["demo", "plan", "extract", "score", "reduce", "mine", "status", "verify", "experts", "generate"]
-    for verb in [
-        *([v] for v in verbs),
-        ["concepts", "json"],
-        ["concepts", "wordnet"],
-        ["concepts", "show"],
-        ["evaluate", "concept"],
-    ]:
+    concepts = ["json", "table", "wordnet", "raganato", "lexical-sample", "merge", "split", "show"]
+    for verb in [*([v] for v in verbs), *(["concepts", v] for v in concepts), ["evaluate", "concept"]]:
         assert "Example" in succeed(*verb, "--help"), verb
-
-
-def refused(*arguments: object) -> str:
-    """The one message of a command that bad input ends."""
-    done = expertmine(*arguments)
-    assert done.returncode == 2, (done.returncode, done.stdout, done.stderr)
-    assert "Traceback" not in done.stderr
-    assert done.stdout == ""
-    assert done.stderr.startswith("expertmine:") or arguments[0] == "mine"  # which prints its bill first
-    assert done.stderr.count("\n") == 1 or arguments[0] == "mine"
-    return done.stderr
 
 
 def test_bad_input_ends_with_one_message_and_exit_code_2(
@@ -209,7 +182,7 @@ def test_bad_input_ends_with_one_message_and_exit_code_2(
     bad.write_text('{"concept": "a", "sentences": ')
     assert "bad.json, line 1: not JSON" in refused("concepts", "json", bad, *out)
     bad.write_text('{"concept": "a", "sentences": {"positive": [], "negative": ["x"]}}')
-    assert "no positive" in refused("concepts", "json", bad, *out)
+    assert "no positives" in refused("concepts", "json", bad, *out)
     assert not (tmp_path / "corpus").exists()
     run = tmp_path / "run"
     assert "corpus.json: no such file" in refused("plan", run, "--corpus", tmp_path)

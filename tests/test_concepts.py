@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from expertmine.concepts.labelling import Candidate
 from expertmine.concepts.selfcond_json import read_concepts
 from expertmine.concepts.wndb import read_wndb, split_gloss
-from expertmine.concepts.wordnet import Mining, WordNet, noun_concepts
+from expertmine.concepts.wordnet import WordNet, wordnet_texts
+from expertmine.drafts import Refusals
 from expertmine.errors import UserError
+from expertmine.texts import Texts
 
 NOUNS = """  1 This software and database is being provided to you
 00000001 05 n 01 beast 0 001 ~ 00000002 n 0000 | a living thing; "the beast slept"
@@ -118,38 +121,34 @@ def test_closures_hold_instances_and_stop_at_cycles(wordnet: WordNet) -> None:
     assert loop.closure("a") == {"a", "b"}
 
 
-def test_noun_concepts_have_complete_and_disjoint_labels(wordnet: WordNet) -> None:
-    mining = Mining(sample=50, negatives=300)
-    concepts = {c.name: c for c in noun_concepts(wordnet, mining, ["bird.n.01", "animal.n.01", "dog.n.01"])}
-    below = {name: wordnet.closure(name) for name in concepts}
-    definitions = {n: wordnet.synsets[n].definition for n in wordnet.synsets}
-    for name, concept in concepts.items():
-        assert not set(concept.positives) & set(concept.negatives)
-        assert set(concept.positives) <= {definitions[n] for n in below[name]}
-        assert not set(concept.negatives) & {definitions[n] for n in below[name]}
-    assert set(concepts["bird.n.01"].positives) <= set(concepts["animal.n.01"].positives)
-    assert len(concepts["bird.n.01"].positives) >= 50
-    pools = [set(concept.negatives) for concept in concepts.values()]
-    assert len(set.union(*pools)) <= 300
+def test_levels_sisters_and_sense_keys(wordnet: WordNet) -> None:
+    levels = wordnet.levels("canine.n.02")
+    assert (levels["canine.n.02"], levels["dog.n.01"], levels["puppy.n.01"]) == (0, 1, 2)
+    assert {"wolf.n.01", "fox.n.01"} <= wordnet.sisters("dog.n.01")
+    assert "dog.n.01" not in wordnet.sisters("dog.n.01")
+    assert wordnet.resolve("dog%1:05:00::") == "dog.n.01"
+    assert wordnet.resolve("dog%1:99:00::") is None
 
 
-def test_drawing_is_seeded(wordnet: WordNet) -> None:
-    def names(seed: int) -> list[str]:
-        return [c.name for c in noun_concepts(wordnet, Mining(sample=5, negatives=10, seed=seed), limit=12)]
-
-    assert names(1) == names(1)
-    assert names(1) != names(2)
-    sizes = [len(wordnet.closure(name)) for name in names(1)]
-    assert all(100 <= size <= 5000 for size in sizes)
+def test_satellites_resolve_with_and_without_the_marker_of_their_head(wordnet: WordNet) -> None:
+    found = wordnet.resolve("every%5:00:00:all:00")
+    assert found is not None
+    assert wordnet.resolve("every%5:00:00:all(a):00") == found
 
 
-def test_unknown_synsets_and_bounds_are_refused(wordnet: WordNet) -> None:
-    with pytest.raises(UserError, match=r"brid\.n\.01.*did you mean"):
-        list(noun_concepts(wordnet, Mining(), ["brid.n.01"]))
-    with pytest.raises(UserError, match="expected 1 <= min <= max"):
-        Mining(min_positives=10, max_positives=5)
-    with pytest.raises(UserError, match="no noun of WordNet"):
-        list(noun_concepts(wordnet, Mining(min_positives=900_000, max_positives=900_001)))
+def test_wordnets_own_texts(wordnet: WordNet) -> None:
+    one = WordNet({"dog.n.01": wordnet.synsets["dog.n.01"]})
+    definition, example = wordnet.synsets["dog.n.01"].definition, "the dog barked all night"
+    assert [tagged.text for tagged in wordnet_texts(one)] == [definition]
+    assert [tagged.text for tagged in wordnet_texts(one, "examples")] == [example]
+    both = list(wordnet_texts(one, "both", with_lemma=True))
+    assert [tagged.text for tagged in both] == [f"dog: {definition}", example]
+    assert both[0].sense_keys == wordnet.synsets["dog.n.01"].sense_keys
+
+
+def read(*paths: Path) -> tuple[list[Candidate], Texts, Refusals]:
+    texts, refusals = Texts(), Refusals()
+    return list(read_concepts(paths, texts, refusals)), texts, refusals
 
 
 def write_concept(path: Path, **changes: object) -> Path:
@@ -163,14 +162,14 @@ def test_a_folder_with_a_list_gives_the_listed_concepts(tmp_path: Path) -> None:
     write_concept(tmp_path / "sense" / "a.json")
     write_concept(tmp_path / "sense" / "b.json", concept="b")
     (tmp_path / "concept_list.csv").write_text("group,concept\nsense,b\n")
-    assert [concept.name for concept in read_concepts([tmp_path])] == ["b"]
+    assert [concept.name for concept in read(tmp_path)[0]] == ["b"]
     (tmp_path / "concept_list.csv").write_text("group,concept\nsense,b\n", encoding="utf-8-sig")
-    assert [concept.name for concept in read_concepts([tmp_path])] == ["b"]
+    assert [concept.name for concept in read(tmp_path)[0]] == ["b"]
     (tmp_path / "concept_list.csv").write_bytes("group,concept\nsense,b\xe9\n".encode("latin-1"))
-    with pytest.raises(UserError, match="save it as UTF-8"):
-        list(read_concepts([tmp_path]))
+    with pytest.raises(UserError, match=r"line 2: not UTF-8 .*save the file as UTF-8"):
+        read(tmp_path)[0]
     (tmp_path / "concept_list.csv").unlink()
-    assert [concept.name for concept in read_concepts([tmp_path])] == ["a", "b"]
+    assert [concept.name for concept in read(tmp_path)[0]] == ["a", "b"]
 
 
 @pytest.mark.parametrize("text, message", [
@@ -183,17 +182,33 @@ def test_a_folder_with_a_list_gives_the_listed_concepts(tmp_path: Path) -> None:
 def test_malformed_concept_files_are_named(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text(text)
     with pytest.raises(UserError, match=message):
-        list(read_concepts([tmp_path / "bad.json"]))
+        read(tmp_path / "bad.json")[0]
 
 
 def test_missing_files_and_ways_out_of_the_folder_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file or folder"):
-        list(read_concepts([tmp_path / "none.json"]))
+        read(tmp_path / "none.json")[0]
     with pytest.raises(UserError, match="holds no"):
-        list(read_concepts([tmp_path]))
+        read(tmp_path)[0]
     (tmp_path / "concept_list.csv").write_text("group,concept\n..,secret\n")
     with pytest.raises(UserError, match="line 2: 'secret' leads out"):
-        list(read_concepts([tmp_path]))
+        read(tmp_path)[0]
     (tmp_path / "concept_list.csv").write_text("name\nx\n")
     with pytest.raises(UserError, match="expected group,concept"):
-        list(read_concepts([tmp_path]))
+        read(tmp_path)[0]
+
+
+def test_texts_that_no_corpus_takes_are_refused_with_their_place(tmp_path: Path) -> None:
+    path = write_concept(tmp_path / "a.json", sentences={"positive": ["x", " "], "negative": ["x" * 10_001, "y", "x"]})
+    (found,), texts, refusals = read(path)
+    assert (found.members.tolist(), found.told_apart["listed"].tolist(), len(texts)) == ([0], [1, 0], 2)
+    assert [(one.name, one.reason) for one in refusals.listed] == [
+        (f"{path}, sentences.positive[1]", "empty"),
+        (f"{path}, sentences.negative[0]", "longer than 10,000 characters"),
+    ]
+
+
+def test_two_files_of_one_concept_are_refused(tmp_path: Path) -> None:
+    first, second = write_concept(tmp_path / "1.json"), write_concept(tmp_path / "2.json")
+    with pytest.raises(UserError, match=rf"{second}: concept 'a' appears twice, first in {first}"):
+        read(tmp_path)

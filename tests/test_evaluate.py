@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from corpora import LabelledTexts, write_lists
 
-from expertmine.corpus import Corpus, LabelledTexts, write_corpus
+from expertmine.corpus import Corpus
 from expertmine.errors import UserError
 from expertmine.evaluate.classifier import train
 from expertmine.evaluate.concept import distinct, evaluate
@@ -30,7 +31,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
         LabelledTexts(name, "", "", texts(words, 80), negatives)
         for name, words in (("colour", colours), ("metal", metals))
     ]
-    write_corpus([*concepts, LabelledTexts("rare", "", "", texts(["gold"], 6), negatives)], folder, [], 50)
+    write_lists([*concepts, LabelledTexts("rare", "", "", texts(["gold"], 6), negatives)], folder, 50)
     return Corpus.open(folder)
 
 

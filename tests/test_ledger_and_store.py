@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from corpora import LabelledTexts, write_lists
 
 from expertmine import extract, score
-from expertmine.corpus import Corpus, LabelledTexts, write_corpus
+from expertmine.corpus import Corpus
 from expertmine.errors import UserError
 from expertmine.files import write_atomically, write_json
 from expertmine.inspect_run import Damage, progress_of, verify
@@ -73,7 +74,7 @@ def test_a_folder_of_other_things_is_left_alone(planned: Path, tiny_corpus: Path
 
 
 def test_another_corpus_in_the_run_is_refused(new_run: Path, tmp_path: Path) -> None:
-    write_corpus([LabelledTexts("a", "", "", ["x"], ["y"])], tmp_path / "other", [])
+    write_lists([LabelledTexts("a", "", "", ["x"], ["y"])], tmp_path / "other")
     shutil.copytree(tmp_path / "other", new_run / "corpus", dirs_exist_ok=True)
     with pytest.raises(UserError, match="not the corpus of this run"):
         open_corpus(new_run, load_plan(new_run))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from corpora import LabelledTexts, write_lists
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
@@ -14,8 +15,11 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from expertmine.corpus import Corpus
 from expertmine.errors import UserError
 from expertmine.experts import Experts
-from expertmine.ledger import load_plan
+from expertmine.ledger import freeze, load_plan
+from expertmine.mine import Cluster, run_all
+from expertmine.planning import make_plan
 from expertmine.reduce import merge_top, reduce
+from expertmine.specs import ResponseSpec
 from expertmine.store import STATISTICS, Store
 
 
@@ -103,3 +107,34 @@ def test_merging_does_not_depend_on_how_or_in_which_order_blocks_come(
     for row in range(2):
         expected = sorted(range(len(ap)), key=lambda unit: (-values[row, unit], unit))[:k]
         assert units[row].tolist() == expected
+
+
+def test_a_shared_pool_scores_as_the_same_negatives_listed(tmp_path: Path, tiny_model: Path) -> None:
+    """Bit for bit: what is stored once for many concepts means what it would mean written out for each."""
+    noun = ["cat", "dog", "saw", "drill", "raven", "rake", "trout", "lathe", "wolf", "clamp"]
+    texts = [f"the {word} number {at}" for at, word in enumerate(noun * 4)]
+    rng = np.random.default_rng(0)
+    everything = set(texts)
+    pools = [sorted(rng.choice(texts, 25, replace=False).tolist()), texts]
+    shared, listed = [], []
+    for at in range(6):
+        on, neither = set(rng.choice(texts, 8, replace=False)), set(rng.choice(texts, 4, replace=False))
+        pool = at % 2
+        extra = sorted(everything - on - neither)[:3] if at == 2 else []
+        off = sorted((set(pools[pool]) | set(extra)) - on - neither)
+        shared.append(LabelledTexts(f"c{at}", "", "", sorted(on), extra, pool, sorted(neither)))
+        listed.append(LabelledTexts(f"c{at}", "", "", sorted(on), off))
+    scores = []
+    for name, concepts in (("shared", shared), ("listed", listed)):
+        write_lists(concepts, tmp_path / f"{name} corpus", held_out_percent=0, pools=pools)
+        corpus = Corpus.open(tmp_path / f"{name} corpus")
+        run = tmp_path / name
+        plan, _ = make_plan(str(tiny_model), corpus, ResponseSpec(max_tokens=64))
+        freeze(run, plan, corpus)
+        run_all(run, ("serial", Cluster()), ("serial", Cluster()), top_k=20)
+        store = Store(run, plan)
+        scores.append({name: store.read_scores(name, range(plan.layout.units)) for name in STATISTICS})
+        index = {c["name"]: (c["positives"], c["negatives"]) for c in Experts.load(run).facts["concepts"]}
+        assert index == {c.name: (len(c.positives), len(c.negatives)) for c in listed}
+    for name in STATISTICS:
+        np.testing.assert_array_equal(scores[0][name], scores[1][name], err_msg=name)

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from expertmine import show
+from expertmine import cli_concepts, show
 from expertmine.errors import UserError
 from expertmine.experts import Forcing
 from expertmine.mine import (
@@ -40,15 +40,13 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-concepts_app = typer.Typer(help="Build a corpus of concepts, or look at one.", no_args_is_help=True)
 evaluate_app = typer.Typer(help="Measure whether steering does what it should.", no_args_is_help=True)
-app.add_typer(concepts_app, name="concepts")
+app.add_typer(cli_concepts.app, name="concepts")
 app.add_typer(evaluate_app, name="evaluate")
 
 
 Run = Annotated[Path, typer.Argument(help="Run folder.", show_default=False)]
 CorpusOption = Annotated[Path, typer.Option("--corpus", help="Corpus folder.", show_default=False)]
-OutCorpus = Annotated[Path, typer.Option("--out", help="Corpus folder to write.", show_default=False)]
 ModelOption = Annotated[str, typer.Option("--model", help="`embedded`, a local folder, or a Hugging Face model id.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")]
 Hookpoints = Annotated[
@@ -64,7 +62,6 @@ TopK = Annotated[
     int | None, typer.Option("--top-k", help=f"Experts to keep a concept. [default: {DEFAULT_TOP_K}]", min=1)
 ]
 Workers = Annotated[int | None, typer.Option(help="Processes. [default: what the machine or cluster has]", min=1)]
-HeldOut = Annotated[float, typer.Option("--held-out", help="Per cent of the sentences that mining will not see.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Seed = Annotated[int, typer.Option(help="Of every random choice.", min=0, max=2**32 - 1)]
 
@@ -81,71 +78,6 @@ def demo(
     from expertmine.demo import run_demo
 
     run_demo(out, concepts)
-
-
-@concepts_app.command("json")
-def concepts_json(
-    paths: Annotated[list[Path], typer.Argument(help="Concept files, or folders of them.", show_default=False)],
-    out: OutCorpus,
-    held_out: HeldOut = 0,
-) -> None:
-    """A corpus from the concept files of the reference implementation.
-
-    Example: `expertmine concepts json concepts/ --out corpus`
-    """
-    from expertmine.concepts.selfcond_json import read_concepts
-    from expertmine.corpus import write_corpus
-
-    show.corpus_written(write_corpus(read_concepts(paths), out, [path.name for path in paths], held_out), out)
-
-
-@concepts_app.command("wordnet")
-def concepts_wordnet(
-    out: OutCorpus,
-    names: Annotated[
-        list[str] | None, typer.Option("--concept", help="A noun synset, such as bird.n.01; repeatable. Default: all.")
-    ] = None,
-    dictionary: Annotated[
-        Path | None, typer.Option("--dict", help="A WNDB folder instead of the embedded WordNet 3.0.")
-    ] = None,
-    min_positives: Annotated[int, typer.Option(help="Smallest hyponym closure that becomes a concept.")] = 100,
-    max_positives: Annotated[int, typer.Option(help="Largest hyponym closure that becomes a concept.")] = 5000,
-    sample: Annotated[int, typer.Option(help="Positives that a concept draws from its closure.")] = 300,
-    negatives: Annotated[int, typer.Option(help="Size of the shared pool of negatives.")] = 1000,
-    limit: Annotated[int | None, typer.Option(help="Keep this many concepts, drawn by seed.", min=1)] = None,
-    held_out: HeldOut = 33,
-    seed: Seed = 0,
-) -> None:
-    """A corpus from WordNet: definitions of a noun's hyponyms, against a shared pool of other definitions.
-
-    Example: `expertmine concepts wordnet --concept bird.n.01 --concept disease.n.01 --out corpus`
-    """
-    from expertmine.concepts.wordnet import Mining, WordNet, noun_concepts
-    from expertmine.corpus import write_corpus
-
-    mining = Mining(min_positives, max_positives, sample, negatives, seed)
-    found = noun_concepts(WordNet.load(dictionary), mining, names or (), limit)
-    source = "WordNet 3.0 (embedded)" if dictionary is None else f"WNDB {dictionary.name}"
-    show.corpus_written(write_corpus(found, out, [source], held_out), out)
-
-
-@concepts_app.command("show")
-def concepts_show(
-    corpus: Annotated[Path, typer.Argument(help="Corpus folder.", show_default=False)],
-    concept: Annotated[str | None, typer.Argument(help="One concept.", show_default=False)] = None,
-    as_json: AsJson = False,
-) -> None:
-    """What a corpus holds: its concepts with their counts, or some sentences of one.
-
-    Example: `expertmine concepts show corpus bird.n.01`
-    """
-    from expertmine.corpus import Corpus
-
-    opened = Corpus.open(corpus)
-    if concept is not None:
-        show.concept(opened, concept, as_json)
-    else:
-        show.corpus(opened, as_json)
 
 
 @app.command()

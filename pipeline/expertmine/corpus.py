@@ -1,11 +1,16 @@
-"""A corpus: unique sentences, concepts, and the labels that join them, as three Parquet files.
+"""A corpus: unique sentences, concepts, and the labels that join them, as Parquet files.
 
-Knows nothing of where concepts come from nor of models. On disk (``CORPUS/``):
+Knows nothing of where concepts come from, how a corpus is made, nor of models. On disk (``CORPUS/``):
 
 - ``sentences.parquet``: ``sentence_id`` (= row), ``text``, ``key`` (hash of the text), ``held_out``
-- ``concepts.parquet``: ``concept_id`` (= row), ``name``, ``group``, ``description``
-- ``labels.parquet``: ``concept_id``, ``sentence_id``, ``label`` (1 positive, 0 negative), sorted by both ids
+- ``concepts.parquet``: ``concept_id`` (= row), ``name``, ``group``, ``description``, ``sense_keys``, ``pool`` (or null)
+- ``labels.parquet``: ``concept_id``, ``sentence_id``, ``label`` (1 positive, 0 negative, -1 neither), by both ids
+- ``pools.parquet``: ``pool_id``, ``sentence_id``, sorted: negatives that concepts share
+- ``refused.parquet``: what was not taken, and why; for people
 - ``corpus.json``: counts, sources, fingerprint
+
+A concept's negatives are the sentences that it labels 0, and those of its pool that it does not label at all. Ten
+thousand concepts against all other sentences of a million thus cost no more than their positives.
 
 Order carries no meaning: concepts are sorted by name; sentences lie negatives-of-many first, then concept by concept,
 each run in the order of the keys. The fingerprint is therefore that of the content.
@@ -14,10 +19,6 @@ each run in the order of the keys. The fingerprint is therefore that of the cont
 from __future__ import annotations
 
 import hashlib
-import io
-import unicodedata
-from collections import Counter
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,33 +26,29 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from expertmine.errors import UnknownConcept, UserError
-from expertmine.files import read_json, write_atomically, write_json
+from expertmine.files import read_json
+from expertmine.sampling import Ids
 from expertmine.specs import CorpusIdentity
+from expertmine.texts import text_key
 
-FORMAT = 1
+FORMAT = 2
 COLUMNS = {
     "sentences": ["sentence_id", "text", "key", "held_out"],
-    "concepts": ["concept_id", "name", "group", "description"],
+    "concepts": ["concept_id", "name", "group", "description", "sense_keys", "pool"],
     "labels": ["concept_id", "sentence_id", "label"],
+    "pools": ["pool_id", "sentence_id"],
+    "refused": ["kind", "name", "reason", "detail"],
 }
 FILES = ("corpus.json", *(f"{name}.parquet" for name in COLUMNS))
 """What a corpus folder consists of."""
+FACTS = {"format", "fingerprint", "sentences", "concepts", "labels", "held_out_sentences", "sources", "refused"}
+"""What ``corpus.json`` says at least."""
 
-
-@dataclass(frozen=True, slots=True)
-class LabelledTexts:
-    """A concept as its reader hands it over: two sets of texts."""
-
-    name: str
-    group: str
-    description: str
-    positives: Sequence[str]
-    negatives: Sequence[str]
+_BATCH = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,177 +59,57 @@ class Concept:
     name: str
     group: str
     description: str
+    sense_keys: tuple[str, ...]
+    """WordNet's sense keys, where it has some."""
+    pool: int | None
+    """The pool of negatives that it shares with others."""
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """What one concept labels itself; sentence ids, ascending."""
+
+    positives: Ids
+    negatives: Ids
+    """Beside those of its pool."""
+    neither: Ids
+    """Sentences of its pool that are not its negatives, nor its positives."""
 
 
 @dataclass(frozen=True, slots=True)
 class LabelledRows:
-    """Sentence ids of one concept, ascending, int32."""
+    """Sentence ids of one concept, ascending."""
 
-    positives: NDArray[np.int32]
-    negatives: NDArray[np.int32]
-
-
-def normalise(text: str) -> str:
-    """The text as it is stored: Unicode NFC, each run of white space one blank, none at the ends."""
-    return " ".join(unicodedata.normalize("NFC", text).split())
+    positives: Ids
+    negatives: Ids
+    """All of them, the pool's too."""
 
 
-def text_key(text: str) -> str:
-    """Content hash of a normalised text: 128 bits of BLAKE2b, in hexadecimal."""
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
-def is_held_out(key: str, percent: float) -> bool:
-    """Whether the sentence is kept from mining: depends on its text alone, so no text is on both sides."""
-    return int(key[:8], 16) < percent / 100 * 2**32
-
-
-def write_corpus(
-    concepts: Iterable[LabelledTexts], out: Path, sources: Sequence[str], held_out_percent: float = 0.0
-) -> CorpusIdentity:
-    """Write a corpus folder; ``corpus.json`` goes first and comes back last: without it there is no corpus.
-
-    A text that a concept calls both positive and negative counts as positive. Repeats count once.
-
-    Args:
-        held_out_percent: share of the unique sentences, 0 to 90, that mining will not see.
-
-    Raises:
-        UserError: an empty or repeated name, an empty text, a concept without positive or negative sentences, or a
-            folder that belongs to a run.
-    """
-    if (out.parent / "plan.json").exists():
-        raise UserError(f"{out} belongs to the run {out.parent}, which would be lost; write the corpus elsewhere")
-    if not 0 <= held_out_percent <= 90:
-        raise UserError(f"held-out share is {held_out_percent} %: expected 0 to 90")
-    members, keys, counts = _collect(concepts, held_out_percent)
-    order = _row_order(members, keys)
-    row_of = {text: row for row, text in enumerate(order)}
-
-    concept_ids: list[NDArray[np.int32]] = []
-    sentence_ids: list[NDArray[np.int32]] = []
-    labels: list[NDArray[np.int8]] = []
-    for concept_id, (_, positives, negatives) in enumerate(members):
-        rows = np.array([row_of[text] for texts in (positives, negatives) for text in texts], np.int32)
-        marks = np.repeat(np.array([1, 0], np.int8), [len(positives), len(negatives)])
-        by_row = np.argsort(rows)
-        concept_ids.append(np.full(len(rows), concept_id, np.int32))
-        sentence_ids.append(rows[by_row])
-        labels.append(marks[by_row])
-
-    sentences = pa.table(
-        {
-            "sentence_id": pa.array(range(len(order)), pa.int32()),
-            "text": pa.array(order, pa.string()),
-            "key": pa.array([keys[text] for text in order], pa.string()),
-            "held_out": pa.array([is_held_out(keys[text], held_out_percent) for text in order], pa.bool_()),
-        }
-    )
-    concept_table = pa.table(
-        {
-            "concept_id": pa.array(range(len(members)), pa.int32()),
-            "name": [concept.name for concept, _, _ in members],
-            "group": [concept.group for concept, _, _ in members],
-            "description": [concept.description for concept, _, _ in members],
-        }
-    )
-    label_table = pa.table(
-        {
-            "concept_id": np.concatenate(concept_ids),
-            "sentence_id": np.concatenate(sentence_ids),
-            "label": np.concatenate(labels),
-        }
-    )
-    (out / "corpus.json").unlink(missing_ok=True)
-    for name, table in (("sentences", sentences), ("concepts", concept_table), ("labels", label_table)):
-        buffer = io.BytesIO()
-        pq.write_table(table, buffer, compression="zstd")
-        write_atomically(out / f"{name}.parquet", buffer.getvalue())
-    identity = CorpusIdentity(_fingerprint(sentences, concept_table, label_table), len(order), len(members))
-    write_json(
-        out / "corpus.json",
-        {
-            "format": FORMAT,
-            "fingerprint": identity.fingerprint,
-            "sentences": identity.sentences,
-            "concepts": identity.concepts,
-            "labels": label_table.num_rows,
-            "held_out_sentences": int(pc.sum(sentences["held_out"]).as_py() or 0),
-            "held_out_percent": held_out_percent,
-            "sources": list(sources),
-            **counts,
-        },
-    )
-    return identity
-
-
-_Member = tuple[LabelledTexts, list[str], list[str]]
-
-
-def _collect(
-    concepts: Iterable[LabelledTexts], held_out_percent: float
-) -> tuple[list[_Member], dict[str, str], dict[str, int]]:
-    """Normalised texts of each concept without repeats and conflicts, sorted by concept name; text → key; counts."""
-    members: dict[str, _Member] = {}
-    keys: dict[str, str] = {}
-    counts = {"repeats_dropped": 0, "conflicts_resolved": 0}
-    for concept in concepts:
-        if not concept.name.strip() or not concept.name.isprintable():
-            raise UserError(f"concept name {concept.name!r}: expected a printable, non-empty name")
-        if concept.name in members:
-            raise UserError(f"concept {concept.name!r} appears twice; rename one of them")
-        positives = _unique(concept, concept.positives, "positive")
-        negatives = _unique(concept, concept.negatives, "negative")
-        counts["repeats_dropped"] += len(concept.positives) + len(concept.negatives) - len(positives) - len(negatives)
-        counts["conflicts_resolved"] += len(negatives.keys() & positives.keys())
-        negatives = {text: None for text in negatives if text not in positives}
-        for texts, kind in ((positives, "positive"), (negatives, "negative")):
-            keys.update((text, text_key(text)) for text in texts if text not in keys)
-            if not any(not is_held_out(keys[text], held_out_percent) for text in texts):
-                held = f" ({len(texts)} held out)" if texts else ""
-                raise UserError(
-                    f"concept {concept.name!r} has no {kind} sentence to mine{held}; "
-                    "average precision needs at least one positive and one negative"
-                )
-        members[concept.name] = (concept, list(positives), list(negatives))
-    if not members:
-        raise UserError("no concept to write: the source gave none")
-    return [members[name] for name in sorted(members)], keys, counts
-
-
-def _unique(concept: LabelledTexts, texts: Sequence[str], kind: str) -> dict[str, None]:
-    """The normalised texts, once each."""
-    unique = dict.fromkeys(map(normalise, texts))
-    for at, text in enumerate(unique):
-        if any("\ud800" <= character <= "\udfff" for character in text):
-            raise UserError(
-                f"concept {concept.name!r}: {kind} sentence {at} holds half a character ({text!r}); mend it"
-            )
-    if "" in unique:
-        at = next(i for i, text in enumerate(texts) if not normalise(text))
-        raise UserError(f"concept {concept.name!r}: {kind} sentence {at} is empty; remove it")
-    return unique
-
-
-def _row_order(members: list[_Member], keys: dict[str, str]) -> list[str]:
-    """All texts: those that several concepts use as negatives, then what each concept adds; by key in each run."""
-    uses = Counter(text for _, _, negatives in members for text in negatives)
-    order = dict.fromkeys(sorted((text for text, n in uses.items() if n > 1), key=keys.__getitem__))
-    for _, positives, negatives in members:
-        for texts in (positives, negatives):
-            order.update(dict.fromkeys(sorted((t for t in texts if t not in order), key=keys.__getitem__)))
-    return list(order)
-
-
-def _fingerprint(sentences: pa.Table, concepts: pa.Table, labels: pa.Table) -> str:
-    """SHA-256 over concepts, keys, the held-out split and the labels, independent of Parquet's encoding."""
+def fingerprint(tables: dict[str, pa.Table]) -> str:
+    """SHA-256 over concepts, keys, the held-out split, labels and pools, independent of Parquet's encoding."""
     digest = hashlib.sha256()
+    concepts, sentences = tables["concepts"], tables["sentences"]
     for column in (concepts["name"], concepts["group"], concepts["description"], sentences["key"]):
-        digest.update("\0".join(column.to_pylist()).encode() + b"\1")
+        _digest_texts(digest, column)
+    for keys in concepts["sense_keys"].to_pylist():
+        digest.update("\0".join(keys).encode() + b"\1")
     digest.update(np.packbits(sentences["held_out"].to_numpy()).tobytes())
-    for name, dtype in (("concept_id", "<i4"), ("sentence_id", "<i4"), ("label", "<i1")):
-        digest.update(labels[name].to_numpy().astype(dtype).tobytes())
+    digest.update(concepts["pool"].fill_null(-1).to_numpy().astype("<i4").tobytes())
+    for table, name, dtype in (
+        ("labels", "concept_id", "<i4"),
+        ("labels", "sentence_id", "<i4"),
+        ("labels", "label", "<i1"),
+        ("pools", "pool_id", "<i4"),
+        ("pools", "sentence_id", "<i4"),
+    ):
+        digest.update(tables[table][name].to_numpy().astype(dtype).tobytes() + b"\1")
     return digest.hexdigest()
+
+
+def _digest_texts(digest: hashlib._Hash, column: pa.ChunkedArray) -> None:
+    for start in range(0, len(column), _BATCH):
+        digest.update("".join(f"{text}\0" for text in column.slice(start, _BATCH).to_pylist()).encode())
+    digest.update(b"\1")
 
 
 @dataclass(frozen=True)
@@ -251,8 +128,7 @@ class Corpus:
             UserError: there is none, or it is of another format.
         """
         facts = read_json(path / "corpus.json", "a corpus made by `expertmine concepts …`")
-        needed = {"fingerprint", "sentences", "concepts", "labels", "held_out_sentences"}
-        if not isinstance(facts, dict) or facts.get("format") != FORMAT or not needed <= facts.keys():
+        if not isinstance(facts, dict) or facts.get("format") != FORMAT or not facts.keys() >= FACTS:
             raise UserError(f"{path / 'corpus.json'}: not a corpus of format {FORMAT}; build it again")
         return cls(path, facts)
 
@@ -266,9 +142,16 @@ class Corpus:
         Raises:
             UserError: they differ: the folder is torn or was edited.
         """
-        found = _fingerprint(self._sentences, self._table("concepts"), self._table("labels"))
-        keys = zip(self._sentences["text"].to_pylist(), self._sentences["key"].to_pylist(), strict=True)
-        if found != self.identity.fingerprint or any(text_key(text) != key for text, key in keys):
+        tables = {name: self.table(name) for name in COLUMNS}
+        texts, keys = tables["sentences"]["text"], tables["sentences"]["key"]
+        sound = fingerprint(tables) == self.identity.fingerprint and all(
+            text_key(text) == key
+            for start in range(0, len(texts), _BATCH)
+            for text, key in zip(
+                texts.slice(start, _BATCH).to_pylist(), keys.slice(start, _BATCH).to_pylist(), strict=True
+            )
+        )
+        if not sound:
             raise UserError(f"{self.path}: tables do not match corpus.json's fingerprint; build the corpus again")
 
     def texts(self, rows: range) -> list[str]:
@@ -283,7 +166,8 @@ class Corpus:
 
     @cached_property
     def concepts(self) -> tuple[Concept, ...]:
-        return tuple(Concept(**row) for row in self._table("concepts").to_pylist())
+        rows = self.table("concepts").to_pylist()
+        return tuple(Concept(**{**row, "sense_keys": tuple(row["sense_keys"])}) for row in rows)
 
     def concept(self, name: str) -> Concept:
         """Look a concept up by name.
@@ -296,24 +180,59 @@ class Corpus:
                 return concept
         raise UnknownConcept.among(name, [concept.name for concept in self.concepts], str(self.path))
 
-    def rows(self, concept_id: int) -> LabelledRows:
-        """Every labelled sentence of a concept, held out or not."""
+    @cached_property
+    def pools(self) -> tuple[Ids, ...]:
+        """Sentence ids of each pool of shared negatives, ascending."""
+        table = self.table("pools")
+        owners, ids = table["pool_id"].to_numpy(), table["sentence_id"].to_numpy()
+        count = int(owners[-1]) + 1 if len(owners) else 0
+        return tuple(np.split(ids, np.searchsorted(owners, np.arange(1, count)))) if count else ()
+
+    def labels(self, concept_id: int) -> Labels:
+        """What a concept labels itself, held out or not."""
         indptr, sentence_ids, labels = self._labels
         span = slice(indptr[concept_id], indptr[concept_id + 1])
-        positive = labels[span] == 1
-        return LabelledRows(sentence_ids[span][positive], sentence_ids[span][~positive])
+        ids, label = sentence_ids[span], labels[span]
+        return Labels(ids[label == 1], ids[label == 0], ids[label == -1])
 
-    @cached_property
-    def _sentences(self) -> pa.Table:
-        return self._table("sentences")
+    def rows(self, concept_id: int) -> LabelledRows:
+        """Every sentence of a concept, held out or not. With a large pool that is much: see `labels`, `counts`."""
+        own = self.labels(concept_id)
+        pool = self.concepts[concept_id].pool
+        if pool is None:
+            return LabelledRows(own.positives, own.negatives)
+        indptr, sentence_ids, _ = self._labels
+        labelled = sentence_ids[indptr[concept_id] : indptr[concept_id + 1]]
+        shared = np.setdiff1d(self.pools[pool], labelled, assume_unique=True)
+        return LabelledRows(own.positives, np.union1d(shared, own.negatives))
 
-    @cached_property
-    def _labels(self) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int8]]:
-        table = self._table("labels")
-        indptr = np.searchsorted(table["concept_id"].to_numpy(), np.arange(self.identity.concepts + 1))
-        return indptr, table["sentence_id"].to_numpy(), table["label"].to_numpy()
+    def counts(self, among: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """How many positives and negatives each concept has among some sentences; both (concepts,).
 
-    def _table(self, name: str) -> pa.Table:
+        Args:
+            among: (sentences,)
+        """
+        indptr, sentence_ids, labels = self._labels
+        in_pool = np.zeros((len(self.pools) + 1, len(among)), np.bool_)  # the last row: no pool
+        for at, pool in enumerate(self.pools):
+            in_pool[at, pool] = among[pool]
+        pools = np.array([-1 if concept.pool is None else concept.pool for concept in self.concepts], np.int64)
+        owner = np.repeat(np.arange(len(pools)), np.diff(indptr))
+        usable = among[sentence_ids]
+
+        def of_each_concept(chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
+            return np.bincount(owner[chosen], minlength=len(pools))
+
+        labelled_in_pool = of_each_concept(in_pool[pools[owner], sentence_ids])
+        negatives = of_each_concept(usable & (labels == 0)) + in_pool.sum(axis=1)[pools] - labelled_in_pool
+        return of_each_concept(usable & (labels == 1)), negatives
+
+    def table(self, name: str) -> pa.Table:
+        """One of the tables, as it is on disk.
+
+        Raises:
+            UserError: it is missing, torn, or has other columns.
+        """
         path = self.path / f"{name}.parquet"
         try:
             table = pq.read_table(path, memory_map=True)
@@ -324,3 +243,13 @@ class Corpus:
                 f"{path}: columns are {table.column_names}, expected {COLUMNS[name]}; build the corpus again"
             )
         return table
+
+    @cached_property
+    def _sentences(self) -> pa.Table:
+        return self.table("sentences")
+
+    @cached_property
+    def _labels(self) -> tuple[NDArray[np.int64], Ids, NDArray[np.int8]]:
+        table = self.table("labels")
+        indptr = np.searchsorted(table["concept_id"].to_numpy(), np.arange(self.identity.concepts + 1))
+        return indptr, table["sentence_id"].to_numpy(), table["label"].to_numpy()

@@ -8,8 +8,11 @@ from tempfile import TemporaryDirectory
 
 from rich.markup import escape
 
-from expertmine.concepts.wordnet import Mining, WordNet, noun_concepts
-from expertmine.corpus import write_corpus
+from expertmine.concepts.labelling import Labelling
+from expertmine.concepts.senses import Selection, sense_draft
+from expertmine.concepts.wordnet import WordNet, wordnet_texts
+from expertmine.corpus_writer import write_corpus
+from expertmine.drafts import Draft, Refusals
 from expertmine.experts import Experts
 from expertmine.generate import GenerationRequest
 from expertmine.mine import Cluster, freeze_plan, run_all, run_generate
@@ -29,13 +32,8 @@ def run_demo(run: Path, count: int) -> None:
         UserError: the run folder holds something else.
     """
     _heading(f"1. Concepts from WordNet, the model {EMBEDDED!r}, and the bill")
-    wordnet = WordNet.load()
-    mining = Mining()
-    drawn = [concept.name for concept in noun_concepts(wordnet, mining, limit=count)]
-    names = list(dict.fromkeys([*SHOWN, *drawn]))
     with TemporaryDirectory() as corpus:
-        source = ["WordNet 3.0 (embedded)"]
-        write_corpus(noun_concepts(wordnet, mining, names), Path(corpus), source, HELD_OUT_PERCENT)
+        write_corpus(_wordnet_concepts(count), Path(corpus), HELD_OUT_PERCENT)
         plan, cost = freeze_plan(run, Path(corpus), EMBEDDED, ResponseSpec())
     bill(plan, cost)
 
@@ -57,6 +55,19 @@ def run_demo(run: Path, count: int) -> None:
         f"expertmine evaluate concept {run} --concept bird.n.01 --concept disease.n.01",
     ):
         out.print(f"  {escape(command)}", soft_wrap=True)
+
+
+def _wordnet_concepts(count: int) -> Draft:
+    """Noun closures of WordNet: those to be shown, and others drawn by lot."""
+    wordnet = WordNet.load()
+    texts = list(wordnet_texts(wordnet))
+
+    def draft(selection: Selection, labelling: Labelling) -> Draft:
+        return sense_draft(texts, wordnet, selection, labelling, [wordnet.source], Refusals())
+
+    drawn = draft(Selection(parts=("noun",)), Labelling(min_positives=100, max_positives=5000, limit=count))
+    names = dict.fromkeys([*SHOWN, *(concept.name for concept in drawn.concepts)])
+    return draft(Selection(names=tuple(names)), Labelling(cap=300))
 
 
 def _heading(text: str) -> None:

@@ -160,15 +160,12 @@ def _lengths(loaded: LoadedModel, corpus: Corpus, spec: ResponseSpec) -> NDArray
 
 
 def _require_concepts_kept(corpus: Corpus, kept: NDArray[np.bool_], spec: ResponseSpec) -> None:
-    mined = kept & ~corpus.held_out
-    for concept in corpus.concepts:
-        rows = corpus.rows(concept.concept_id)
-        for kind, labelled in (("positive", rows.positives), ("negative", rows.negatives)):
-            if not mined[labelled].any():
-                raise UserError(
-                    f"concept {concept.name!r} keeps no {kind} sentence of at most {spec.max_tokens} tokens; "
-                    "raise --max-tokens, or use --too-long truncate"
-                )
+    for kind, counts in zip(("positive", "negative"), corpus.counts(kept & ~corpus.held_out), strict=True):
+        for concept_id in np.flatnonzero(counts == 0):
+            raise UserError(
+                f"concept {corpus.concepts[concept_id].name!r} keeps no {kind} sentence of at most {spec.max_tokens} "
+                "tokens; raise --max-tokens, or use --too-long truncate"
+            )
 
 
 def _measure(loaded: LoadedModel, corpus: Corpus, hookpoints: Sequence[Hookpoint], spec: ResponseSpec) -> float:

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 Item = TypeVar("Item")
 
@@ -55,6 +63,37 @@ def _plain(items: Iterable[Item], label: str, total: int, done: int) -> Iterator
             console.print(f"{label}: {done + new:,} of {total:,}, about {duration(left)} left", highlight=False)
         yield item
     console.print(f"{label}: {done + new:,} of {total:,} in {duration(time.monotonic() - started)}", highlight=False)
+
+
+def track_bytes(chunks: Iterable[Item], label: str, total: int, position: Callable[[], int]) -> Iterator[Item]:
+    """Pass chunks of a file through and show how far into it reading is; what is over at once shows nothing.
+
+    Args:
+        total: bytes of the file.
+        position: tells how many of them are read.
+    """
+    if not console.is_terminal:
+        yield from _plain_bytes(chunks, label, total, position)
+        return
+    name = TextColumn("{task.description}")
+    columns = (name, BarColumn(), DownloadColumn(), TextColumn("left"), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(label, total=total)
+        for chunk in chunks:
+            bar.update(task, completed=position())
+            yield chunk
+
+
+def _plain_bytes(chunks: Iterable[Item], label: str, total: int, position: Callable[[], int]) -> Iterator[Item]:
+    started = said = time.monotonic()
+    for chunk in chunks:
+        now = time.monotonic()
+        if now - said >= PLAIN_INTERVAL:
+            said = now
+            done = max(position(), 1)
+            left = duration((now - started) / done * (total - done))
+            console.print(f"{label}: {size(done)} of {size(total)}, about {left} left", highlight=False)
+        yield chunk
 
 
 def duration(seconds: float) -> str:

@@ -76,7 +76,9 @@ def reduce(run: Path, kept: int) -> Path:
             for name in STATISTICS
         }
 
-    rows = [corpus.rows(concept.concept_id) for concept in corpus.concepts]
+    everything = np.ones(corpus.identity.sentences, np.bool_)
+    positives, negatives = corpus.counts(everything)
+    held_out = np.sum(corpus.counts(corpus.held_out), axis=0)
     table = _table(plan, [c.name for c in corpus.concepts], [c.group for c in corpus.concepts], units, best)
     return write_index(
         run / "experts",
@@ -87,11 +89,11 @@ def reduce(run: Path, kept: int) -> Path:
                 "name": concept.name,
                 "group": concept.group,
                 "description": concept.description,
-                "positives": len(labelled.positives),
-                "negatives": len(labelled.negatives),
-                "held_out": int(corpus.held_out[labelled.positives].sum() + corpus.held_out[labelled.negatives].sum()),
+                "positives": int(positives[concept.concept_id]),
+                "negatives": int(negatives[concept.concept_id]),
+                "held_out": int(held_out[concept.concept_id]),
             }
-            for concept, labelled in zip(corpus.concepts, rows, strict=True)
+            for concept in corpus.concepts
         ],
     )
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from expertmine.corpus import Corpus
 from expertmine.errors import UserError
 from expertmine.ledger import Receipt, load_plan, missing_tasks, open_corpus, require_complete, write_receipt
+from expertmine.sampling import Ids
 from expertmine.store import Store
 from expertmine_kernels import ConceptRows, expertise
 
@@ -56,17 +57,33 @@ def labels(corpus: Corpus, usable: NDArray[np.bool_]) -> Labels | None:
     Args:
         usable: (sentences,)
     """
-    ids: list[int] = []
-    positives: list[NDArray[np.int32]] = []
-    negatives: list[NDArray[np.int32]] = []
-    for concept in corpus.concepts:
-        labelled = corpus.rows(concept.concept_id)
-        on, off = (rows[usable[rows]] for rows in (labelled.positives, labelled.negatives))
-        if len(on) and len(off):
-            ids.append(concept.concept_id)
-            positives.append(on)
-            negatives.append(off)
-    return Labels(np.array(ids), ConceptRows.from_lists(positives, negatives)) if ids else None
+    kept = np.flatnonzero((np.array(corpus.counts(usable)) > 0).all(axis=0))
+    usable_pools = [pool[usable[pool]] for pool in corpus.pools]
+    in_pool = np.zeros((len(usable_pools), len(usable)), np.bool_)
+    for at, rows in enumerate(usable_pools):
+        in_pool[at, rows] = True
+    positives, removed, pool_of = [], [], []
+    pools: list[Ids] = []
+    places: dict[int | bytes, int] = {}
+    for concept_id in kept.tolist():
+        own = corpus.labels(concept_id)
+        pool = corpus.concepts[concept_id].pool
+        identity: int | bytes
+        if pool is not None and not len(own.negatives):
+            identity, rows = pool, usable_pools[pool]
+            taken = np.concatenate([own.positives, own.neither])
+            removed.append(taken[in_pool[pool, taken]])
+        else:
+            negatives = corpus.rows(concept_id).negatives
+            rows = negatives[usable[negatives]]
+            identity = rows.tobytes()
+            removed.append(rows[:0])
+        if identity not in places:
+            places[identity] = len(pools)
+            pools.append(rows)
+        pool_of.append(places[identity])
+        positives.append(own.positives[usable[own.positives]])
+    return Labels(kept, ConceptRows.from_pools(positives, pools, pool_of, removed)) if len(kept) else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -19,7 +20,9 @@ from expertmine.progress import console as stderr
 from expertmine.progress import duration, size
 
 if TYPE_CHECKING:
+    from expertmine.concepts.overlap import Similar
     from expertmine.corpus import Corpus
+    from expertmine.drafts import Draft
     from expertmine.evaluate.concept import ConceptCurve
     from expertmine.experts import ConceptExperts
     from expertmine.generate import GenerationRequest
@@ -57,55 +60,145 @@ def table(*columns: str, left: int = 1) -> Table:
     return made
 
 
-def corpus_written(identity: CorpusIdentity, folder: Path) -> None:
+def corpus_written(identity: CorpusIdentity, draft: Draft, folder: Path) -> None:
     out.print(
         f"{folder}: {identity.concepts:,} concepts, {identity.sentences:,} unique sentences, "
         f"fingerprint {identity.fingerprint[:12]}",
         soft_wrap=True,
     )
+    most = draft.refusals.counts.most_common(6)
+    for (kind, reason), count in most:
+        out.print(f"  {count:,} × {kind}: {reason}", soft_wrap=True, markup=False)
+    if most:
+        out.print(f"  `expertmine concepts show {folder} --refused` lists them", soft_wrap=True, markup=False)
 
 
-def corpus(opened: Corpus, json_: bool) -> None:
-    rows: list[dict[str, Any]] = []
-    for concept_ in opened.concepts:
-        labelled = opened.rows(concept_.concept_id)
-        held = opened.held_out
-        rows.append(
+LARGEST = 40
+"""Concepts of a corpus that are shown unless all are asked for."""
+SIMILAR = 10
+"""Pairs of similar concepts that are shown."""
+
+
+def corpus(opened: Corpus, all_: bool, json_: bool) -> None:
+    from expertmine.concepts.overlap import Overlap, lengths
+
+    held = opened.held_out
+    (positives, negatives), (held_out, _) = opened.counts(~held), opened.counts(held)
+    rows = [
+        {
+            "concept": concept_.name,
+            "group": concept_.group,
+            "description": concept_.description,
+            "positives": int(positives[concept_.concept_id]),
+            "negatives": int(negatives[concept_.concept_id]),
+            "held_out_positives": int(held_out[concept_.concept_id]),
+        }
+        for concept_ in opened.concepts
+    ]
+    overlap = Overlap(opened)
+    similar = overlap.most_similar(SIMILAR)
+    words = dict(zip(("shortest", "median", "p90", "longest"), lengths(opened), strict=True))
+    served = overlap.served
+    facts = opened.facts
+    if json_:
+        as_json(
             {
-                "concept": concept_.name,
-                "positives": int((~held[labelled.positives]).sum()),
-                "negatives": int((~held[labelled.negatives]).sum()),
-                "held_out_positives": int(held[labelled.positives].sum()),
-                "description": concept_.description,
+                **facts,
+                "words": words,
+                "positives_of_several_concepts": int((served > 1).sum()),
+                "positives_of_none": int((served == 0).sum()),
+                "most_similar": [asdict(pair) for pair in similar],
+                "concepts": rows,
             }
         )
-    if json_:
-        as_json({**opened.facts, "concepts": rows})
         return
-    made = table("concept", "positives", "negatives", "held out")
-    for row in sorted(rows, key=lambda row: -row["positives"]):
-        made.add_row(escape(row["concept"]), *(f"{row[n]:,}" for n in ("positives", "negatives", "held_out_positives")))
+    rows.sort(key=lambda row: -int(str(row["positives"])))
+    made = table("concept", "positives", "negatives", "held out", "description")
+    made.columns[-1].justify = "left"
+    for row in rows if all_ else rows[:LARGEST]:
+        counts = (f"{row[name]:,}" for name in ("positives", "negatives", "held_out_positives"))
+        made.add_row(
+            escape(str(row["concept"])), *counts, escape(shorten(str(row["description"]), 70, placeholder="…"))
+        )
     out.print(made)
-    facts = opened.facts
+    if len(rows) > LARGEST and not all_:
+        out.print(f"… and {len(rows) - LARGEST:,} smaller ones; --all lists them")
+    if similar:
+        out.print("\n[bold]most similar[/bold], by the positives that two concepts share")
+        out.print(_similar_table(similar, with_first=True))
     out.print(
         f"\n{facts['concepts']:,} concepts, {facts['sentences']:,} unique sentences "
-        f"({facts['held_out_sentences']:,} held out), {facts['labels']:,} labels; "
-        f"{facts['repeats_dropped']:,} repeats dropped, {facts['conflicts_resolved']:,} conflicts resolved"
+        f"({facts['held_out_sentences']:,} held out), {facts['labels']:,} labels"
+        + "".join(f", a pool of {size_:,}" for size_ in facts["pools"])
+        + f"\nwords a sentence: {words['shortest']:,} to {words['longest']:,}, median {words['median']:,}, "
+        f"nine in ten at most {words['p90']:,}"
+        f"\npositives of several concepts: {(served > 1).sum():,} sentences; of none: {(served == 0).sum():,}"
+        f"\n{facts['repeats_dropped']:,} repeated texts dropped, {facts['conflicts_resolved']:,} conflicts resolved, "
+        f"{facts['texts_not_used']:,} texts of the source not used"
+        f"\nfrom {', '.join(facts['sources'])}; fingerprint {facts['fingerprint'][:12]}",
+        soft_wrap=True,
+        markup=True,
     )
+    for one in facts["refused"]:
+        out.print(f"refused: {one['count']:,} × {one['kind']}: {one['reason']}", markup=False, soft_wrap=True)
+    if facts["refused"]:
+        out.print("--refused lists them")
+
+
+def _similar_table(similar: Sequence[Similar], with_first: bool) -> Table:
+    made = table(*(["concept"] if with_first else []), "concept", "shared", "Jaccard", left=1 + with_first)
+    for pair in similar:
+        first = [escape(pair.concept)] if with_first else []
+        made.add_row(*first, escape(pair.other), f"{pair.shared:,}", f"{pair.jaccard:.2f}")
+    return made
+
+
+def refused(opened: Corpus, json_: bool) -> None:
+    """What was not taken into a corpus: the list, which holds the first of each kind and reason."""
+    rows = opened.table("refused").to_pylist()
+    counted = sum(one["count"] for one in opened.facts["refused"])
+    if json_:
+        as_json({"counts": opened.facts["refused"], "listed": rows})
+        return
+    made = table("what", "name", "reason", "", left=4)
+    for row in rows:
+        made.add_row(*(escape(row[name]) for name in ("kind", "name", "reason", "detail")))
+    if rows:
+        out.print(made)
+    out.print(f"{counted:,} refused" + (f", {len(rows):,} listed" if counted > len(rows) else ""))
 
 
 def concept(opened: Corpus, name: str, json_: bool) -> None:
+    from expertmine.concepts.overlap import Overlap, lengths
+
     found = opened.concept(name)
     labelled = opened.rows(found.concept_id)
+    similar = Overlap(opened).nearest(found.concept_id, SIMILAR)
     if json_:
-        as_json({**asdict(found), "positives": labelled.positives.tolist(), "negatives": labelled.negatives.tolist()})
+        as_json(
+            {
+                **asdict(found),
+                "positives": labelled.positives.tolist(),
+                "negatives": labelled.negatives.tolist(),
+                "most_similar": [asdict(pair) for pair in similar],
+            }
+        )
         return
-    out.print(f"[bold]{escape(found.name)}[/bold]  {escape(found.description)}")
+    out.print(f"[bold]{escape(found.name)}[/bold]  {escape(found.description)}", soft_wrap=True)
+    if found.sense_keys:
+        out.print(f"sense keys {', '.join(found.sense_keys)}", markup=False, soft_wrap=True)
     for kind, rows in (("positive", labelled.positives), ("negative", labelled.negatives)):
-        out.print(f"\n{len(rows):,} {kind}, such as")
+        held_out = int(opened.held_out[rows].sum())
+        shortest, median, _, longest = lengths(opened, rows)
+        out.print(
+            f"\n{len(rows):,} {kind} ({held_out:,} held out) of {shortest} to {longest} words, median {median}, such as"
+        )
         for row in rows[:: max(1, len(rows) // 5)][:5]:
             (text,) = opened.texts(range(row, row + 1))
-            out.print(f"  {escape(text)}")
+            out.print(f"  {escape(text)}", soft_wrap=True)
+    if similar:
+        out.print("\nmost similar, by shared positives")
+        out.print(_similar_table(similar, with_first=False))
 
 
 def bill(plan: Plan, bill_: Bill) -> None:

@@ -7,28 +7,38 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from expertmine.corpus import LabelledTexts
+import numpy as np
+
+from expertmine.concepts.labelling import Candidate
+from expertmine.concepts.streams import lines
+from expertmine.drafts import Refusals, take_text
 from expertmine.errors import UserError
 from expertmine.files import read_json
+from expertmine.texts import Texts
 
 EXPECTED = 'a concept file: {"concept": …, "group": …, "sentences": {"positive": [...], "negative": [...]}}'
 
 
-def read_concepts(paths: Sequence[Path]) -> Iterator[LabelledTexts]:
+def read_concepts(paths: Sequence[Path], texts: Texts, refusals: Refusals) -> Iterator[Candidate]:
     """Concepts of files and folders.
 
     A folder with ``concept_list.csv`` (columns ``group``, ``concept``) gives the concepts listed there, from
     ``group/concept.json``; any other folder gives every ``*.json`` below it.
 
     Raises:
-        UserError: a missing path, an empty folder, a malformed file.
+        UserError: a missing path, an empty folder, a malformed file, or two files with one concept.
     """
+    file_of: dict[str, Path] = {}
     for path in paths:
         for file in _files(path):
-            yield read_concept(file)
+            concept = read_concept(file, texts, refusals)
+            if concept.name in file_of:
+                raise UserError(f"{file}: concept {concept.name!r} appears twice, first in {file_of[concept.name]}")
+            file_of[concept.name] = file
+            yield concept
 
 
-def read_concept(path: Path) -> LabelledTexts:
+def read_concept(path: Path, texts: Texts, refusals: Refusals) -> Candidate:
     """One concept file.
 
     Raises:
@@ -40,16 +50,21 @@ def read_concept(path: Path) -> LabelledTexts:
     sentences = document.get("sentences")
     if not isinstance(sentences, dict):
         raise UserError(f'{path}: key "sentences" is missing or no object; expected {EXPECTED}')
-    return LabelledTexts(
+    sides = []
+    for kind in ("positive", "negative"):
+        given = enumerate(_listed(path, sentences, kind))
+        ids = (take_text(texts, text, f"{path}, sentences.{kind}[{at}]", refusals) for at, text in given)
+        sides.append(np.array([text_id for text_id in ids if text_id is not None], np.int32))
+    return Candidate(
         name=document["concept"],
         group=str(document.get("group", "")),
         description=str(document.get("description", document.get("source", ""))),
-        positives=_texts(path, sentences, "positive"),
-        negatives=_texts(path, sentences, "negative"),
+        members=sides[0],
+        told_apart={"listed": sides[1]},
     )
 
 
-def _texts(path: Path, sentences: dict[str, Any], kind: str) -> list[str]:
+def _listed(path: Path, sentences: dict[str, Any], kind: str) -> list[str]:
     texts = sentences.get(kind)
     if not isinstance(texts, list):
         raise UserError(f'{path}: key "sentences.{kind}" is missing or no list; expected {EXPECTED}')
@@ -65,18 +80,14 @@ def _files(path: Path) -> list[Path]:
     if not path.is_dir():
         raise UserError(f"{path}: no such file or folder; expected {EXPECTED}, or a folder of them")
     listing = path / "concept_list.csv"
-    files = _listed(listing) if listing.is_file() else sorted(path.rglob("*.json"))
+    files = _in_list(listing) if listing.is_file() else sorted(path.rglob("*.json"))
     if not files:
         raise UserError(f"{path}: holds no *.json; expected {EXPECTED}")
     return files
 
 
-def _listed(listing: Path) -> list[Path]:
-    try:
-        lines = listing.read_text(encoding="utf-8-sig").splitlines()  # spreadsheets put a byte order mark first
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{listing}: cannot be read as UTF-8 ({error}); save it as UTF-8") from error
-    rows = csv.DictReader(lines)
+def _in_list(listing: Path) -> list[Path]:
+    rows = csv.DictReader(line for _, line in lines(listing))
     if not {"group", "concept"} <= set(rows.fieldnames or ()):
         raise UserError(f"{listing}, line 1: columns are {rows.fieldnames}, expected group,concept")
     files = []

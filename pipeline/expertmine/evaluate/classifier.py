@@ -95,7 +95,7 @@ def _sentences(corpus: Corpus, concept_id: int) -> tuple[list[str], list[str]]:
     negative = np.zeros_like(positive)
     negative[own.negatives] = True
     for other in corpus.concepts:
-        rows = corpus.rows(other.concept_id).positives
+        rows = corpus.labels(other.concept_id).positives
         if not positive[rows].any():
             negative[rows] = True
     texts = corpus.texts(range(corpus.identity.sentences))

@@ -1,0 +1,350 @@
+"""``expertmine concepts``: build a corpus from any source, join, split and look at corpora. Parse, compose, print."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from expertmine import show
+from expertmine.concepts.kinds import (
+    LISTED_NEGATIVES,
+    PARTS_OF_SPEECH,
+    SENSE_NEGATIVES,
+    By,
+    SameName,
+    WordNetText,
+    known,
+)
+from expertmine.option_groups import with_groups
+
+if TYPE_CHECKING:
+    from expertmine.concepts.labelling import Labelling
+    from expertmine.concepts.sense_corpora import TaggedText
+    from expertmine.drafts import Draft, Refusals
+
+# pyarrow and WordNet take a moment to load: commands import what they need.
+
+app = typer.Typer(help="Build a corpus of concepts, or look at one.", no_args_is_help=True)
+
+Out = Annotated[Path, typer.Option("--out", help="Corpus folder to write.", show_default=False)]
+HeldOut = Annotated[
+    float, typer.Option("--held-out", help="Per cent of each concept's sentences that mining will not see.")
+]
+ByOption = Annotated[
+    By,
+    typer.Option(help="What becomes a concept: a sense key, a synset, or a synset with all below it."),
+]
+WithWordNet = Annotated[WordNetText | None, typer.Option("--with-wordnet", help="Take in WordNet's own sentences too.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """What is drawn, from any source."""
+
+    negatives_size: Annotated[
+        int, typer.Option(help="Sentences of the pool, and of each sample of negatives of a concept's own.", min=1)
+    ] = 1000
+    limit: Annotated[int | None, typer.Option(help="Keep this many concepts, drawn by seed.", min=1)] = None
+    seed: Annotated[int, typer.Option(help="Of every random choice.", min=0, max=2**32 - 1)] = 0
+
+
+@dataclass(frozen=True)
+class OwnDataOptions(SampleOptions):
+    """For sources that list their concepts, and perhaps their negatives."""
+
+    negatives: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="|".join(LISTED_NEGATIVES),
+            help="`listed`: the source's own; `pool`: a sample of all sentences, shared by all concepts; `own`: a "
+            "sample for each concept; `others`: every other sentence. Repeatable: they add up.  [default: listed]",
+        ),
+    ] = None
+    min_positives: Annotated[int, typer.Option(help="Fewest positives of a concept.", min=1)] = 1
+    max_positives: Annotated[int | None, typer.Option(help="Most positives of a concept.", min=1)] = None
+    cap: Annotated[int | None, typer.Option(help="Draw at most this many of a concept's positives.", min=1)] = None
+
+    def labelling(self) -> Labelling:
+        from expertmine.concepts.labelling import Labelling
+
+        kinds = known("--negatives", self.negatives or ["listed"], LISTED_NEGATIVES)
+        return Labelling(
+            kinds, self.negatives_size, self.min_positives, self.max_positives, self.cap, self.limit, self.seed
+        )
+
+
+@dataclass(frozen=True)
+class SenseOptions(SampleOptions):
+    """For sources of senses: which of them, and against what."""
+
+    concept: Annotated[
+        list[str] | None,
+        typer.Option(help="This synset, such as bird.n.01, or sense key, and no others; repeatable.  [default: all]"),
+    ] = None
+    pos: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="|".join(PARTS_OF_SPEECH),
+            help="Part of speech; repeatable.  [default: all that there are enough sentences of]",
+        ),
+    ] = None
+    under: Annotated[str | None, typer.Option(help="Only this synset and what lies below it.")] = None
+    min_depth: Annotated[int, typer.Option(help="Levels below --under, or below WordNet's tops, at least.", min=0)] = 0
+    max_depth: Annotated[int | None, typer.Option(help="The same, at most.", min=0)] = None
+    negatives: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="|".join(SENSE_NEGATIVES),
+            help="`pool`: a sample of all sentences, shared by all concepts; `own`: a sample for each concept; "
+            "`others`: every other sentence; `sisters`: those of synsets under the same hypernym; `homographs`: those "
+            "with other senses of the same words. Repeatable: they add up.  [default: pool]",
+        ),
+    ] = None
+    min_positives: Annotated[
+        int | None, typer.Option(help="Fewest sentences that make a concept.  [default: 100; 1 with --concept]", min=1)
+    ] = None
+    max_positives: Annotated[
+        int | None,
+        typer.Option(help="Most sentences that make one.  [default: 5000 of a closure; any with --concept]", min=1),
+    ] = None
+    cap: Annotated[int, typer.Option(help="Draw at most this many of a concept's positives.", min=1)] = 1000
+    dictionary: Annotated[
+        Path | None, typer.Option("--dict", help="A WNDB folder instead of the embedded WordNet 3.0.")
+    ] = None
+
+    def labelling(self, by: By) -> Labelling:
+        from expertmine.concepts.labelling import Labelling
+
+        least = self.min_positives or (1 if self.concept else 100)
+        most = self.max_positives or (max(5000, least) if by == "closure" and not self.concept else None)
+        kinds = known("--negatives", self.negatives or ["pool"], SENSE_NEGATIVES)
+        return Labelling(kinds, self.negatives_size, least, most, self.cap, self.limit, self.seed)
+
+
+@app.command("json")
+@with_groups
+def from_json(
+    paths: Annotated[list[Path], typer.Argument(help="Concept files, or folders of them.", show_default=False)],
+    out: Out,
+    options: OwnDataOptions,
+    held_out: HeldOut = 0,
+) -> None:
+    """A corpus from the concept files of the reference implementation.
+
+    Example: `expertmine concepts json concepts/ --out corpus`
+    """
+    from expertmine.concepts.labelling import label
+    from expertmine.concepts.selfcond_json import read_concepts
+    from expertmine.drafts import Refusals
+    from expertmine.texts import Texts
+
+    texts, refusals = Texts(), Refusals()
+    candidates = list(read_concepts(paths, texts, refusals))
+    draft = label(candidates, texts, options.labelling(), refusals, [path.name for path in paths])
+    _write(draft, out, held_out, options.seed)
+
+
+@app.command("table")
+@with_groups
+def from_table(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(help="CSV, TSV or JSON lines (.gz too), or Parquet.", show_default=False),
+    ],
+    out: Out,
+    options: OwnDataOptions,
+    text_column: Annotated[str, typer.Option(help="Column of the text.")] = "text",
+    concept_column: Annotated[str, typer.Option(help="Column of the concept's name.")] = "concept",
+    label_column: Annotated[
+        str, typer.Option(help="Column of the label; where there is none, every row is a positive.")
+    ] = "label",
+    held_out: HeldOut = 0,
+) -> None:
+    """A corpus from your own tables: a text, a concept and a label (0 or 1) a row.
+
+    Columns `group` and `description` are read where there are some. Without negatives in the table, say
+    `--negatives pool`.
+
+    Example: `expertmine concepts table mine.csv --out corpus --held-out 20`
+    """
+    from expertmine.concepts.labelling import label
+    from expertmine.concepts.table import Columns, read_tables
+    from expertmine.drafts import Refusals
+    from expertmine.texts import Texts
+
+    texts, refusals = Texts(), Refusals()
+    candidates = read_tables(paths, Columns(text_column, concept_column, label_column), texts, refusals)
+    draft = label(candidates, texts, options.labelling(), refusals, [path.name for path in paths])
+    _write(draft, out, held_out, options.seed)
+
+
+@app.command("wordnet")
+@with_groups
+def from_wordnet(
+    out: Out,
+    options: SenseOptions,
+    by: Annotated[
+        Literal["synset", "closure"], typer.Option(help="A synset alone, or with all hyponyms and instances below it.")
+    ] = "closure",
+    text: Annotated[WordNetText, typer.Option(help="Which of WordNet's texts are the sentences.")] = "definitions",
+    lemma: Annotated[bool, typer.Option("--lemma/--no-lemma", help="Put the word before its definition.")] = False,
+    held_out: HeldOut = 33,
+) -> None:
+    """A corpus from WordNet: nouns and verbs with all that lies below them, against a shared pool of other sentences.
+
+    Example: `expertmine concepts wordnet --under animal.n.01 --max-depth 3 --out corpus`
+    """
+    from expertmine.drafts import Refusals
+
+    _write(_sense_draft(iter(()), [], by, text, options, Refusals(), lemma), out, held_out, options.seed)
+
+
+@app.command("raganato")
+@with_groups
+def from_raganato(
+    data: Annotated[Path, typer.Argument(metavar="DATA.xml", help="Sentences; .gz too.", show_default=False)],
+    keys: Annotated[Path, typer.Argument(metavar="KEYS.txt", help="Sense keys; .gz too.", show_default=False)],
+    out: Out,
+    options: SenseOptions,
+    by: ByOption = "key",
+    with_wordnet: WithWordNet = None,
+    held_out: HeldOut = 20,
+) -> None:
+    """A corpus from an annotated one in the all-words layout: OneSeC, SemCor. Read as a stream, of any size.
+
+    Example: `expertmine concepts raganato semcor.data.xml.gz semcor.gold.key.txt.gz --by closure --out corpus`
+    """
+    from expertmine.concepts.sense_corpora import read_all_words
+    from expertmine.drafts import Refusals
+
+    refusals = Refusals()
+    tagged = read_all_words(data, keys, refusals)
+    _write(_sense_draft(tagged, [data.name], by, with_wordnet, options, refusals), out, held_out, options.seed)
+
+
+@app.command("lexical-sample")
+@with_groups
+def from_lexical_sample(
+    paths: Annotated[list[Path], typer.Argument(help="Files of <lexelt>; .gz too.", show_default=False)],
+    out: Out,
+    options: SenseOptions,
+    by: ByOption = "key",
+    with_wordnet: WithWordNet = None,
+    held_out: HeldOut = 20,
+) -> None:
+    """A corpus from a lexical sample: contexts of a word, each with its senses.
+
+    Example: `expertmine concepts lexical-sample onesec/*.xml --negatives homographs --out corpus`
+    """
+    from expertmine.concepts.sense_corpora import read_lexical_sample
+    from expertmine.drafts import Refusals
+
+    tagged = chain.from_iterable(read_lexical_sample(path) for path in paths)
+    sources = [path.name for path in paths]
+    _write(_sense_draft(tagged, sources, by, with_wordnet, options, Refusals()), out, held_out, options.seed)
+
+
+@app.command("merge")
+def merge_corpora(
+    corpora: Annotated[list[Path], typer.Argument(help="Corpus folders.", show_default=False)],
+    out: Out,
+    same_name: Annotated[
+        SameName,
+        typer.Option(help="Concepts of one name: an error, or one concept with the sentences of all."),
+    ] = "refuse",
+    min_positives: Annotated[int, typer.Option(help="Fewest positives of a concept, after joining.", min=1)] = 1,
+    held_out: Annotated[
+        float | None, typer.Option(help="Per cent to hold out, drawn anew.  [default: the most that one of them has]")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the held-out draw.", min=0)] = 0,
+) -> None:
+    """Join corpora into one that holds shared sentences once.
+
+    Example: `expertmine concepts merge semcor wordnet --same-name join --out both`
+    """
+    from expertmine.concepts.merge import merge
+    from expertmine.corpus import Corpus
+
+    opened = [Corpus.open(path) for path in corpora]
+    share = max(corpus.facts["held_out_percent"] for corpus in opened) if held_out is None else held_out
+    _write(merge(opened, same_name, min_positives), out, share, seed)
+
+
+@app.command("split")
+def split_corpus(
+    corpus: Annotated[Path, typer.Argument(help="Corpus folder.", show_default=False)],
+    out: Out,
+    held_out: Annotated[float, typer.Option(help="Per cent of each concept's sentences to hold out.")] = 20,
+    seed: Annotated[int, typer.Option(help="Of the draw.", min=0)] = 0,
+) -> None:
+    """Hold other sentences out: the same corpus, split anew.
+
+    Example: `expertmine concepts split corpus --held-out 30 --seed 1 --out corpus-1`
+    """
+    from expertmine.concepts.merge import merge
+    from expertmine.corpus import Corpus
+
+    _write(merge([Corpus.open(corpus)]), out, held_out, seed)
+
+
+@app.command("show")
+def show_corpus(
+    corpus: Annotated[Path, typer.Argument(help="Corpus folder.", show_default=False)],
+    concept: Annotated[str | None, typer.Argument(help="One concept.", show_default=False)] = None,
+    refused: Annotated[bool, typer.Option("--refused", help="List what was refused, and why.")] = False,
+    all_: Annotated[bool, typer.Option("--all", help="List every concept, not only the largest.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """What a corpus holds: counts, lengths, overlaps and what was refused; or one concept and its sentences.
+
+    Example: `expertmine concepts show corpus bird.n.01`
+    """
+    from expertmine.corpus import Corpus
+
+    opened = Corpus.open(corpus)
+    if concept is not None:
+        show.concept(opened, concept, as_json)
+    elif refused:
+        show.refused(opened, as_json)
+    else:
+        show.corpus(opened, all_, as_json)
+
+
+def _sense_draft(
+    tagged: Iterator[TaggedText],
+    sources: Sequence[str],
+    by: By,
+    text: WordNetText | None,
+    options: SenseOptions,
+    refusals: Refusals,
+    with_lemma: bool = False,
+) -> Draft:
+    """A draft of annotated texts, and of WordNet's own where `text` says which."""
+    from expertmine.concepts.senses import Selection, sense_draft
+    from expertmine.concepts.wordnet import WordNet, wordnet_texts
+
+    wordnet = WordNet.load(options.dictionary)
+    if text is not None:
+        tagged = chain(tagged, wordnet_texts(wordnet, text, with_lemma))
+        sources = [*sources, f"{wordnet.source}: {text}{' with lemma' if with_lemma else ''}"]
+    selection = Selection(
+        by=by,
+        parts=known("--pos", options.pos or PARTS_OF_SPEECH, PARTS_OF_SPEECH),
+        names=tuple(options.concept or ()),
+        under=options.under,
+        min_depth=options.min_depth,
+        max_depth=options.max_depth,
+    )
+    return sense_draft(tagged, wordnet, selection, options.labelling(by), sources, refusals)
+
+
+def _write(draft: Draft, out: Path, held_out: float, seed: int) -> None:
+    from expertmine.corpus_writer import write_corpus
+
+    show.corpus_written(write_corpus(draft, out, held_out, seed), draft, out)

@@ -1,0 +1,57 @@
+"""The words in which one says what becomes a concept and what its negatives are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Literal, TypeVar, get_args
+
+from expertmine.errors import UserError
+
+Word = TypeVar("Word", bound=str)
+
+By = Literal["key", "synset", "closure"]
+"""What becomes a concept: a sense key, a synset (its keys together), or a synset with all hyponyms and instances."""
+
+PartOfSpeech = Literal["noun", "verb", "adjective", "adverb"]
+PARTS_OF_SPEECH: tuple[PartOfSpeech, ...] = get_args(PartOfSpeech)
+
+WordNetText = Literal["definitions", "examples", "both"]
+"""Which of a synset's texts are sentences."""
+
+ListedNegatives = Literal["listed", "pool", "own", "others"]
+"""Where negatives come from, for any source:
+
+- ``listed``: those that the source lists
+- ``pool``: a sample of all texts, drawn once and shared by all concepts; the cheapest to score
+- ``own``: a sample of all texts for each concept
+- ``others``: every other text
+"""
+
+LISTED_NEGATIVES: tuple[ListedNegatives, ...] = get_args(ListedNegatives)
+
+SenseNegatives = Literal["pool", "own", "others", "sisters", "homographs"]
+"""Where negatives come from, for sources of senses; beside those above:
+
+- ``sisters``: texts of the synsets that share a hypernym with the concept; hard
+- ``homographs``: texts with other senses of the concept's words; the paper's fine-grained case
+"""
+
+SENSE_NEGATIVES: tuple[SenseNegatives, ...] = get_args(SenseNegatives)
+
+Negatives = Literal["listed", "pool", "own", "others", "sisters", "homographs"]
+
+SameName = Literal["refuse", "join"]
+"""What becomes of concepts of one name in several corpora: an error, or one concept with the sentences of all."""
+
+
+def known(option: str, given: Iterable[str], words: Sequence[Word]) -> tuple[Word, ...]:
+    """The given words, each once, when all of them are known.
+
+    Raises:
+        UserError: one is not; names the option and what it takes.
+    """
+    found = dict.fromkeys(given)
+    for one in found:
+        if one not in words:
+            raise UserError(f"{option} is {one!r}: expected {', '.join(words[:-1])} or {words[-1]}")
+    return tuple(word for word in words if word in found)

@@ -1,0 +1,143 @@
+"""From candidates to labelled concepts: bounds, the sample of positives, and negatives of every kind.
+
+A candidate comes from any source with all the texts that carry it (its members) and, where the source knows some, texts
+to be told apart from it. Members are never negatives, also those that the sample left out: they are `neither`.
+Everything random is drawn by lot (`expertmine.sampling`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from expertmine.concepts.kinds import Negatives
+from expertmine.drafts import Draft, DraftConcept, Refusal, Refusals, no_ids
+from expertmine.errors import UserError
+from expertmine.sampling import Ids, draw, draw_names, draw_others, lots
+from expertmine.texts import Texts
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A concept as its source knows it."""
+
+    name: str
+    group: str
+    description: str
+    members: Ids
+    """Every text that carries it."""
+    told_apart: Mapping[Negatives, Ids] = field(default_factory=dict)
+    """Texts for the kinds of negatives that only the source can tell: ``listed``, ``sisters``, ``homographs``."""
+    sense_keys: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Labelling:
+    """How candidates become concepts."""
+
+    negatives: tuple[Negatives, ...] = ("pool",)
+    """Several kinds are put together."""
+    negatives_size: int = 1000
+    """Of the pool, and of each sample of a concept's own; does not bound ``listed`` and ``others``."""
+    min_positives: int = 1
+    """A concept with fewer members is refused."""
+    max_positives: int | None = None
+    """A concept with more members is refused."""
+    cap: int | None = None
+    """Most positives that a concept takes of its members, drawn by lot."""
+    limit: int | None = None
+    """Most concepts, drawn by lot."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        most = self.max_positives
+        if self.min_positives < 1 or (most is not None and most < self.min_positives):
+            raise UserError(f"bounds on positives are {self.min_positives} to {most}: expected 1 <= min <= max")
+        for what, value in (("cap on positives", self.cap), ("number of negatives", self.negatives_size)):
+            if value is not None and value < 1:
+                raise UserError(f"{what} is {value}: expected at least 1")
+
+
+def label(
+    candidates: Iterable[Candidate], texts: Texts, labelling: Labelling, refusals: Refusals, sources: Sequence[str]
+) -> Draft:
+    """Make a draft of the candidates that the bounds let pass.
+
+    A concept without positives or without negatives is refused too; refusals are recorded.
+    """
+    passed = [candidate for candidate in candidates if _within_bounds(candidate, labelling, refusals)]
+    drawn = set(draw_names((candidate.name for candidate in passed), labelling.limit, f"concepts {labelling.seed}"))
+    if not len(texts):
+        return Draft(texts, [], sources, refusals=refusals)
+    chooser = _Chooser(texts, labelling)
+    concepts = [chooser.concept(candidate) for candidate in passed if candidate.name in drawn]
+    kept = [concept for concept in concepts if chooser.has_negatives(concept)]
+    for concept in concepts:
+        if not chooser.has_negatives(concept):
+            refusals.add(Refusal("concept", concept.name, f"no negatives ({', '.join(labelling.negatives)})"))
+    return Draft(texts, kept, sources, chooser.pools, refusals)
+
+
+def _within_bounds(candidate: Candidate, labelling: Labelling, refusals: Refusals) -> bool:
+    count, most = len(np.unique(candidate.members)), labelling.max_positives
+    if count < labelling.min_positives:
+        reason = f"fewer than {labelling.min_positives:,} positives" if labelling.min_positives > 1 else "no positives"
+    elif most is not None and count > most:
+        reason = f"more than {most:,} positives"
+    else:
+        return True
+    refusals.add(Refusal("concept", candidate.name, reason, f"{count:,}"))
+    return False
+
+
+class _Chooser:
+    """Draws positives and negatives; holds what all concepts share."""
+
+    def __init__(self, texts: Texts, labelling: Labelling) -> None:
+        self.labelling = labelling
+        keys = texts.keys
+        self.lots = lots(keys, f"positives {labelling.seed}")
+        self.negative_lots = lots(keys, f"negatives {labelling.seed}")
+        self.everything = np.arange(len(keys), dtype=np.int32)
+        self.by_key = np.lexsort((keys[:, 1], keys[:, 0])).astype(np.int32)
+        self.pools: list[Ids] = []
+        if "others" in labelling.negatives:
+            self.pools.append(self.everything)
+        elif "pool" in labelling.negatives:
+            self.pools.append(draw(self.everything, labelling.negatives_size, self.negative_lots))
+        self.in_pool = np.zeros(len(keys), np.bool_)
+        for pool in self.pools:
+            self.in_pool[pool] = True
+
+    def concept(self, candidate: Candidate) -> DraftConcept:
+        positives = draw(np.unique(candidate.members), self.labelling.cap, self.lots)
+        parts = [self._negatives(kind, candidate) for kind in self.labelling.negatives]
+        return DraftConcept(
+            name=candidate.name,
+            group=candidate.group,
+            description=candidate.description,
+            positives=positives,
+            negatives=np.concatenate([no_ids(), *parts]),
+            pool=0 if self.pools else None,
+            neither=np.setdiff1d(candidate.members, positives),
+            sense_keys=candidate.sense_keys,
+        )
+
+    def has_negatives(self, concept: DraftConcept) -> bool:
+        members = np.union1d(concept.positives, concept.neither)
+        in_pool = sum(map(len, self.pools)) - int(self.in_pool[members].sum())
+        return in_pool > 0 or not np.isin(concept.negatives, members).all()
+
+    def _negatives(self, kind: Negatives, candidate: Candidate) -> Ids:
+        """Negatives of a kind that is not a pool; those that are members are dropped by whoever writes the corpus."""
+        size, seed = self.labelling.negatives_size, self.labelling.seed
+        if kind in ("pool", "others"):
+            return no_ids()
+        if kind == "own":
+            return draw_others(self.by_key, candidate.members, size, f"negatives {seed} {candidate.name}")
+        found = candidate.told_apart.get(kind, no_ids())
+        if kind == "listed":
+            return found
+        return draw(np.setdiff1d(found, candidate.members), size, self.negative_lots)

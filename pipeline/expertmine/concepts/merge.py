@@ -1,0 +1,106 @@
+"""Corpora back into a draft: one alone, to split it anew, or several, to join them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from itertools import chain
+
+import numpy as np
+
+from expertmine.concepts.kinds import SameName
+from expertmine.corpus import Corpus
+from expertmine.drafts import Draft, DraftConcept, Refusal, Refusals
+from expertmine.errors import UserError
+from expertmine.sampling import Ids
+from expertmine.texts import Texts
+
+_BATCH = 1 << 16
+
+
+def merge(corpora: Sequence[Corpus], same_name: SameName = "refuse", min_positives: int = 1) -> Draft:
+    """A draft of everything that the corpora hold; shared sentences and equal pools are there once.
+
+    A joined concept has the positives of all its parts. Its negatives are theirs, from the union of their pools, but
+    what is a positive of one part, or neither in one, is no negative. The order of the corpora means nothing.
+
+    Args:
+        min_positives: a concept with fewer positives, after joining, is refused.
+
+    Raises:
+        UserError: a torn corpus, or concepts of one name when they are not to be joined.
+    """
+    texts, refusals = Texts(), Refusals()
+    pools: list[Ids] = []
+    parts: dict[str, list[DraftConcept]] = defaultdict(list)
+    for corpus in corpora:
+        corpus.check()
+        for row in corpus.table("refused").to_pylist():
+            refusals.listed.append(Refusal(**row))
+        for refused in corpus.facts["refused"]:
+            refusals.counts[refused["kind"], refused["reason"]] += refused["count"]
+        for concept in _concepts(corpus, texts, pools):
+            if parts[concept.name] and same_name == "refuse":
+                raise UserError(
+                    f"concept {concept.name!r} is in {corpus.path} and in another corpus; "
+                    "--same-name join makes one concept of them"
+                )
+            parts[concept.name].append(concept)
+    unions: dict[tuple[int, ...], int] = {}
+    joined = [_join(same, pools, unions) for same in parts.values()]
+    kept = [concept for concept in joined if len(concept.positives) >= min_positives]
+    for concept in joined:
+        if len(concept.positives) < min_positives:
+            count = f"{len(concept.positives):,}"
+            refusals.add(Refusal("concept", concept.name, f"fewer than {min_positives:,} positives", count))
+    sources = dict.fromkeys(sorted(chain.from_iterable(corpus.facts["sources"] for corpus in corpora)))
+    return Draft(texts, kept, list(sources), pools, refusals)
+
+
+def _concepts(corpus: Corpus, texts: Texts, pools: list[Ids]) -> Iterable[DraftConcept]:
+    """The concepts of one corpus, with ids of `texts`; appends its pools to `pools`."""
+    total = corpus.identity.sentences
+    id_of = np.fromiter(
+        (
+            texts.add(text)
+            for start in range(0, total, _BATCH)
+            for text in corpus.texts(range(start, min(start + _BATCH, total)))
+        ),
+        np.int32,
+        total,
+    )
+    first_pool = len(pools)
+    pools.extend(id_of[pool] for pool in corpus.pools)
+    for concept in corpus.concepts:
+        own = corpus.labels(concept.concept_id)
+        yield DraftConcept(
+            name=concept.name,
+            group=concept.group,
+            description=concept.description,
+            positives=id_of[own.positives],
+            negatives=id_of[own.negatives],
+            pool=None if concept.pool is None else first_pool + concept.pool,
+            neither=id_of[own.neither],
+            sense_keys=concept.sense_keys,
+        )
+
+
+def _join(parts: Sequence[DraftConcept], pools: list[Ids], unions: dict[tuple[int, ...], int]) -> DraftConcept:
+    """One concept of several; a union of pools that is new is appended to `pools`."""
+    if len(parts) == 1:
+        return parts[0]
+    own_pools = tuple(sorted({part.pool for part in parts if part.pool is not None}))
+    if len(own_pools) > 1 and own_pools not in unions:
+        unions[own_pools] = len(pools)
+        pools.append(np.unique(np.concatenate([pools[pool] for pool in own_pools])))
+    return replace(
+        parts[0],
+        group=min(part.group for part in parts),
+        description=min((part.description for part in parts if part.description), default=""),
+        positives=np.unique(np.concatenate([part.positives for part in parts])),
+        negatives=np.unique(np.concatenate([part.negatives for part in parts])),
+        neither=np.unique(np.concatenate([part.neither for part in parts])),
+        pool=unions[own_pools] if len(own_pools) > 1 else next(iter(own_pools), None),
+        sense_keys=tuple(dict.fromkeys(chain.from_iterable(sorted(part.sense_keys for part in parts)))),
+    )

@@ -1,0 +1,247 @@
+"""Sentences with sense keys from annotated corpora, read as streams: all-words XML with its key file, lexical samples.
+
+Knows the two formats and nothing of concepts. The all-words layout is that of Raganato, Camacho-Collados and Navigli
+(2017), in which SemCor and OneSeC come: ``<sentence>`` of ``<wf>`` and ``<instance id>``, and a text file with an
+instance id and its sense keys a line. Their attributes are not trusted: lemma and part of speech are the key's. A
+lexical sample has ``<instance>`` with ``<answer senseid>`` and ``<context>``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import groupby, islice
+from operator import itemgetter
+from pathlib import Path
+from typing import Protocol
+from xml.parsers import expat
+
+from expertmine.concepts.streams import chunks, lines
+from expertmine.drafts import Refusal, Refusals
+from expertmine.errors import UserError
+
+WINDOW = 500_000
+"""Instances of a key file that are held at most while the data is behind them; some 150 MB where files do not match."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaggedText:
+    """A text and the senses that occur in it."""
+
+    text: str
+    sense_keys: tuple[str, ...]
+    place: str
+    """File and line."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Sentence:
+    text: str
+    line: int
+    senses: tuple[str, ...] = ()
+    """Ids of instances; in a lexical sample, sense keys."""
+
+
+class _Reader(Protocol):
+    """What one XML format makes of the parser's events."""
+
+    holds: str
+    """The element that a file must have."""
+    ready: list[_Sentence]
+
+    def start(self, name: str, attributes: dict[str, str], line: int) -> None: ...
+    def end(self, name: str) -> None: ...
+    def text(self, text: str) -> None: ...
+
+
+def read_all_words(data: Path, keys: Path, refusals: Refusals) -> Iterator[TaggedText]:
+    """Sentences of a corpus in the all-words layout, with the keys of their instances.
+
+    Both files are read once, side by side; either may be gzip, and either may skip ids of the other: instances
+    without keys and keys without instances are recorded as refusals.
+
+    Raises:
+        UserError: a file is missing, damaged or malformed, with the line; or the two do not belong together.
+    """
+    senses = _KeyFile(keys)
+    instances = found = 0
+    for sentence in _parse(data, _AllWords(data)):
+        own: dict[str, None] = {}
+        for instance in sentence.senses:
+            instances += 1
+            given = senses.take(instance)
+            found += bool(given)
+            own.update(dict.fromkeys(given))
+            if not given:
+                refusals.add(Refusal("instance", instance, "no line in the key file", f"{data}, line {sentence.line}"))
+        yield TaggedText(sentence.text, tuple(own), f"{data}, line {sentence.line}")
+    if not found:
+        raise UserError(
+            f"{keys}: has a line for none of the {instances:,} instances of {data}; expected lines of an instance id "
+            "and its sense keys, in the order of the data. Do the two files belong together?"
+        )
+    for instance, line in senses.rest():
+        refusals.add(Refusal("key", instance, "no such instance in the data", f"{keys}, line {line}"))
+
+
+def read_lexical_sample(data: Path) -> Iterator[TaggedText]:
+    """Contexts of a lexical sample, each with the senses of its one word.
+
+    Raises:
+        UserError: the file is missing, damaged or malformed, with the line.
+    """
+    for sentence in _parse(data, _LexicalSample(data)):
+        yield TaggedText(sentence.text, sentence.senses, f"{data}, line {sentence.line}")
+
+
+def _parse(path: Path, reader: _Reader) -> Iterator[_Sentence]:
+    parser = expat.ParserCreate()
+    parser.buffer_text = True
+    parser.StartElementHandler = lambda name, given: reader.start(name, given, parser.CurrentLineNumber)
+    parser.EndElementHandler = reader.end
+    parser.CharacterDataHandler = reader.text
+
+    def refuse_entity(name: str, *_: object) -> None:
+        raise UserError(f"{path}, line {parser.CurrentLineNumber}: defines the entity {name!r}; no corpus needs that")
+
+    parser.EntityDeclHandler = refuse_entity
+    seen = False
+    try:
+        for chunk in chunks(path):
+            parser.Parse(chunk, False)
+            seen = seen or bool(reader.ready)
+            yield from reader.ready
+            reader.ready.clear()
+        parser.Parse(b"", True)
+    except expat.ExpatError as error:
+        what = expat.errors.messages[error.code]
+        raise UserError(f"{path}, line {error.lineno}: not well-formed XML ({what}); mend the file there") from error
+    if not seen:
+        raise UserError(f"{path}: holds no <{reader.holds}>; expected XML with some")
+
+
+@dataclass
+class _AllWords:
+    path: Path
+    holds: str = "sentence"
+    ready: list[_Sentence] = field(default_factory=list)
+    line: int = 0
+    tokens: list[str] = field(default_factory=list)
+    instances: list[str] = field(default_factory=list)
+    token: list[str] | None = None
+    """Pieces of the token that is being read."""
+
+    def start(self, name: str, attributes: dict[str, str], line: int) -> None:
+        if name == "sentence":
+            self.line, self.tokens, self.instances = line, [], []
+        elif name in ("wf", "instance"):
+            self.token = []
+            if name == "instance":
+                if "id" not in attributes:
+                    raise UserError(f"{self.path}, line {line}: <instance> without an id; its keys cannot be found")
+                self.instances.append(attributes["id"])
+
+    def end(self, name: str) -> None:
+        if name in ("wf", "instance") and self.token is not None:
+            self.tokens.append("".join(self.token))
+            self.token = None
+        elif name == "sentence":
+            self.ready.append(_Sentence(" ".join(self.tokens), self.line, tuple(self.instances)))
+
+    def text(self, text: str) -> None:
+        if self.token is not None:
+            self.token.append(text)
+
+
+@dataclass
+class _LexicalSample:
+    path: Path
+    holds: str = "instance"
+    ready: list[_Sentence] = field(default_factory=list)
+    line: int = 0
+    senses: list[str] = field(default_factory=list)
+    pieces: list[str] = field(default_factory=list)
+    in_context: bool = False
+
+    def start(self, name: str, attributes: dict[str, str], line: int) -> None:
+        if name == "instance":
+            self.line, self.senses, self.pieces = line, [], []
+        elif name == "answer":
+            if "senseid" not in attributes:
+                raise UserError(f"{self.path}, line {line}: <answer> without a senseid; expected a sense key")
+            self.senses.append(attributes["senseid"])
+        elif name == "context":
+            self.in_context = True
+
+    def end(self, name: str) -> None:
+        if name == "context":
+            self.in_context = False
+        elif name == "instance":
+            self.ready.append(_Sentence("".join(self.pieces), self.line, tuple(dict.fromkeys(self.senses))))
+
+    def text(self, text: str) -> None:
+        if self.in_context:
+            self.pieces.append(text)
+
+
+class _KeyFile:
+    """Keys by instance id, for instances that come in about the order of the file.
+
+    Lines that the data has not asked for yet wait in a window; that is why neither file need be held, and why an order
+    that differs by more than the window cannot be followed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.entries = self._entries()
+        self.window: dict[str, tuple[int, tuple[str, ...]]] = {}
+        self.asked_in_vain = 0
+
+    def take(self, instance: str) -> tuple[str, ...]:
+        """The keys of an instance; none when the file has none for it.
+
+        Raises:
+            UserError: the file is malformed, or in another order than the data.
+        """
+        if instance not in self.window:
+            self._read_on(instance)
+        if instance in self.window:
+            self.asked_in_vain = 0
+            return self.window.pop(instance)[1]
+        self.asked_in_vain += 1
+        if len(self.window) >= WINDOW and self.asked_in_vain >= WINDOW:
+            first, (line, _) = next(iter(self.window.items()))
+            raise UserError(
+                f"{self.path}: {WINDOW:,} entries from line {line} ({first}) on match no instance of the data, "
+                f"which is at {instance!r}; bring the key file into the order of the data"
+            )
+        return ()
+
+    def rest(self) -> Iterator[tuple[str, int]]:
+        """Ids that no instance asked for, with their lines."""
+        yield from ((instance, line) for instance, (line, _) in self.window.items())
+        yield from ((instance, line) for line, instance, _ in self.entries)
+
+    def _read_on(self, instance: str) -> None:
+        """Read entries into the window until that of the instance has come or the window is full."""
+        for number, found, keys in islice(self.entries, WINDOW - len(self.window)):
+            line, before = self.window.get(found, (number, ()))
+            self.window[found] = line, before + keys
+            if found == instance:
+                return
+
+    def _entries(self) -> Iterator[tuple[int, str, tuple[str, ...]]]:
+        """First line, instance and keys; lines of one instance that follow each other are one entry."""
+        for instance, same in groupby(self._fields(), key=itemgetter(1)):
+            parts = list(same)
+            yield parts[0][0], instance, tuple(key for _, _, keys in parts for key in keys)
+
+    def _fields(self) -> Iterator[tuple[int, str, list[str]]]:
+        for number, line in lines(self.path, show_progress=False):
+            instance, *keys = line.split() or [""]
+            if not keys and instance:
+                raise UserError(
+                    f"{self.path}, line {number}: {line[:80]!r} has no sense key; expected an instance id and its keys"
+                )
+            if instance:
+                yield number, instance, keys

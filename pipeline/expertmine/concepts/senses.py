@@ -1,0 +1,201 @@
+"""Concepts from sense-tagged texts: one for each sense key, for each synset, or for each synset's hyponym closure.
+
+The texts may come from annotated corpora, from WordNet itself, or from both together.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from expertmine.concepts.kinds import PARTS_OF_SPEECH, By, Negatives, PartOfSpeech
+from expertmine.concepts.labelling import Candidate, Labelling, label
+from expertmine.concepts.sense_corpora import TaggedText
+from expertmine.concepts.wordnet import WordNet
+from expertmine.drafts import Draft, Refusal, Refusals, no_ids, take_text
+from expertmine.errors import UnknownConcept, UserError
+from expertmine.sampling import Ids
+from expertmine.texts import Texts
+
+_PARTS: Mapping[str, PartOfSpeech] = {
+    "n": "noun", "v": "verb", "a": "adjective", "s": "adjective", "r": "adverb",
+    "1": "noun", "2": "verb", "3": "adjective", "5": "adjective", "4": "adverb",
+}  # fmt: skip
+"""By the letter of a synset, and by the digit of a sense key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which senses become concepts."""
+
+    by: By = "closure"
+    parts: tuple[PartOfSpeech, ...] = PARTS_OF_SPEECH
+    names: tuple[str, ...] = ()
+    """These and no others, whatever their part of speech and place."""
+    under: str | None = None
+    """Only this synset and those below it."""
+    min_depth: int = 0
+    """Levels below `under`, or below WordNet's tops; ``entity.n.01`` has depth 0."""
+    max_depth: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SenseTexts:
+    """Which texts carry which senses."""
+
+    by_sense: Mapping[str, Ids]
+    """Texts by sense key or by synset; each ascending, without repeats."""
+
+    def of(self, senses: Iterable[str]) -> Ids:
+        """Texts that carry any of the senses, ascending."""
+        found = [self.by_sense[sense] for sense in senses if sense in self.by_sense]
+        return found[0] if len(found) == 1 else np.unique(np.concatenate([no_ids(), *found]))
+
+
+def sense_draft(
+    tagged: Iterable[TaggedText], wordnet: WordNet, selection: Selection, labelling: Labelling, sources: Sequence[str],
+    refusals: Refusals,
+) -> Draft:  # fmt: skip
+    """A draft of the selected senses that occur in the texts.
+
+    Raises:
+        UserError: a name that WordNet or the texts do not have, or one that was asked for and refused.
+    """
+    _check_names(selection, wordnet)
+    texts = Texts()
+    carried = gather(tagged, texts, refusals)
+    candidates = _by_key if selection.by == "key" else _by_synset
+    found = candidates(carried, wordnet, selection, labelling.negatives, refusals)
+    draft = label(found, texts, labelling, refusals, sources)
+    missing = set(selection.names) - {concept.name for concept in draft.concepts}
+    if missing and labelling.limit is None:
+        name = min(missing)
+        why = next((r for r in refusals.listed if (r.kind, r.name) == ("concept", name)), None)
+        reason = f"{why.reason}{f' ({why.detail})' if why.detail else ''}" if why else "no sentence carries it"
+        raise UserError(f"concept {name!r} cannot be made: {reason}")
+    return draft
+
+
+def gather(tagged: Iterable[TaggedText], texts: Texts, refusals: Refusals) -> SenseTexts:
+    """Take the texts in, and note which senses each carries."""
+    occurrences: dict[str, array[int]] = defaultdict(lambda: array("i"))
+    for one in tagged:
+        text_id = take_text(texts, one.text, one.place, refusals)
+        if text_id is not None:
+            for key in one.sense_keys:
+                occurrences[key].append(text_id)
+    return SenseTexts({key: np.unique(np.asarray(ids, np.int32)) for key, ids in occurrences.items()})
+
+
+def _check_names(selection: Selection, wordnet: WordNet) -> None:
+    """Refuse synsets that WordNet does not have; sense keys may be the corpus's own."""
+    names = (() if selection.by == "key" else selection.names) + ((selection.under,) if selection.under else ())
+    for name in names:
+        if name not in wordnet.synsets:
+            raise UnknownConcept.among(name, list(wordnet.synsets), wordnet.source)
+
+
+def _by_key(
+    carried: SenseTexts, wordnet: WordNet, selection: Selection, kinds: Sequence[Negatives], refusals: Refusals
+) -> Iterator[Candidate]:
+    places = _places(wordnet, selection)
+    of_lemma: dict[str, list[str]] = defaultdict(list)
+    for key in carried.by_sense:
+        of_lemma[_lemma(key)].append(key)
+    for key, members in carried.by_sense.items():
+        name = wordnet.resolve(key)
+        if name is None:
+            refusals.add(Refusal("sense key", key, "not in WordNet; kept without a gloss", _sentences(members)))
+        if not (key in selection.names if selection.names else _is_chosen(_part_of_key(key), name, selection, places)):
+            continue
+        told_apart: dict[Negatives, Ids] = {}
+        if "homographs" in kinds:
+            told_apart["homographs"] = carried.of(other for other in of_lemma[_lemma(key)] if other != key)
+        if "sisters" in kinds and name is not None:
+            told_apart["sisters"] = carried.of(
+                other for sister in wordnet.sisters(name) for other in wordnet.synsets[sister].sense_keys
+            )
+        definition = wordnet.synsets[name].definition if name else ""
+        yield Candidate(key, "sense", definition, members, told_apart, (key,))
+
+
+def _by_synset(
+    carried: SenseTexts, wordnet: WordNet, selection: Selection, kinds: Sequence[Negatives], refusals: Refusals
+) -> Iterator[Candidate]:
+    places = _places(wordnet, selection)
+    of_synset = _texts_of_synsets(carried, wordnet, refusals)
+    of_lemma: dict[str, list[str]] = defaultdict(list)
+    for synset in wordnet.synsets.values():
+        for lemma in synset.lemmas:
+            of_lemma[lemma.lower()].append(synset.name)
+
+    def reach(name: str) -> Iterable[str]:
+        return wordnet.closure(name) if selection.by == "closure" else (name,)
+
+    for synset in wordnet.synsets.values():
+        if not (
+            synset.name in selection.names
+            if selection.names
+            else _is_chosen(_PARTS[synset.pos], synset.name, selection, places)
+        ):
+            continue
+        members = of_synset.of(reach(synset.name))
+        if not len(members):
+            continue
+        told_apart: dict[Negatives, Ids] = {}
+        if "sisters" in kinds:
+            told_apart["sisters"] = of_synset.of(
+                below for sister in wordnet.sisters(synset.name) for below in reach(sister)
+            )
+        if "homographs" in kinds:
+            told_apart["homographs"] = of_synset.of(
+                other for lemma in synset.lemmas for other in of_lemma[lemma.lower()] if other != synset.name
+            )
+        yield Candidate(synset.name, "wordnet", synset.definition, members, told_apart, synset.sense_keys)
+
+
+def _texts_of_synsets(carried: SenseTexts, wordnet: WordNet, refusals: Refusals) -> SenseTexts:
+    """Texts by synset; keys that resolve to none are recorded."""
+    keys_of: dict[str, list[str]] = defaultdict(list)
+    for key, ids in carried.by_sense.items():
+        name = wordnet.resolve(key)
+        if name is None:
+            refusals.add(Refusal("sense key", key, "not in WordNet; dropped", _sentences(ids)))
+        else:
+            keys_of[name].append(key)
+    return SenseTexts({name: carried.of(keys) for name, keys in keys_of.items()})
+
+
+def _places(wordnet: WordNet, selection: Selection) -> Mapping[str, int] | None:
+    """Depth of every synset that may be chosen by its place; None when place does not matter."""
+    if selection.under is None and selection.min_depth == 0 and selection.max_depth is None:
+        return None
+    tops = [selection.under] if selection.under else _tops(wordnet)
+    most = float("inf") if selection.max_depth is None else selection.max_depth
+    return {name: depth for name, depth in wordnet.levels(*tops).items() if selection.min_depth <= depth <= most}
+
+
+def _tops(wordnet: WordNet) -> list[str]:
+    return [synset.name for synset in wordnet.synsets.values() if not synset.hypernyms + synset.instance_hypernyms]
+
+
+def _is_chosen(
+    part: PartOfSpeech | None, name: str | None, selection: Selection, places: Mapping[str, int] | None
+) -> bool:
+    return part in selection.parts and (places is None or name in places)
+
+
+def _part_of_key(key: str) -> PartOfSpeech | None:
+    return _PARTS.get(key.partition("%")[2][:1])
+
+
+def _lemma(key: str) -> str:
+    return key.partition("%")[0].lower()
+
+
+def _sentences(ids: Ids) -> str:
+    return f"{len(ids):,} sentences"

@@ -1,0 +1,69 @@
+"""Files of any size, plain or gzip, as streams of chunks or lines in constant memory. Knows no format."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from expertmine.errors import UserError
+from expertmine.progress import track_bytes
+
+_CHUNK = 1 << 18
+_GZIP = b"\x1f\x8b"
+
+
+def chunks(path: Path, show_progress: bool = True) -> Iterator[bytes]:
+    """The content, decompressed if it is gzip by its first bytes, whatever its name says.
+
+    Raises:
+        UserError: missing, unreadable, or cut short.
+    """
+    with _reading(path), path.open("rb") as raw:
+        compressed = raw.read(len(_GZIP)) == _GZIP
+        raw.seek(0)
+        content = cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if compressed else raw
+        pieces = iter(lambda: content.read(_CHUNK), b"")
+        if show_progress:
+            pieces = track_bytes(pieces, f"read {path.name}", path.stat().st_size, raw.tell)
+        yield from pieces
+
+
+def lines(path: Path, show_progress: bool = True) -> Iterator[tuple[int, str]]:
+    """Lines with their numbers, from 1, without line ends; a byte order mark at the head is dropped.
+
+    Raises:
+        UserError: as `chunks` does, or a line that is not UTF-8.
+    """
+    rest = b""
+    number = 0
+    for chunk in chunks(path, show_progress):
+        *whole, rest = (rest + chunk).split(b"\n")
+        for line in whole:
+            number += 1
+            yield number, _decode(path, number, line)
+    if rest:
+        yield number + 1, _decode(path, number + 1, rest)
+
+
+def _decode(path: Path, number: int, line: bytes) -> str:
+    try:
+        return line.removesuffix(b"\r").decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path}, line {number}: not UTF-8 (byte {error.start + 1} of the line is 0x{line[error.start]:02x}); "
+            "save the file as UTF-8"
+        ) from error
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"{path}: the gzip file is cut short or damaged ({error}); fetch it again") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error

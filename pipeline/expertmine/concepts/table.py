@@ -1,0 +1,201 @@
+"""One's own data: tables with a text, a concept and a label a row, as CSV, Parquet or JSON lines, read as streams.
+
+Knows tables and their errors; the same text, or the same concept, may come in any number of rows and files.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from expertmine.concepts.labelling import Candidate
+from expertmine.concepts.streams import lines
+from expertmine.drafts import Refusals, take_text
+from expertmine.errors import UserError
+from expertmine.progress import track
+from expertmine.texts import Texts
+
+_BATCH = 1 << 14
+
+Spelling = Literal["0 and 1", "true and false", "positive and negative"]
+
+_WORDS: dict[str, tuple[Spelling, bool]] = {
+    "1": ("0 and 1", True),
+    "0": ("0 and 1", False),
+    "true": ("true and false", True),
+    "false": ("true and false", False),
+    "positive": ("positive and negative", True),
+    "negative": ("positive and negative", False),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """What the columns are called."""
+
+    text: str = "text"
+    concept: str = "concept"
+    label: str = "label"
+    """May be absent: then every row is a positive."""
+    group: str = "group"
+    """May be absent."""
+    description: str = "description"
+    """May be absent."""
+
+
+@dataclass
+class _Rows:
+    """What the rows of one concept have said so far."""
+
+    group: str = ""
+    description: str = ""
+    positives: array[int] = field(default_factory=lambda: array("i"))
+    negatives: array[int] = field(default_factory=lambda: array("i"))
+
+
+def read_tables(paths: Sequence[Path], columns: Columns, texts: Texts, refusals: Refusals) -> list[Candidate]:
+    """Concepts of tables: ``.csv``, ``.tsv``, ``.jsonl``, ``.ndjson`` (each also ``.gz``) and ``.parquet``.
+
+    Labels are 0 and 1, true and false, or positive and negative, one spelling a file. A concept's group and description
+    are the first that are not empty.
+
+    Raises:
+        UserError: a file is missing, empty or malformed, a column is absent, or a value is none; names the line.
+    """
+    found: dict[str, _Rows] = {}
+    for path in paths:
+        spelling: Spelling | None = None
+        rows = 0
+        for place, row in _read(path, columns):
+            rows += 1
+            text, name = (_text(row, column, place) for column in (columns.text, columns.concept))
+            positive = True
+            if columns.label in row:
+                positive, spelling = _label(row[columns.label], spelling, place)
+            text_id = take_text(texts, text, place, refusals)
+            concept = found.setdefault(name.strip(), _Rows())
+            concept.group = concept.group or str(row.get(columns.group) or "")
+            concept.description = concept.description or str(row.get(columns.description) or "")
+            if text_id is not None:
+                (concept.positives if positive else concept.negatives).append(text_id)
+        if not rows:
+            raise UserError(f"{path}: holds no row; expected a text, a concept and a label a row")
+    return [
+        Candidate(
+            name=name,
+            group=rows_.group,
+            description=rows_.description,
+            members=np.asarray(rows_.positives, np.int32),
+            told_apart={"listed": np.asarray(rows_.negatives, np.int32)},
+        )
+        for name, rows_ in found.items()
+    ]
+
+
+def _read(path: Path, columns: Columns) -> Iterator[tuple[str, dict[str, Any]]]:
+    name = path.name.lower().removesuffix(".gz")
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; expected a table of texts, concepts and labels")
+    if name.endswith(".parquet"):
+        return _read_parquet(path, columns)
+    if name.endswith((".csv", ".tsv")):
+        return _read_csv(path, columns, "\t" if name.endswith(".tsv") else ",")
+    if name.endswith((".jsonl", ".ndjson")):
+        return _read_json_lines(path, columns)
+    raise UserError(f"{path}: expected a name that ends in .csv, .tsv, .jsonl, .ndjson (or these with .gz) or .parquet")
+
+
+def _read_csv(path: Path, columns: Columns, delimiter: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    # The module's own limit would refuse long fields with an error; ours refuses the sentence and counts it.
+    csv.field_size_limit(2**31 - 1)
+    reader = csv.reader((line + "\n" for _, line in lines(path)), delimiter=delimiter, strict=True)
+    try:
+        header = next(reader, None)
+        if header is None:
+            return
+        _require_columns(path, header, columns)
+        begins = reader.line_num + 1
+        for fields in reader:
+            if len(fields) != len(header) and fields:
+                raise UserError(
+                    f"{path}, line {begins}: {len(fields)} fields, expected {len(header)} as in the header; "
+                    "quote texts that hold the delimiter"
+                )
+            if fields:
+                yield f"{path}, line {begins}", dict(zip(header, fields, strict=True))
+            begins = reader.line_num + 1
+    except csv.Error as error:
+        raise UserError(f"{path}, line {reader.line_num}: not CSV ({error}); mend the line") from error
+
+
+def _read_json_lines(path: Path, columns: Columns) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, line in lines(path):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}, line {number}: not JSON ({error.msg}); expected an object a line") from error
+        if not isinstance(row, dict):
+            raise UserError(f"{path}, line {number}: {type(row).__name__}, expected an object a line")
+        for column in (columns.text, columns.concept):
+            if column not in row:
+                raise UserError(f"{path}, line {number}: has no {column!r}; it has {', '.join(row)}")
+        yield f"{path}, line {number}", row
+
+
+def _read_parquet(path: Path, columns: Columns) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        file = pq.ParquetFile(path)
+        _require_columns(path, file.schema_arrow.names, columns)
+        wanted = [name for name in file.schema_arrow.names if name in _all_of(columns)]
+        row_number = 0
+        batches = file.iter_batches(_BATCH, columns=wanted)
+        for batch in track(batches, f"read {path.name}", -(-file.metadata.num_rows // _BATCH)):
+            for row in batch.to_pylist():
+                row_number += 1
+                yield f"{path}, row {row_number}", row
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{path}: cannot be read as Parquet ({error}); write it again") from error
+
+
+def _all_of(columns: Columns) -> set[str]:
+    """The names of all columns that are read."""
+    return {columns.text, columns.concept, columns.label, columns.group, columns.description}
+
+
+def _require_columns(path: Path, header: Sequence[str], columns: Columns) -> None:
+    for column, option in ((columns.text, "--text-column"), (columns.concept, "--concept-column")):
+        if column not in header:
+            raise UserError(f"{path}, line 1: no column {column!r} among {', '.join(header)}; name it with {option}")
+
+
+def _text(row: dict[str, Any], column: str, place: str) -> str:
+    value = row[column]
+    if not isinstance(value, str):
+        raise UserError(f"{place}: {column} is {value!r} ({type(value).__name__}), expected text")
+    return value
+
+
+def _label(value: Any, spelling: Spelling | None, place: str) -> tuple[bool, Spelling]:
+    """Whether a label means positive, and how it is spelled.
+
+    Raises:
+        UserError: it is no label, or spelled otherwise than those before it.
+    """
+    word = str(int(value)) if isinstance(value, float) and value in (0.0, 1.0) else str(value).strip().lower()
+    if word not in _WORDS:
+        raise UserError(f"{place}: label is {value!r}; expected 0 or 1, true or false, or positive or negative")
+    found, positive = _WORDS[word]
+    if spelling is not None and found != spelling:
+        raise UserError(f"{place}: label is {value!r}, but labels before it are {spelling}; use one spelling in a file")
+    return positive, found

@@ -1,0 +1,270 @@
+"""Write a draft as a corpus folder: settle its labels, lay the sentences out, hold some out, write the tables."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from expertmine.corpus import FORMAT, fingerprint
+from expertmine.drafts import Draft, DraftConcept, Refusals
+from expertmine.errors import UserError
+from expertmine.files import write_atomically, write_json
+from expertmine.held_out import choose_held_out
+from expertmine.sampling import Ids, lots
+from expertmine.specs import CorpusIdentity
+from expertmine.texts import key_text
+
+LONGEST_NAME = 200
+_NOBODY = np.iinfo(np.int32).max
+
+
+def write_corpus(draft: Draft, out: Path, held_out_percent: float = 0.0, seed: int = 0) -> CorpusIdentity:
+    """Write a corpus folder; ``corpus.json`` goes first and comes back last: without it there is no corpus.
+
+    What a concept calls both positive and negative is positive, and what it calls both negative and neither is neither;
+    both are counted as conflicts.
+    Repeats count once. Texts that no concept uses are left out.
+
+    Args:
+        held_out_percent: share of the sentences, 0 to 90, that mining will not see, of each concept's positives and
+            of every set of negatives (see `expertmine.held_out`).
+        seed: of the draw of held-out sentences.
+
+    Raises:
+        UserError: an empty, unprintable, path-like or repeated name, a concept without positive or negative sentences
+            to mine, no concept at all, or a folder that belongs to a run.
+    """
+    if (out.parent / "plan.json").exists():
+        raise UserError(f"{out} belongs to the run {out.parent}, which would be lost; write the corpus elsewhere")
+    if not 0 <= held_out_percent <= 90:
+        raise UserError(f"held-out share is {held_out_percent} %: expected 0 to 90")
+    counts: Counter[str] = Counter(repeats_dropped=draft.texts.repeats, conflicts_resolved=0)
+    concepts, pools = _settle(draft, counts)
+    keys = draft.texts.keys
+    order = _row_order(concepts, pools, keys)
+    row_of = np.full(len(draft.texts), -1, np.int32)
+    row_of[order] = np.arange(len(order), dtype=np.int32)
+    concepts = [_at_rows(concept, row_of) for concept in concepts]
+    pools = [np.sort(row_of[pool]) for pool in pools]
+    held_out = choose_held_out(
+        [rows for concept in concepts for rows in (concept.positives, concept.negatives)],
+        pools,
+        lots(keys[order], f"held out {seed}"),
+        held_out_percent,
+    )
+    _require_both_kinds(concepts, pools, held_out)
+    tables = {
+        "sentences": _sentences(draft, order, keys, held_out),
+        "concepts": _concepts(concepts),
+        "labels": _labels(concepts),
+        "pools": _pools(pools),
+        "refused": _refused(draft.refusals),
+    }
+    identity = CorpusIdentity(fingerprint(tables), len(order), len(concepts))
+    (out / "corpus.json").unlink(missing_ok=True)
+    for name, table in tables.items():
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer, compression="zstd")
+        write_atomically(out / f"{name}.parquet", buffer.getvalue())
+    write_json(
+        out / "corpus.json",
+        {
+            "format": FORMAT,
+            "fingerprint": identity.fingerprint,
+            "sentences": identity.sentences,
+            "concepts": identity.concepts,
+            "labels": tables["labels"].num_rows,
+            "pools": [len(pool) for pool in pools],
+            "held_out_sentences": int(held_out.sum()),
+            "held_out_percent": held_out_percent,
+            "sources": list(draft.sources),
+            **counts,
+            "texts_not_used": len(draft.texts) - len(order),
+            "refused": [
+                {"kind": kind, "reason": reason, "count": count}
+                for (kind, reason), count in sorted(draft.refusals.counts.items())
+            ],
+        },
+    )
+    return identity
+
+
+def _settle(draft: Draft, counts: Counter[str]) -> tuple[list[DraftConcept], list[Ids]]:
+    """Concepts by name, their labels made sets that do not meet; the pools that they use."""
+    if not draft.concepts:
+        raise UserError(f"no concept to write: the source gave none{_why(draft.refusals)}")
+    concepts = sorted(draft.concepts, key=lambda concept: concept.name)
+    for concept in concepts:
+        _check_name(concept.name)
+    for first, second in pairwise(concepts):
+        if first.name == second.name:
+            raise UserError(f"concept {first.name!r} appears twice; rename one of them")
+    pools, place_of = _settle_pools(draft, {concept.pool for concept in concepts if concept.pool is not None})
+    inside = np.zeros((len(pools), len(draft.texts)), np.bool_)
+    for at, pool in enumerate(pools):
+        inside[at, pool] = True
+    return [_settle_concept(concept, place_of, inside, counts) for concept in concepts], pools
+
+
+def _settle_pools(draft: Draft, used: set[int]) -> tuple[list[Ids], dict[int, int]]:
+    """Each pool that is used, once, in an order that their content decides; and the new place of each old one."""
+    keys = draft.texts.keys
+    digests: dict[int, bytes] = {}
+    for pool in used:
+        own = keys[np.unique(draft.pools[pool])]
+        digests[pool] = own[np.lexsort((own[:, 1], own[:, 0]))].astype(">u8").tobytes()
+    places = {digest: at for at, digest in enumerate(sorted(set(digests.values())))}
+    place_of = {pool: places[digest] for pool, digest in digests.items()}
+    first_of = {place: pool for pool, place in place_of.items()}
+    return [np.unique(draft.pools[first_of[place]]) for place in range(len(places))], place_of
+
+
+def _settle_concept(
+    concept: DraftConcept, place_of: dict[int, int], inside: NDArray[np.bool_], counts: Counter[str]
+) -> DraftConcept:
+    """Positive beats neither, neither beats negative.
+
+    Args:
+        inside: (pools, texts) whether a text lies in a pool.
+    """
+    positives, listed, neither = (np.unique(ids) for ids in (concept.positives, concept.negatives, concept.neither))
+    conflicts = np.isin(listed, positives) | np.isin(listed, neither)
+    counts["conflicts_resolved"] += int(conflicts.sum())
+    pool = None if concept.pool is None else place_of[concept.pool]
+    in_pool = np.zeros(len(neither), np.bool_) if pool is None else inside[pool, neither]
+    return replace(
+        concept,
+        positives=positives,
+        negatives=listed[~conflicts],
+        neither=neither[in_pool & ~np.isin(neither, positives)],
+        pool=pool,
+    )
+
+
+def _check_name(name: str) -> None:
+    if not name.strip() or not name.isprintable() or len(name) > LONGEST_NAME:
+        raise UserError(f"concept name {name!r}: expected a printable, non-empty name of at most {LONGEST_NAME}")
+    for path in (PurePosixPath(name), PureWindowsPath(name)):
+        if path.is_absolute() or path.drive or ".." in path.parts:
+            raise UserError(f"concept name {name!r} is a path that leads elsewhere; rename the concept")
+
+
+def _why(refusals: Refusals) -> str:
+    most = (f"{count:,} × {kind}: {reason}" for (kind, reason), count in refusals.counts.most_common(5))
+    return f" (refused: {'; '.join(most)})" if refusals.counts else ""
+
+
+def _row_order(concepts: Sequence[DraftConcept], pools: Sequence[Ids], keys: NDArray[np.uint64]) -> Ids:
+    """Ids of the texts that are used: shared negatives, then what each concept adds; by key in each run."""
+    texts = len(keys)
+    first_user = np.full(texts, _NOBODY, np.int32)
+    side = np.zeros(texts, np.int8)
+    for at, concept in enumerate(concepts):
+        for label, ids in enumerate((concept.positives, concept.negatives)):
+            new = ids[first_user[ids] == _NOBODY]
+            first_user[new] = at
+            side[new] = label
+    used = first_user < _NOBODY
+    shared = np.bincount(np.concatenate([concept.negatives for concept in concepts]), minlength=texts) > 1
+    for pool in pools:
+        used[pool] = True
+        if len(pool) < texts:  # a pool of everything has no place of its own
+            shared[pool] = True
+    first_user[shared] = 0
+    side[shared] = 0
+    ids = np.flatnonzero(used).astype(np.int32)
+    columns = (keys[ids, 1], keys[ids, 0], side[ids], first_user[ids], ~shared[ids])
+    return ids[np.lexsort(columns)]
+
+
+def _at_rows(concept: DraftConcept, row_of: Ids) -> DraftConcept:
+    """The concept with rows of the corpus in place of text ids, ascending."""
+    positives, negatives, neither = (
+        np.sort(row_of[ids]) for ids in (concept.positives, concept.negatives, concept.neither)
+    )
+    return replace(concept, positives=positives, negatives=negatives, neither=neither)
+
+
+def _require_both_kinds(concepts: Sequence[DraftConcept], pools: Sequence[Ids], held_out: NDArray[np.bool_]) -> None:
+    mined_in_pool = np.zeros((len(pools), len(held_out)), np.bool_)
+    for at, pool in enumerate(pools):
+        mined_in_pool[at, pool] = ~held_out[pool]
+    pool_sizes = mined_in_pool.sum(axis=1)
+    for concept in concepts:
+        negatives = int((~held_out[concept.negatives]).sum())
+        if concept.pool is not None:
+            own = (concept.positives, concept.negatives, concept.neither)
+            negatives += int(pool_sizes[concept.pool] - sum(mined_in_pool[concept.pool, rows].sum() for rows in own))
+        for kind, count in (("positive", (~held_out[concept.positives]).sum()), ("negative", negatives)):
+            if not count:
+                raise UserError(
+                    f"concept {concept.name!r} has no {kind} sentence to mine; "
+                    "average precision needs at least one positive and one negative"
+                )
+
+
+def _sentences(draft: Draft, order: Ids, keys: NDArray[np.uint64], held_out: NDArray[np.bool_]) -> pa.Table:
+    return pa.table(
+        {
+            "sentence_id": pa.array(np.arange(len(order), dtype=np.int32)),
+            "text": draft.texts.take(order),
+            "key": pa.array(key_text(keys[order]), pa.string()),
+            "held_out": pa.array(held_out),
+        }
+    )
+
+
+def _concepts(concepts: Sequence[DraftConcept]) -> pa.Table:
+    return pa.table(
+        {
+            "concept_id": pa.array(np.arange(len(concepts), dtype=np.int32)),
+            "name": [concept.name for concept in concepts],
+            "group": [concept.group for concept in concepts],
+            "description": [concept.description for concept in concepts],
+            "sense_keys": pa.array([concept.sense_keys for concept in concepts], pa.list_(pa.string())),
+            "pool": pa.array([concept.pool for concept in concepts], pa.int32()),
+        }
+    )
+
+
+def _labels(concepts: Sequence[DraftConcept]) -> pa.Table:
+    sizes: list[int] = []
+    sentence_ids: list[Ids] = []
+    labels: list[NDArray[np.int8]] = []
+    for concept in concepts:
+        sides = (concept.positives, concept.negatives, concept.neither)
+        rows = np.concatenate(sides)
+        by_row = np.argsort(rows)
+        sizes.append(len(rows))
+        sentence_ids.append(rows[by_row])
+        labels.append(np.repeat(np.array([1, 0, -1], np.int8), [len(side) for side in sides])[by_row])
+    return pa.table(
+        {
+            "concept_id": np.repeat(np.arange(len(concepts), dtype=np.int32), sizes),
+            "sentence_id": np.concatenate(sentence_ids),
+            "label": np.concatenate(labels),
+        }
+    )
+
+
+def _pools(pools: Sequence[Ids]) -> pa.Table:
+    return pa.table(
+        {
+            "pool_id": np.repeat(np.arange(len(pools), dtype=np.int32), [len(pool) for pool in pools]),
+            "sentence_id": np.concatenate([np.empty(0, np.int32), *pools]),
+        }
+    )
+
+
+def _refused(refusals: Refusals) -> pa.Table:
+    names = ("kind", "name", "reason", "detail")
+    return pa.table({name: pa.array([getattr(one, name) for one in refusals.listed], pa.string()) for name in names})

@@ -1,0 +1,29 @@
+"""The command line as users run it, in a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+
+def expertmine(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "expertmine", *map(str, arguments)], capture_output=True, text=True, timeout=300
+    )
+
+
+def succeed(*arguments: object) -> str:
+    done = expertmine(*arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def refused(*arguments: object) -> str:
+    """The one message of a command that bad input ends."""
+    done = expertmine(*arguments)
+    assert done.returncode == 2, (done.returncode, done.stdout, done.stderr)
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert done.stderr.startswith("expertmine:") or arguments[0] == "mine"  # which prints its bill first
+    assert done.stderr.count("\n") == 1 or arguments[0] == "mine"
+    return done.stderr

@@ -1,0 +1,61 @@
+"""Corpora from lists of texts, for tests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from expertmine.corpus import Corpus
+from expertmine.corpus_writer import write_corpus
+from expertmine.drafts import Draft, DraftConcept, Refusals, take_text
+from expertmine.sampling import Ids
+from expertmine.specs import CorpusIdentity
+from expertmine.texts import Texts
+
+
+@dataclass(frozen=True)
+class LabelledTexts:
+    """A concept as two lists of texts, and perhaps a pool to share and texts that are neither."""
+
+    name: str
+    group: str
+    description: str
+    positives: Sequence[str]
+    negatives: Sequence[str]
+    pool: int | None = None
+    neither: Sequence[str] = ()
+
+
+def draft_of(
+    concepts: Sequence[LabelledTexts], sources: Sequence[str] = (), pools: Sequence[Sequence[str]] = ()
+) -> Draft:
+    texts, refusals = Texts(), Refusals()
+
+    def ids(given: Sequence[str]) -> Ids:
+        taken = (take_text(texts, text, f"text {at}", refusals) for at, text in enumerate(given))
+        return np.array([text_id for text_id in taken if text_id is not None], np.int32)
+
+    made = [
+        DraftConcept(c.name, c.group, c.description, ids(c.positives), ids(c.negatives), c.pool, ids(c.neither))
+        for c in concepts
+    ]
+    return Draft(texts, made, sources, [ids(pool) for pool in pools], refusals)
+
+
+def write_lists(
+    concepts: Sequence[LabelledTexts],
+    folder: Path,
+    held_out_percent: float = 0,
+    pools: Sequence[Sequence[str]] = (),
+) -> CorpusIdentity:
+    return write_corpus(draft_of(concepts, ["test"], pools), folder, held_out_percent)
+
+
+def labels_of(corpus: Corpus, name: str) -> tuple[set[str], set[str]]:
+    """Positive and negative texts of a concept."""
+    rows = corpus.rows(corpus.concept(name).concept_id)
+    texts = corpus.texts(range(corpus.identity.sentences))
+    return {texts[row] for row in rows.positives}, {texts[row] for row in rows.negatives}
