@@ -139,13 +139,15 @@ def _settle_concept(
     positives, listed, neither = (np.unique(ids) for ids in (concept.positives, concept.negatives, concept.neither))
     conflicts = np.isin(listed, positives) | np.isin(listed, neither)
     counts["conflicts_resolved"] += int(conflicts.sum())
-    pool = None if concept.pool is None else place_of[concept.pool]
-    in_pool = np.zeros(len(neither), np.bool_) if pool is None else inside[pool, neither]
+    negatives = listed[~conflicts]
+    if concept.pool is None:
+        return replace(concept, positives=positives, negatives=negatives, neither=neither[:0])
+    pool = place_of[concept.pool]
     return replace(
         concept,
         positives=positives,
-        negatives=listed[~conflicts],
-        neither=neither[in_pool & ~np.isin(neither, positives)],
+        negatives=negatives[~inside[pool, negatives]],  # the pool's are negatives anyway
+        neither=neither[inside[pool, neither] & ~np.isin(neither, positives)],
         pool=pool,
     )
 
