@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -31,44 +32,47 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Build a corpus of concepts, or look at one.", no_args_is_help=True)
 
+which = partial(typer.Option, rich_help_panel="Which concepts")
+labels = partial(typer.Option, rich_help_panel="Positives and negatives")
+
 Out = Annotated[Path, typer.Option("--out", help="Corpus folder to write.", show_default=False)]
 HeldOut = Annotated[
     float, typer.Option("--held-out", help="Per cent of each concept's sentences that mining will not see.")
 ]
 ByOption = Annotated[
     By,
-    typer.Option(help="What becomes a concept: a sense key, a synset, or a synset with all below it."),
+    which(help="What becomes a concept: a sense key, a synset, or a synset with all below it."),
 ]
-WithWordNet = Annotated[WordNetText | None, typer.Option("--with-wordnet", help="Take in WordNet's own sentences too.")]
+WithWordNet = Annotated[WordNetText | None, which("--with-wordnet", help="Take in WordNet's own sentences too.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @dataclass(frozen=True)
-class SampleOptions:
+class DrawOptions:
     """What is drawn, from any source."""
 
+    limit: Annotated[int | None, which(help="Keep this many concepts, drawn by seed.", min=1)] = None
     negatives_size: Annotated[
-        int, typer.Option(help="Sentences of the pool, and of each sample of negatives of a concept's own.", min=1)
+        int, labels(help="Sentences of the pool, and of each sample of negatives of a concept's own.", min=1)
     ] = 1000
-    limit: Annotated[int | None, typer.Option(help="Keep this many concepts, drawn by seed.", min=1)] = None
-    seed: Annotated[int, typer.Option(help="Of every random choice.", min=0, max=2**32 - 1)] = 0
+    seed: Annotated[int, typer.Option(help="Of every draw.", min=0, max=2**32 - 1)] = 0
 
 
 @dataclass(frozen=True)
-class OwnDataOptions(SampleOptions):
+class OwnDataOptions(DrawOptions):
     """For sources that list their concepts, and perhaps their negatives."""
 
     negatives: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="|".join(LISTED_NEGATIVES),
+        labels(
+            metavar="KIND",
             help="`listed`: the source's own; `pool`: a sample of all sentences, shared by all concepts; `own`: a "
             "sample for each concept; `others`: every other sentence. Repeatable: they add up.  [default: listed]",
         ),
     ] = None
-    min_positives: Annotated[int, typer.Option(help="Fewest positives of a concept.", min=1)] = 1
-    max_positives: Annotated[int | None, typer.Option(help="Most positives of a concept.", min=1)] = None
-    cap: Annotated[int | None, typer.Option(help="Draw at most this many of a concept's positives.", min=1)] = None
+    min_positives: Annotated[int, labels(help="Fewest positives of a concept.", min=1)] = 1
+    max_positives: Annotated[int | None, labels(help="Most positives of a concept.", min=1)] = None
+    cap: Annotated[int | None, labels(help="Draw at most this many of a concept's positives.", min=1)] = None
 
     def labelling(self) -> Labelling:
         from expertmine.concepts.labelling import Labelling
@@ -80,43 +84,39 @@ class OwnDataOptions(SampleOptions):
 
 
 @dataclass(frozen=True)
-class SenseOptions(SampleOptions):
+class SenseOptions(DrawOptions):
     """For sources of senses: which of them, and against what."""
 
     concept: Annotated[
         list[str] | None,
-        typer.Option(help="This synset, such as bird.n.01, or sense key, and no others; repeatable.  [default: all]"),
+        which(help="This synset, such as bird.n.01, or sense key, and no others; repeatable.  [default: all]"),
     ] = None
     pos: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="|".join(PARTS_OF_SPEECH),
-            help="Part of speech; repeatable.  [default: all that there are enough sentences of]",
-        ),
+        which(metavar="PART", help="noun, verb, adjective or adverb; repeatable.  [default: all]"),
     ] = None
-    under: Annotated[str | None, typer.Option(help="Only this synset and what lies below it.")] = None
-    min_depth: Annotated[int, typer.Option(help="Levels below --under, or below WordNet's tops, at least.", min=0)] = 0
-    max_depth: Annotated[int | None, typer.Option(help="The same, at most.", min=0)] = None
+    under: Annotated[str | None, which(help="Only this synset and what lies below it.")] = None
+    min_depth: Annotated[int, which(help="Levels below --under, or below WordNet's tops, at least.", min=0)] = 0
+    max_depth: Annotated[int | None, which(help="The same, at most.", min=0)] = None
+    min_positives: Annotated[
+        int | None, which(help="Fewest sentences that make a concept.  [default: 100; 1 with --concept]", min=1)
+    ] = None
+    max_positives: Annotated[
+        int | None, which(help="Most sentences that make one.  [default: 5000 of a closure; any with --concept]", min=1)
+    ] = None
+    dictionary: Annotated[Path | None, which("--dict", help="A WNDB folder instead of the embedded WordNet 3.0.")] = (
+        None
+    )
     negatives: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="|".join(SENSE_NEGATIVES),
+        labels(
+            metavar="KIND",
             help="`pool`: a sample of all sentences, shared by all concepts; `own`: a sample for each concept; "
             "`others`: every other sentence; `sisters`: those of synsets under the same hypernym; `homographs`: those "
             "with other senses of the same words. Repeatable: they add up.  [default: pool]",
         ),
     ] = None
-    min_positives: Annotated[
-        int | None, typer.Option(help="Fewest sentences that make a concept.  [default: 100; 1 with --concept]", min=1)
-    ] = None
-    max_positives: Annotated[
-        int | None,
-        typer.Option(help="Most sentences that make one.  [default: 5000 of a closure; any with --concept]", min=1),
-    ] = None
-    cap: Annotated[int, typer.Option(help="Draw at most this many of a concept's positives.", min=1)] = 1000
-    dictionary: Annotated[
-        Path | None, typer.Option("--dict", help="A WNDB folder instead of the embedded WordNet 3.0.")
-    ] = None
+    cap: Annotated[int, labels(help="Draw at most this many of a concept's positives.", min=1)] = 1000
 
     def labelling(self, by: By) -> Labelling:
         from expertmine.concepts.labelling import Labelling
@@ -190,9 +190,9 @@ def from_wordnet(
     out: Out,
     options: SenseOptions,
     by: Annotated[
-        Literal["synset", "closure"], typer.Option(help="A synset alone, or with all hyponyms and instances below it.")
+        Literal["synset", "closure"], which(help="A synset alone, or with all hyponyms and instances below it.")
     ] = "closure",
-    text: Annotated[WordNetText, typer.Option(help="Which of WordNet's texts are the sentences.")] = "definitions",
+    text: Annotated[WordNetText, typer.Option(help="Which of WordNet's texts are the sentences.")] = "both",
     lemma: Annotated[bool, typer.Option("--lemma/--no-lemma", help="Put the word before its definition.")] = False,
     held_out: HeldOut = 33,
 ) -> None:
