@@ -111,6 +111,7 @@ HEAD = "text,concept,label\n"
      r"line 2: label is True, but labels before it are 0 and 1"),
     ("t.jsonl", '{"text": "a", "concept": "c", "label": [1]}\n', r"line 1: label is \[1\]"),
     ("t.parquet", "no parquet", r"t\.parquet: cannot be read as Parquet"),
+    ("t.csv", "text,concept,label,text\na,c,1,b\n", r"line 1: column 'text' is there twice"),
     ("t.xls", "", r"t\.xls: expected a name that ends in"),
 ])  # fmt: skip
 def test_bad_tables_are_named_with_the_line(name: str, content: str, message: str, tmp_path: Path) -> None:

@@ -45,7 +45,10 @@ COLUMNS = {
 }
 FILES = ("corpus.json", *(f"{name}.parquet" for name in COLUMNS))
 """What a corpus folder consists of."""
-FACTS = {"format", "fingerprint", "sentences", "concepts", "labels", "held_out_sentences", "sources", "refused"}
+FACTS = {
+    "format", "fingerprint", "sentences", "concepts", "labels", "pools", "held_out_sentences", "held_out_percent",
+    "sources", "repeats_dropped", "conflicts_resolved", "texts_not_used", "refused",
+}  # fmt: skip
 """What ``corpus.json`` says at least."""
 
 _BATCH = 1 << 16

@@ -156,7 +156,7 @@ def _check_name(name: str) -> None:
     if not name.strip() or not name.isprintable() or len(name) > LONGEST_NAME:
         raise UserError(f"concept name {name!r}: expected a printable, non-empty name of at most {LONGEST_NAME}")
     for path in (PurePosixPath(name), PureWindowsPath(name)):
-        if path.is_absolute() or path.drive or ".." in path.parts:
+        if path.root or ".." in path.parts:
             raise UserError(f"concept name {name!r} is a path that leads elsewhere; rename the concept")
 
 

@@ -14,7 +14,7 @@ from expertmine.concepts.streams import lines
 from expertmine.drafts import Refusals, take_text
 from expertmine.errors import UserError
 from expertmine.files import read_json
-from expertmine.texts import Texts
+from expertmine.texts import Texts, normalise
 
 EXPECTED = 'a concept file: {"concept": …, "group": …, "sentences": {"positive": [...], "negative": [...]}}'
 
@@ -56,7 +56,7 @@ def read_concept(path: Path, texts: Texts, refusals: Refusals) -> Candidate:
         ids = (take_text(texts, text, f"{path}, sentences.{kind}[{at}]", refusals) for at, text in given)
         sides.append(np.array([text_id for text_id in ids if text_id is not None], np.int32))
     return Candidate(
-        name=document["concept"],
+        name=normalise(document["concept"]),
         group=str(document.get("group", "")),
         description=str(document.get("description", document.get("source", ""))),
         members=sides[0],

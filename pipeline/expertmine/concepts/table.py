@@ -22,7 +22,7 @@ from expertmine.concepts.streams import lines
 from expertmine.drafts import Refusals, take_text
 from expertmine.errors import UserError
 from expertmine.progress import track
-from expertmine.texts import Texts
+from expertmine.texts import Texts, normalise
 
 _BATCH = 1 << 14
 
@@ -82,7 +82,7 @@ def read_tables(paths: Sequence[Path], columns: Columns, texts: Texts, refusals:
             if columns.label in row:
                 positive, spelling = _label(row[columns.label], spelling, place)
             text_id = take_text(texts, text, place, refusals)
-            concept = found.setdefault(name.strip(), _Rows())
+            concept = found.setdefault(normalise(name), _Rows())
             concept.group = concept.group or str(row.get(columns.group) or "")
             concept.description = concept.description or str(row.get(columns.description) or "")
             if text_id is not None:
@@ -177,6 +177,9 @@ def _require_columns(path: Path, header: Sequence[str], columns: Columns) -> Non
     for column, option in ((columns.text, "--text-column"), (columns.concept, "--concept-column")):
         if column not in header:
             raise UserError(f"{path}, line 1: no column {column!r} among {', '.join(header)}; name it with {option}")
+    for column in header:
+        if header.count(column) > 1 and column in _all_of(columns):
+            raise UserError(f"{path}, line 1: column {column!r} is there twice; remove one")
 
 
 def _text(row: dict[str, Any], column: str, place: str) -> str:
