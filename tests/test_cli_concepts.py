@@ -79,7 +79,7 @@ def test_what_was_refused_is_said_and_listed(sources: Path) -> None:
     for wanted in ("1 × sense key: not in WordNet; dropped", "1 × instance: no line", "1 × key: no such instance"):
         assert wanted in said
     listed = succeed("concepts", "show", sources / "c", "--refused")
-    for wanted in ("say%2:99:00::", "d000.s001.t001", "d9.s9.t9", "3 refused"):
+    for wanted in ("sense key\tsay%2:99:00::\tnot in WordNet; dropped", "d000.s001.t001", "d9.s9.t9", "3 refused"):
         assert wanted in listed
 
 
@@ -99,7 +99,12 @@ def test_bad_input_ends_with_one_message_and_leaves_nothing(sources: Path) -> No
     (sources / "t.csv").write_text(TABLE + "x,../../etc/passwd,1\ny,../../etc/passwd,0\n")
     assert "a path that leads elsewhere" in refused("concepts", "table", sources / "t.csv", *out)
     assert not (sources / "corpus").exists()
-    assert "corpus.json: no such file" in refused("concepts", "merge", sources / "corpus", *out)
+    assert "corpus.json: no such file" in refused("concepts", "merge", sources / "none", *out)
+    (sources / "t.csv").write_text(TABLE)
+    assert "is there and is no folder" in refused("concepts", "table", sources / "t.csv", "--out", data)
+    assert "--no-labels" in refused("concepts", "table", sources / "t.csv", *out, "--label-column", "lable")
+    succeed("concepts", "table", sources / "t.csv", *out)
+    assert "which is read" in refused("concepts", "split", sources / "corpus", *out)
     assert "No such option" in expertmine("concepts", "table", sources / "t.csv", *out, "--negative", "x").stderr
 
 

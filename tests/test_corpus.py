@@ -12,8 +12,9 @@ from corpora import LabelledTexts, labels_of, write_lists
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from expertmine.corpus import COLUMNS, Corpus
+from expertmine.corpus import COLUMNS, FILES, Corpus
 from expertmine.errors import UserError
+from expertmine.files import write_atomically
 from expertmine.specs import CorpusIdentity
 from expertmine.texts import normalise
 
@@ -177,6 +178,7 @@ def test_the_order_of_pools_means_nothing(tmp_path: Path) -> None:
     ([concept("../../etc/passwd", ["x"], ["y"])], "a path that leads elsewhere"),
     ([concept("/etc/passwd", ["x"], ["y"])], "a path that leads elsewhere"),
     ([concept("a\\..\\b", ["x"], ["y"])], "a path that leads elsewhere"),
+    ([concept("half \ud800", ["x"], ["y"])], "printable"),
     ([concept("C:\\secret", ["x"], ["y"])], "a path that leads elsewhere"),
     ([], "no concept"),
 ])  # fmt: skip
@@ -187,7 +189,7 @@ def test_bad_concepts_are_refused(bad: list[LabelledTexts], message: str, tmp_pa
 
 
 def test_names_with_a_slash_or_dots_are_names(tmp_path: Path) -> None:
-    names = ["TCP/IP", "and so on...", "dog.n.01", "football%1:04:00::"]
+    names = ["TCP/IP", "Q: why", "and so on...", "dog.n.01", "football%1:04:00::"]
     write_lists([concept(name, ["x"], ["y"]) for name in names], tmp_path)
     assert [found.name for found in Corpus.open(tmp_path).concepts] == sorted(names)
 
@@ -232,20 +234,52 @@ def test_an_edited_text_and_a_renamed_column_are_noticed(tmp_path: Path) -> None
 def test_a_half_written_corpus_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_lists([concept("a", ["x"], ["y"])], tmp_path)
 
-    def killed(*arguments: object) -> None:
-        raise KeyboardInterrupt
+    replace = Path.replace
 
-    monkeypatch.setattr("expertmine.corpus_writer.write_json", killed)
+    def killed(self: Path, target: Path) -> Path:
+        if target == tmp_path / "labels.parquet":
+            raise KeyboardInterrupt
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
         write_lists([concept("b", ["p"], ["q"])], tmp_path)
     with pytest.raises(UserError, match=r"corpus\.json: no such file"):
         Corpus.open(tmp_path)
 
 
+def test_a_full_disk_leaves_the_corpus_that_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = write_lists([concept("a", ["x"], ["y"])], tmp_path)
+    written = []
+
+    def full(path: Path, content: bytes) -> None:
+        if len(written) == 3:
+            raise UserError(f"{path}: cannot be written (No space left on device)")
+        written.append(path)
+        write_atomically(path, content)
+
+    monkeypatch.setattr("expertmine.corpus_writer.write_atomically", full)
+    with pytest.raises(UserError, match="No space left"):
+        write_lists([concept("b", ["p"], ["q"])], tmp_path)
+    corpus = Corpus.open(tmp_path)
+    corpus.check()
+    assert corpus.identity == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(FILES)
+
+
+def test_a_place_that_is_no_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for name in ("file", "loop"):
+        with pytest.raises(UserError, match="is there and is no folder"):
+            write_lists([concept("a", ["x"], ["y"])], tmp_path / name)
+
+
 def test_the_corpus_of_a_run_is_not_overwritten(planned: Path) -> None:
     before = (planned / "corpus" / "sentences.parquet").read_bytes()
-    with pytest.raises(UserError, match="belongs to the run"):
-        write_lists([concept("b", ["p"], ["q"])], planned / "corpus")
+    for place in (planned / "corpus", planned):
+        with pytest.raises(UserError, match="belongs to the run"):
+            write_lists([concept("b", ["p"], ["q"])], place)
     assert (planned / "corpus" / "sentences.parquet").read_bytes() == before
 
 

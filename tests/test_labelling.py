@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ TOTAL = 60
 
 
 def candidate(name: str, members: Sequence[int], **told_apart: Sequence[int]) -> Candidate:
-    kinds = {kind: np.array(ids, np.int32) for kind, ids in told_apart.items()}
+    kinds = {kind: partial(np.array, ids, np.int32) for kind, ids in told_apart.items()}
     return Candidate(name, "", "", np.array(members, np.int32), kinds)  # type: ignore[arg-type]
 
 
@@ -74,6 +75,13 @@ def test_own_samples_are_of_the_size_asked_for_and_differ(tmp_path: Path) -> Non
     assert [len(off) for _, off in found.values()] == [20, 20]
     assert found["a"][1] != found["b"][1]
     assert not found["a"][1] & set(range(10))
+
+
+def test_members_among_what_the_source_tells_apart_are_conflicts(tmp_path: Path) -> None:
+    labels([A], tmp_path, negatives=("sisters",))
+    assert Corpus.open(tmp_path).facts["conflicts_resolved"] == 5
+    labels([A], tmp_path, negatives=("listed",))
+    assert Corpus.open(tmp_path).facts["conflicts_resolved"] == 1
 
 
 def test_what_only_the_source_can_tell(tmp_path: Path) -> None:

@@ -52,8 +52,28 @@ def test_concepts_of_one_name_are_joined_when_asked(two: tuple[Corpus, Corpus], 
     assert write_corpus(merge(two[::-1], "join"), tmp_path / "back") == identity, "the order of corpora means nothing"
 
 
+def test_members_that_a_cap_left_out_do_not_become_negatives_by_joining(tmp_path: Path) -> None:
+    """Also those that the capped corpus does not even hold: it knows them by the hash of their content."""
+    birds = [f"bird {i}" for i in range(6)]
+    write_lists([LabelledTexts("bird", "", "", birds[:2], ["car"], neither=birds[2:])], tmp_path / "a")
+    write_lists([LabelledTexts("bird", "", "", ["bird 99"], [*birds, "tree"])], tmp_path / "b")
+    assert Corpus.open(tmp_path / "a").identity.sentences == 3
+    corpora = [Corpus.open(tmp_path / name) for name in "ab"]
+    identities = [write_corpus(merge(order, "join"), tmp_path / "ab") for order in (corpora, corpora[::-1])]
+    assert identities[0] == identities[1]
+    joined = Corpus.open(tmp_path / "ab")
+    assert labels_of(joined, "bird") == ({*birds[:2], "bird 99"}, {"car", "tree"})
+    write_lists([LabelledTexts("bird", "", "", ["bird 7"], birds)], tmp_path / "c")
+    write_lists([LabelledTexts("bird", "", "", ["bird 8"], ["bush"])], tmp_path / "d")
+    carried = merge([corpora[0], Corpus.open(tmp_path / "d")], "join")
+    write_corpus(carried, tmp_path / "ad")
+    both = merge([Corpus.open(tmp_path / "ad"), Corpus.open(tmp_path / "c")], "join")
+    write_corpus(both, tmp_path / "acd")
+    assert labels_of(Corpus.open(tmp_path / "acd"), "bird")[1] == {"car", "bush"}
+
+
 def test_one_name_twice_is_refused_unless_asked_for(two: tuple[Corpus, Corpus]) -> None:
-    with pytest.raises(UserError, match=r"concept 'dog' is in .*--same-name join"):
+    with pytest.raises(UserError, match=r"concept 'dog' is in .*/1 and in .*/2; --same-name join"):
         merge(two)
 
 

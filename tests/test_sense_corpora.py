@@ -122,6 +122,7 @@ def test_what_has_no_partner_is_recorded(files: tuple[Path, Path]) -> None:
     (lambda data, keys: keys.write_text(KEYS.replace("d000", "d001")), "Do the two files belong together"),
     (lambda data, keys: keys.write_text(KEYS + "d000.s002.t000\n"), "line 5: 'd000.s002.t000' has no sense key"),
     (lambda data, keys: keys.write_bytes(KEYS.replace("dog", "d\xf6g").encode("latin-1")), "line 3: not UTF-8"),
+    (lambda data, keys: data.write_text(DATA.replace("UTF-8", "foo-8")), "unknown encoding: foo-8; save the file as"),
     (lambda data, keys: data.unlink(), r"c\.data\.xml: cannot be read \(No such file"),
     (lambda data, keys: keys.unlink(), r"c\.gold\.key\.txt: cannot be read \(No such file"),
 ])  # fmt: skip
@@ -134,15 +135,28 @@ def test_bad_files_are_named_with_the_line(change: object, message: str, files: 
 def test_a_lexical_sample(tmp_path: Path) -> None:
     path = tmp_path / "football.xml"
     path.write_text(SAMPLE)
-    first, second = read_lexical_sample(path)
+    refusals = Refusals()
+    first, second = read_lexical_sample(path, refusals)
     assert " ".join(first.text.split()) == "They play football in the park <here> ."
     assert first.sense_keys == ("football%1:04:00::",)
     assert second.sense_keys == ("football%1:06:00::", "football%1:04:00::")
     path.write_text(SAMPLE.replace('senseid="football%1:06:00::"', ""))
     with pytest.raises(UserError, match=r"football\.xml, line 11: <answer> without a senseid"):
-        list(read_lexical_sample(path))
+        list(read_lexical_sample(path, refusals))
+    assert not refusals.listed
+
+
+def test_instances_without_answer_or_context_are_recorded(tmp_path: Path) -> None:
+    path = tmp_path / "football.xml"
+    path.write_text(SAMPLE.replace('<answer instance="football.0" senseid="football%1:04:00::"/>', "", 1))
+    refusals = Refusals()
+    assert [bool(tagged.sense_keys) for tagged in read_lexical_sample(path, refusals)] == [False, True]
     path.write_text(DATA)
-    assert [tagged.sense_keys for tagged in read_lexical_sample(path)] == [(), (), (), ()], "no answers, no senses"
+    assert list(read_lexical_sample(path, refusals)) == []
+    assert [(one.name, one.reason) for one in refusals.listed[:2]] == [
+        (f"{path}, line 5", "no <answer>"), (f"{path}, line 6", "no <context>"),
+    ]  # fmt: skip
+    assert refusals.counts["instance", "no <context>"] == 4
 
 
 def long_files(tmp_path: Path, sentences: int) -> tuple[Path, Path]:

@@ -61,8 +61,21 @@ def test_every_format_gives_the_same_corpus(name: str, tmp_path: Path) -> None:
     corpus = build(tmp_path / "corpus", write(tmp_path / name, ROWS))
     assert labels_of(corpus, "animal") == ({'a dog, "barking"', "a cat"}, {"a saw"})
     assert labels_of(corpus, "tool") == ({"a saw"}, {"a cat"})
-    assert (corpus.concept("animal").group, corpus.concept("animal").description) == ("test", "living\nthings")
+    assert (corpus.concept("animal").group, corpus.concept("animal").description) == ("test", "living things")
     assert corpus.identity == build(tmp_path / "again", write(tmp_path / "other.csv", ROWS)).identity
+
+
+def test_a_name_in_two_spellings_is_one_concept(tmp_path: Path) -> None:
+    rows = [{**ROWS[0], "concept": name, "text": name} for name in ("caf\u00e9", " cafe\u0301 ")]
+    corpus = build(tmp_path / "corpus", write(tmp_path / "t.csv", [*rows, {**ROWS[2], "concept": "caf\u00e9"}]))
+    assert labels_of(corpus, "caf\u00e9") == ({"caf\u00e9"}, {"a saw"})
+
+
+def test_group_and_description_do_not_depend_on_order(tmp_path: Path) -> None:
+    rows = [{**row, "group": group, "description": group * 2} for row, group in zip(ROWS, "zyabc", strict=True)]
+    one, back = (build(tmp_path / n, write(tmp_path / f"{n}.csv", r)) for n, r in (("1", rows), ("2", rows[::-1])))
+    assert one.identity == back.identity
+    assert (one.concept("animal").group, one.concept("animal").description) == ("a", "aa")
 
 
 def test_order_of_rows_and_files_means_nothing(tmp_path: Path) -> None:
@@ -74,7 +87,7 @@ def test_order_of_rows_and_files_means_nothing(tmp_path: Path) -> None:
 def test_other_names_of_columns_and_no_labels(tmp_path: Path) -> None:
     rows: list[dict[str, object]] = [{"sentence": row["text"], "topic": row["concept"]} for row in ROWS]
     path = write(tmp_path / "t.csv", rows)
-    corpus = build(tmp_path / "corpus", path, columns=Columns("sentence", "topic"), negatives="others")
+    corpus = build(tmp_path / "corpus", path, columns=Columns("sentence", "topic", None), negatives="others")
     assert [concept.name for concept in corpus.concepts] == ["tool"], "every text is an animal: no negative is left"
     assert labels_of(corpus, "tool") == ({"a saw", "a cat"}, {'a dog, "barking"'})
 
@@ -102,16 +115,21 @@ HEAD = "text,concept,label\n"
     ("t.csv", HEAD + "a,c,0.5\n", r"t\.csv, line 2: label is '0.5'"),
     ("t.csv", HEAD + 'a,c,1\n"two\nlines",c,1\nx, y,c,0\n', r"t\.csv, line 5: 4 fields, expected 3"),
     ("t.csv", HEAD + 'a,c,1\n"never closed,c,1\n', r"t\.csv, line 3: not CSV"),
-    ("t.csv", "sentence,concept,label\na,c,1\n", r"line 1: no column 'text' among sentence, concept.*--text-column"),
+    ("t.csv", "sentence,concept,label\na,c,1\n", "no column 'text' among 'sentence, .*; name it with --text"),
     ("t.jsonl", '{"text": "a", "concept": "c", "label": 1}\n{"text": ', r"t\.jsonl, line 2: not JSON"),
     ("t.jsonl", '{"text": "a", "concept": "c", "label": 1}\n[1]\n', r"t\.jsonl, line 2: list, expected an object"),
-    ("t.jsonl", '{"text": "a", "label": 1}\n', r"line 1: has no 'concept'; it has text, label"),
+    ("t.jsonl", '{"text": "a", "label": 1}\n', "line 1: has no 'concept' among 'text, label'; name it with"),
     ("t.jsonl", '{"text": 7, "concept": "c", "label": 1}\n', r"line 1: text is 7 \(int\), expected text"),
     ("t.jsonl", '{"text": "a", "concept": "c", "label": 1}\n{"text": "b", "concept": "c", "label": true}\n',
      r"line 2: label is True, but labels before it are 0 and 1"),
     ("t.jsonl", '{"text": "a", "concept": "c", "label": [1]}\n', r"line 1: label is \[1\]"),
     ("t.parquet", "no parquet", r"t\.parquet: cannot be read as Parquet"),
-    ("t.csv", "text,concept,label,text\na,c,1,b\n", r"line 1: column 'text' is there twice"),
+    ("t.csv", "text,concept,label,text\na,c,1,b\n", "column 'text' is there twice"),
+    ("t.csv", "text,concept,lable\na,c,1\n", "no column 'label' among .*--label-column, or say --no-labels"),
+    ("t.jsonl", '{"text": "a", "concept": "c", "label": 1}\n{"text": "b", "concept": "c"}\n', "line 2: has no 'label'"),
+    ("t.csv", HEAD + "a,../../etc/passwd,1\n", r"t\.csv, line 2: concept name '../../etc/passwd' is a path"),
+    ("t.jsonl", "[" * 200_000 + "\n", "line 1: not JSON"),
+    ("t.csv", HEAD + "a,c," + "x" * 10**6 + "\n", r"t\.csv, line 2: label is 'x{78}…; expected 0 or 1"),
     ("t.xls", "", r"t\.xls: expected a name that ends in"),
 ])  # fmt: skip
 def test_bad_tables_are_named_with_the_line(name: str, content: str, message: str, tmp_path: Path) -> None:
@@ -130,7 +148,7 @@ def test_bytes_that_are_no_utf_8_and_torn_gzip_are_named(name: str, tmp_path: Pa
     (tmp_path / name).write_bytes(gzip.compress(good)[:-9])
     with pytest.raises(UserError, match="cut short"):
         build(tmp_path / "corpus", tmp_path / name)
-    with pytest.raises(UserError, match="no such file"):
+    with pytest.raises(UserError, match="is no file"):
         build(tmp_path / "corpus", tmp_path / "none.csv")
 
 

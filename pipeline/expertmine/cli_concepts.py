@@ -21,11 +21,13 @@ from expertmine.concepts.kinds import (
     WordNetText,
     known,
 )
+from expertmine.errors import UserError
 from expertmine.option_groups import with_groups
 
 if TYPE_CHECKING:
     from expertmine.concepts.labelling import Labelling
     from expertmine.concepts.sense_corpora import TaggedText
+    from expertmine.corpus import Corpus
     from expertmine.drafts import Draft, Refusals
 
 # pyarrow and WordNet take a moment to load: commands import what they need.
@@ -35,7 +37,17 @@ app = typer.Typer(help="Build a corpus of concepts, or look at one.", no_args_is
 which = partial(typer.Option, rich_help_panel="Which concepts")
 labels = partial(typer.Option, rich_help_panel="Positives and negatives")
 
-Out = Annotated[Path, typer.Option("--out", help="Corpus folder to write.", show_default=False)]
+
+def _place(out: Path) -> Path:
+    from expertmine.corpus_writer import require_place
+
+    require_place(out)
+    return out
+
+
+Out = Annotated[
+    Path, typer.Option("--out", help="Corpus folder to write.", show_default=False, callback=_place, is_eager=True)
+]
 HeldOut = Annotated[
     float, typer.Option("--held-out", help="Per cent of each concept's sentences that mining will not see.")
 ]
@@ -161,15 +173,16 @@ def from_table(
     options: OwnDataOptions,
     text_column: Annotated[str, typer.Option(help="Column of the text.")] = "text",
     concept_column: Annotated[str, typer.Option(help="Column of the concept's name.")] = "concept",
-    label_column: Annotated[
-        str, typer.Option(help="Column of the label; where there is none, every row is a positive.")
-    ] = "label",
+    label_column: Annotated[str, typer.Option(help="Column of the label.")] = "label",
+    labels_: Annotated[
+        bool, typer.Option("--labels/--no-labels", help="Without labels every row is a positive.")
+    ] = True,
     held_out: HeldOut = 0,
 ) -> None:
     """A corpus from your own tables: a text, a concept and a label (0 or 1) a row.
 
-    Columns `group` and `description` are read where there are some. Without negatives in the table, say
-    `--negatives pool`.
+    Columns `group` and `description` are read where there are some. A table of positives alone takes `--no-labels
+    --negatives pool`.
 
     Example: `expertmine concepts table mine.csv --out corpus --held-out 20`
     """
@@ -179,7 +192,8 @@ def from_table(
     from expertmine.texts import Texts
 
     texts, refusals = Texts(), Refusals()
-    candidates = read_tables(paths, Columns(text_column, concept_column, label_column), texts, refusals)
+    columns = Columns(text_column, concept_column, label_column if labels_ else None)
+    candidates = read_tables(paths, columns, texts, refusals)
     draft = label(candidates, texts, options.labelling(), refusals, [path.name for path in paths])
     _write(draft, out, held_out, options.seed)
 
@@ -245,9 +259,10 @@ def from_lexical_sample(
     from expertmine.concepts.sense_corpora import read_lexical_sample
     from expertmine.drafts import Refusals
 
-    tagged = chain.from_iterable(read_lexical_sample(path) for path in paths)
+    refusals = Refusals()
+    tagged = chain.from_iterable(read_lexical_sample(path, refusals) for path in paths)
     sources = [path.name for path in paths]
-    _write(_sense_draft(tagged, sources, by, with_wordnet, options, Refusals()), out, held_out, options.seed)
+    _write(_sense_draft(tagged, sources, by, with_wordnet, options, refusals), out, held_out, options.seed)
 
 
 @app.command("merge")
@@ -269,9 +284,8 @@ def merge_corpora(
     Example: `expertmine concepts merge semcor wordnet --same-name join --out both`
     """
     from expertmine.concepts.merge import merge
-    from expertmine.corpus import Corpus
 
-    opened = [Corpus.open(path) for path in corpora]
+    opened = [_other_than(out, path) for path in corpora]
     share = max(corpus.facts["held_out_percent"] for corpus in opened) if held_out is None else held_out
     _write(merge(opened, same_name, min_positives), out, share, seed)
 
@@ -288,9 +302,8 @@ def split_corpus(
     Example: `expertmine concepts split corpus --held-out 30 --seed 1 --out corpus-1`
     """
     from expertmine.concepts.merge import merge
-    from expertmine.corpus import Corpus
 
-    _write(merge([Corpus.open(corpus)]), out, held_out, seed)
+    _write(merge([_other_than(out, corpus)]), out, held_out, seed)
 
 
 @app.command("show")
@@ -308,12 +321,22 @@ def show_corpus(
     from expertmine.corpus import Corpus
 
     opened = Corpus.open(corpus)
+    opened.check()
     if concept is not None:
         show.concept(opened, concept, as_json)
     elif refused:
         show.refused(opened, as_json)
     else:
         show.corpus(opened, all_, as_json)
+
+
+def _other_than(out: Path, path: Path) -> Corpus:
+    """A corpus to be read; not the one to be written, which could not be built again if that failed."""
+    from expertmine.corpus import Corpus
+
+    if out.resolve() == path.resolve():
+        raise UserError(f"--out is {path}, which is read; give the new corpus a folder of its own")
+    return Corpus.open(path)
 
 
 def _sense_draft(

@@ -6,6 +6,7 @@ Knows nothing of where concepts come from, how a corpus is made, nor of models. 
 - ``concepts.parquet``: ``concept_id`` (= row), ``name``, ``group``, ``description``, ``sense_keys``, ``pool`` (or null)
 - ``labels.parquet``: ``concept_id``, ``sentence_id``, ``label`` (1 positive, 0 negative, -1 neither), by both ids
 - ``pools.parquet``: ``pool_id``, ``sentence_id``, sorted: negatives that concepts share
+- ``left_out.parquet``: ``concept_id``, ``key``: hashes of further texts that are neither; joining corpora heeds them
 - ``refused.parquet``: what was not taken, and why; for people
 - ``corpus.json``: counts, sources, fingerprint
 
@@ -41,6 +42,7 @@ COLUMNS = {
     "concepts": ["concept_id", "name", "group", "description", "sense_keys", "pool"],
     "labels": ["concept_id", "sentence_id", "label"],
     "pools": ["pool_id", "sentence_id"],
+    "left_out": ["concept_id", "key"],
     "refused": ["kind", "name", "reason", "detail"],
 }
 FILES = ("corpus.json", *(f"{name}.parquet" for name in COLUMNS))
@@ -104,8 +106,10 @@ def fingerprint(tables: dict[str, pa.Table]) -> str:
         ("labels", "label", "<i1"),
         ("pools", "pool_id", "<i4"),
         ("pools", "sentence_id", "<i4"),
+        ("left_out", "concept_id", "<i4"),
     ):
         digest.update(tables[table][name].to_numpy().astype(dtype).tobytes() + b"\1")
+    digest.update(b"".join(tables["left_out"]["key"].to_pylist()))
     return digest.hexdigest()
 
 
@@ -197,6 +201,17 @@ class Corpus:
         span = slice(indptr[concept_id], indptr[concept_id + 1])
         ids, label = sentence_ids[span], labels[span]
         return Labels(ids[label == 1], ids[label == 0], ids[label == -1])
+
+    def left_out(self, concept_id: int) -> NDArray[np.uint64]:
+        """(texts, 2) content hashes of texts outside its pool, or the corpus, that are not a concept's negatives."""
+        owners, keys = self._left_out
+        return keys[slice(*np.searchsorted(owners, [concept_id, concept_id + 1]))]
+
+    @cached_property
+    def _left_out(self) -> tuple[Ids, NDArray[np.uint64]]:
+        table = self.table("left_out")
+        joined = b"".join(table["key"].to_pylist())
+        return table["concept_id"].to_numpy(), np.frombuffer(joined, ">u8").reshape(-1, 2).astype(np.uint64)
 
     def rows(self, concept_id: int) -> LabelledRows:
         """Every sentence of a concept, held out or not. With a large pool that is much: see `labels`, `counts`."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,20 +18,20 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from expertmine.corpus import FORMAT, fingerprint
-from expertmine.drafts import Draft, DraftConcept, Refusals
+from expertmine.drafts import Draft, DraftConcept, Keys, Refusals, brief, name_fault, no_keys, storable
 from expertmine.errors import UserError
-from expertmine.files import write_atomically, write_json
+from expertmine.files import write_atomically, write_json, writing
 from expertmine.held_out import choose_held_out
 from expertmine.sampling import Ids, lots
 from expertmine.specs import CorpusIdentity
 from expertmine.texts import key_text
 
-LONGEST_NAME = 200
+_NEW = ".new-"
 _NOBODY = np.iinfo(np.int32).max
 
 
 def write_corpus(draft: Draft, out: Path, held_out_percent: float = 0.0, seed: int = 0) -> CorpusIdentity:
-    """Write a corpus folder; ``corpus.json`` goes first and comes back last: without it there is no corpus.
+    """Write a corpus folder; without ``corpus.json``, which comes last, there is no corpus.
 
     What a concept calls both positive and negative is positive, and what it calls both negative and neither is neither;
     both are counted as conflicts.
@@ -43,8 +46,7 @@ def write_corpus(draft: Draft, out: Path, held_out_percent: float = 0.0, seed: i
         UserError: an empty, unprintable, path-like or repeated name, a concept without positive or negative sentences
             to mine, no concept at all, or a folder that belongs to a run.
     """
-    if (out.parent / "plan.json").exists():
-        raise UserError(f"{out} belongs to the run {out.parent}, which would be lost; write the corpus elsewhere")
+    require_place(out)
     if not 0 <= held_out_percent <= 90:
         raise UserError(f"held-out share is {held_out_percent} %: expected 0 to 90")
     counts: Counter[str] = Counter(repeats_dropped=draft.texts.repeats, conflicts_resolved=0)
@@ -67,35 +69,59 @@ def write_corpus(draft: Draft, out: Path, held_out_percent: float = 0.0, seed: i
         "concepts": _concepts(concepts),
         "labels": _labels(concepts),
         "pools": _pools(pools),
+        "left_out": _left_out(concepts),
         "refused": _refused(draft.refusals),
     }
     identity = CorpusIdentity(fingerprint(tables), len(order), len(concepts))
-    (out / "corpus.json").unlink(missing_ok=True)
-    for name, table in tables.items():
-        buffer = io.BytesIO()
-        pq.write_table(table, buffer, compression="zstd")
-        write_atomically(out / f"{name}.parquet", buffer.getvalue())
-    write_json(
-        out / "corpus.json",
-        {
-            "format": FORMAT,
-            "fingerprint": identity.fingerprint,
-            "sentences": identity.sentences,
-            "concepts": identity.concepts,
-            "labels": tables["labels"].num_rows,
-            "pools": [len(pool) for pool in pools],
-            "held_out_sentences": int(held_out.sum()),
-            "held_out_percent": held_out_percent,
-            "sources": list(draft.sources),
-            **counts,
-            "texts_not_used": len(draft.texts) - len(order),
-            "refused": [
-                {"kind": kind, "reason": reason, "count": count}
-                for (kind, reason), count in sorted(draft.refusals.counts.items())
-            ],
-        },
-    )
+    facts = {
+        "format": FORMAT,
+        "fingerprint": identity.fingerprint,
+        "sentences": identity.sentences,
+        "concepts": identity.concepts,
+        "labels": tables["labels"].num_rows,
+        "pools": [len(pool) for pool in pools],
+        "held_out_sentences": int(held_out.sum()),
+        "held_out_percent": held_out_percent,
+        "sources": [storable(source) for source in draft.sources],
+        **counts,
+        "texts_not_used": len(draft.texts) - len(order),
+        "refused": [
+            {"kind": kind, "reason": reason, "count": count}
+            for (kind, reason), count in sorted(draft.refusals.counts.items())
+        ],
+    }
+    _write_files(out, tables, facts)
     return identity
+
+
+def require_place(out: Path) -> None:
+    """Refuse a place where no corpus should be written.
+
+    Raises:
+        UserError: it is no folder, or belongs to a run.
+    """
+    for run in (out, out.parent):
+        if (run / "plan.json").exists():
+            raise UserError(f"{out} belongs to the run {run}, which would be lost; write the corpus elsewhere")
+    if (out.exists() or out.is_symlink()) and not out.is_dir():
+        raise UserError(f"{out} is there and is no folder; give the corpus a folder of its own")
+
+
+def _write_files(out: Path, tables: dict[str, pa.Table], facts: dict[str, Any]) -> None:
+    """All files under other names first, and then in their places: a full disk leaves what was there."""
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        for left_by_a_killed_process in out.glob(f"{_NEW}*"):
+            shutil.rmtree(left_by_a_killed_process)
+        with TemporaryDirectory(dir=out, prefix=_NEW) as new:
+            for name, table in tables.items():
+                buffer = io.BytesIO()
+                pq.write_table(table, buffer, compression="zstd")
+                write_atomically(Path(new) / f"{name}.parquet", buffer.getvalue())
+            write_json(Path(new) / "corpus.json", facts)
+            (out / "corpus.json").unlink(missing_ok=True)
+            for file in (*(f"{name}.parquet" for name in tables), "corpus.json"):
+                (Path(new) / file).replace(out / file)
 
 
 def _settle(draft: Draft, counts: Counter[str]) -> tuple[list[DraftConcept], list[Ids]]:
@@ -104,7 +130,8 @@ def _settle(draft: Draft, counts: Counter[str]) -> tuple[list[DraftConcept], lis
         raise UserError(f"no concept to write: the source gave none{_why(draft.refusals)}")
     concepts = sorted(draft.concepts, key=lambda concept: concept.name)
     for concept in concepts:
-        _check_name(concept.name)
+        if fault := name_fault(concept.name):
+            raise UserError(f"concept name {brief(concept.name)} {fault}")
     for first, second in pairwise(concepts):
         if first.name == second.name:
             raise UserError(f"concept {first.name!r} appears twice; rename one of them")
@@ -112,7 +139,8 @@ def _settle(draft: Draft, counts: Counter[str]) -> tuple[list[DraftConcept], lis
     inside = np.zeros((len(pools), len(draft.texts)), np.bool_)
     for at, pool in enumerate(pools):
         inside[at, pool] = True
-    return [_settle_concept(concept, place_of, inside, counts) for concept in concepts], pools
+    keys = draft.texts.keys
+    return [_settle_concept(concept, place_of, inside, keys, counts) for concept in concepts], pools
 
 
 def _settle_pools(draft: Draft, used: set[int]) -> tuple[list[Ids], dict[int, int]]:
@@ -129,35 +157,30 @@ def _settle_pools(draft: Draft, used: set[int]) -> tuple[list[Ids], dict[int, in
 
 
 def _settle_concept(
-    concept: DraftConcept, place_of: dict[int, int], inside: NDArray[np.bool_], counts: Counter[str]
+    concept: DraftConcept, place_of: dict[int, int], inside: NDArray[np.bool_], keys: Keys, counts: Counter[str]
 ) -> DraftConcept:
-    """Positive beats neither, neither beats negative.
+    """Positive beats neither, neither beats negative; what is neither and in no pool goes by its content hash.
 
     Args:
         inside: (pools, texts) whether a text lies in a pool.
+        keys: (texts, 2)
     """
     positives, listed, neither = (np.unique(ids) for ids in (concept.positives, concept.negatives, concept.neither))
+    neither = neither[~np.isin(neither, positives)]
     conflicts = np.isin(listed, positives) | np.isin(listed, neither)
     counts["conflicts_resolved"] += int(conflicts.sum())
     negatives = listed[~conflicts]
-    if concept.pool is None:
-        return replace(concept, positives=positives, negatives=negatives, neither=neither[:0])
-    pool = place_of[concept.pool]
+    pool = None if concept.pool is None else place_of[concept.pool]
+    in_pool = np.zeros(inside.shape[1], np.bool_) if pool is None else inside[pool]
+    elsewhere = np.concatenate([keys[neither[~in_pool[neither]]], concept.neither_elsewhere])
     return replace(
         concept,
         positives=positives,
-        negatives=negatives[~inside[pool, negatives]],  # the pool's are negatives anyway
-        neither=neither[inside[pool, neither] & ~np.isin(neither, positives)],
+        negatives=negatives[~in_pool[negatives]],  # the pool's are negatives anyway
         pool=pool,
+        neither=neither[in_pool[neither]],
+        neither_elsewhere=np.unique(elsewhere, axis=0),
     )
-
-
-def _check_name(name: str) -> None:
-    if not name.strip() or not name.isprintable() or len(name) > LONGEST_NAME:
-        raise UserError(f"concept name {name!r}: expected a printable, non-empty name of at most {LONGEST_NAME}")
-    for path in (PurePosixPath(name), PureWindowsPath(name)):
-        if path.root or ".." in path.parts:
-            raise UserError(f"concept name {name!r} is a path that leads elsewhere; rename the concept")
 
 
 def _why(refusals: Refusals) -> str:
@@ -267,6 +290,18 @@ def _pools(pools: Sequence[Ids]) -> pa.Table:
     )
 
 
+def _left_out(concepts: Sequence[DraftConcept]) -> pa.Table:
+    sizes = [len(concept.neither_elsewhere) for concept in concepts]
+    keys = np.concatenate([no_keys(), *(concept.neither_elsewhere for concept in concepts)]).astype(">u8").tobytes()
+    return pa.table(
+        {
+            "concept_id": np.repeat(np.arange(len(concepts), dtype=np.int32), sizes),
+            "key": pa.Array.from_buffers(pa.binary(16), len(keys) // 16, [None, pa.py_buffer(keys)]),
+        }
+    )
+
+
 def _refused(refusals: Refusals) -> pa.Table:
     names = ("kind", "name", "reason", "detail")
-    return pa.table({name: pa.array([getattr(one, name) for one in refusals.listed], pa.string()) for name in names})
+    listed = refusals.listed
+    return pa.table({name: pa.array([storable(getattr(one, name)) for one in listed], pa.string()) for name in names})

@@ -67,7 +67,7 @@ def read_json(path: Path, what: str) -> Any:
         raise UserError(f"{path}: no such file; expected {what}") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {error.lineno}: not JSON ({error.msg}); expected {what}") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # bytes that are no UTF-8, endless numbers and brackets
         raise UserError(f"{path}: cannot be read ({error}); expected {what}") from error
 
 

@@ -22,7 +22,8 @@ def choose_held_out(
 ) -> NDArray[np.bool_]:
     """(sentences,) whether each is held out.
 
-    A set of at least two sentences has its share rounded, but one held out at least, and never all of them.
+    A set of at least two sentences has its share rounded, but one held out at least where other sets allow it, and
+    never all of them.
 
     Args:
         concept_sets: rows of sentences.

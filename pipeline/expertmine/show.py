@@ -11,6 +11,7 @@ from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -65,6 +66,7 @@ def corpus_written(identity: CorpusIdentity, draft: Draft, folder: Path) -> None
         f"{folder}: {identity.concepts:,} concepts, {identity.sentences:,} unique sentences, "
         f"fingerprint {identity.fingerprint[:12]}",
         soft_wrap=True,
+        markup=False,
     )
     most = draft.refusals.counts.most_common(6)
     for (kind, reason), count in most:
@@ -83,7 +85,7 @@ def corpus(opened: Corpus, all_: bool, json_: bool) -> None:
     from expertmine.concepts.overlap import Overlap, lengths
 
     held = opened.held_out
-    (positives, negatives), (held_out, _) = opened.counts(~held), opened.counts(held)
+    (positives, negatives), (held_out, _) = opened.counts(np.ones_like(held)), opened.counts(held)
     rows = [
         {
             "concept": concept_.name,
@@ -113,14 +115,17 @@ def corpus(opened: Corpus, all_: bool, json_: bool) -> None:
         )
         return
     rows.sort(key=lambda row: -int(str(row["positives"])))
-    made = table("concept", "positives", "negatives", "held out", "description")
-    made.columns[-1].justify = "left"
-    for row in rows if all_ else rows[:LARGEST]:
+    shown = rows if all_ else rows[:LARGEST]
+    longest = max(len(str(row["concept"])) for row in shown)
+    room = out.width - longest - len("  positives  negatives  held out  ")
+    made = table("concept", "positives", "negatives", "held out", *(["description"] if room > 20 else []))
+    for row in shown:
         counts = (f"{row[name]:,}" for name in ("positives", "negatives", "held_out_positives"))
-        made.add_row(
-            escape(str(row["concept"])), *counts, escape(shorten(str(row["description"]), 70, placeholder="…"))
-        )
-    out.print(made)
+        gloss = [escape(shorten(str(row["description"]), min(room, 70), placeholder="…"))] if room > 20 else []
+        made.add_row(escape(str(row["concept"])), *counts, *gloss)
+    if room > 20:
+        made.columns[-1].justify = "left"
+    out.print(made, soft_wrap=room < 0)
     if len(rows) > LARGEST and not all_:
         out.print(f"… and {len(rows) - LARGEST:,} smaller ones; --all lists them")
     if similar:
@@ -137,7 +142,7 @@ def corpus(opened: Corpus, all_: bool, json_: bool) -> None:
         f"{facts['texts_not_used']:,} texts of the source not used"
         f"\nfrom {', '.join(facts['sources'])}; fingerprint {facts['fingerprint'][:12]}",
         soft_wrap=True,
-        markup=True,
+        markup=False,
     )
     for one in facts["refused"]:
         out.print(f"refused: {one['count']:,} × {one['kind']}: {one['reason']}", markup=False, soft_wrap=True)
@@ -160,11 +165,9 @@ def refused(opened: Corpus, json_: bool) -> None:
     if json_:
         as_json({"counts": opened.facts["refused"], "listed": rows})
         return
-    made = table("what", "name", "reason", "", left=4)
-    for row in rows:
-        made.add_row(*(escape(row[name]) for name in ("kind", "name", "reason", "detail")))
-    if rows:
-        out.print(made)
+    for row in rows:  # lines, not a table: places are long, and nothing of them may be cut
+        words = (row["kind"], row["name"], row["reason"], row["detail"])
+        print("\t".join(word for word in words if word))
     out.print(f"{counted:,} refused" + (f", {len(rows):,} listed" if counted > len(rows) else ""))
 
 

@@ -7,7 +7,7 @@ Everything random is drawn by lot (`expertmine.sampling`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -28,8 +28,9 @@ class Candidate:
     description: str
     members: Ids
     """Every text that carries it."""
-    told_apart: Mapping[Negatives, Ids] = field(default_factory=dict)
-    """Texts for the kinds of negatives that only the source can tell: ``listed``, ``sisters``, ``homographs``."""
+    told_apart: Mapping[Negatives, Callable[[], Ids]] = field(default_factory=dict)
+    """Texts for the kinds of negatives that only the source can tell (``listed``, ``sisters``, ``homographs``), found
+    when asked for: most candidates are not within the bounds."""
     sense_keys: tuple[str, ...] = ()
 
 
@@ -72,11 +73,14 @@ def label(
     if not len(texts):
         return Draft(texts, [], sources, refusals=refusals)
     chooser = _Chooser(texts, labelling)
-    concepts = [chooser.concept(candidate) for candidate in passed if candidate.name in drawn]
-    kept = [concept for concept in concepts if chooser.has_negatives(concept)]
-    for concept in concepts:
-        if not chooser.has_negatives(concept):
-            refusals.add(Refusal("concept", concept.name, f"no negatives ({', '.join(labelling.negatives)})"))
+    kept: list[DraftConcept] = []
+    for candidate in passed:
+        if candidate.name in drawn:
+            concept = chooser.concept(candidate)
+            if chooser.has_negatives(concept):
+                kept.append(concept)
+            else:
+                refusals.add(Refusal("concept", concept.name, f"no negatives ({', '.join(labelling.negatives)})"))
     return Draft(texts, kept, sources, chooser.pools, refusals)
 
 
@@ -137,7 +141,8 @@ class _Chooser:
             return no_ids()
         if kind == "own":
             return draw_others(self.by_key, candidate.members, size, f"negatives {seed} {candidate.name}")
-        found = candidate.told_apart.get(kind, no_ids())
+        found = candidate.told_apart.get(kind, no_ids)()
         if kind == "listed":
             return found
-        return draw(np.setdiff1d(found, candidate.members), size, self.negative_lots)
+        drawn = draw(np.setdiff1d(found, candidate.members), size, self.negative_lots)
+        return np.concatenate([drawn, np.intersect1d(found, candidate.members)])

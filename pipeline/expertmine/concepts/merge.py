@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 
@@ -32,20 +32,25 @@ def merge(corpora: Sequence[Corpus], same_name: SameName = "refuse", min_positiv
         UserError: a torn corpus, or concepts of one name when they are not to be joined.
     """
     texts, refusals = Texts(), Refusals()
-    pools: list[Ids] = []
-    parts: dict[str, list[DraftConcept]] = defaultdict(list)
+    ids: list[Ids] = []
     for corpus in corpora:
         corpus.check()
-        for row in corpus.table("refused").to_pylist():
-            refusals.listed.append(Refusal(**row))
+        ids.append(_take_texts(corpus, texts))
+        refusals.listed += [Refusal(**row) for row in corpus.table("refused").to_pylist()]
         for refused in corpus.facts["refused"]:
             refusals.counts[refused["kind"], refused["reason"]] += refused["count"]
-        for concept in _concepts(corpus, texts, pools):
-            if parts[concept.name] and same_name == "refuse":
+    id_of_key = {tuple(key): at for at, key in enumerate(texts.keys.tolist())}
+    pools: list[Ids] = []
+    parts: dict[str, list[DraftConcept]] = defaultdict(list)
+    seen_in: dict[str, Corpus] = {}
+    for corpus, id_of in zip(corpora, ids, strict=True):
+        for concept in _concepts(corpus, id_of, id_of_key, pools):
+            if concept.name in seen_in and same_name == "refuse":
                 raise UserError(
-                    f"concept {concept.name!r} is in {corpus.path} and in another corpus; "
+                    f"concept {concept.name!r} is in {seen_in[concept.name].path} and in {corpus.path}; "
                     "--same-name join makes one concept of them"
                 )
+            seen_in[concept.name] = corpus
             parts[concept.name].append(concept)
     unions: dict[tuple[int, ...], int] = {}
     joined = [_join(same, pools, unions) for same in parts.values()]
@@ -58,10 +63,10 @@ def merge(corpora: Sequence[Corpus], same_name: SameName = "refuse", min_positiv
     return Draft(texts, kept, list(sources), pools, refusals)
 
 
-def _concepts(corpus: Corpus, texts: Texts, pools: list[Ids]) -> Iterable[DraftConcept]:
-    """The concepts of one corpus, with ids of `texts`; appends its pools to `pools`."""
+def _take_texts(corpus: Corpus, texts: Texts) -> Ids:
+    """(sentences,) the ids in `texts` of a corpus's sentences."""
     total = corpus.identity.sentences
-    id_of = np.fromiter(
+    return np.fromiter(
         (
             texts.add(text)
             for start in range(0, total, _BATCH)
@@ -70,10 +75,19 @@ def _concepts(corpus: Corpus, texts: Texts, pools: list[Ids]) -> Iterable[DraftC
         np.int32,
         total,
     )
+
+
+def _concepts(
+    corpus: Corpus, id_of: Ids, id_of_key: Mapping[tuple[int, ...], int], pools: list[Ids]
+) -> Iterator[DraftConcept]:
+    """The concepts of one corpus, with ids of all texts; appends its pools to `pools`."""
     first_pool = len(pools)
     pools.extend(id_of[pool] for pool in corpus.pools)
     for concept in corpus.concepts:
         own = corpus.labels(concept.concept_id)
+        left_out = corpus.left_out(concept.concept_id)
+        at_hand = [id_of_key.get(tuple(key), -1) for key in left_out.tolist()]
+        here = np.array(at_hand, np.int32)
         yield DraftConcept(
             name=concept.name,
             group=concept.group,
@@ -81,7 +95,8 @@ def _concepts(corpus: Corpus, texts: Texts, pools: list[Ids]) -> Iterable[DraftC
             positives=id_of[own.positives],
             negatives=id_of[own.negatives],
             pool=None if concept.pool is None else first_pool + concept.pool,
-            neither=id_of[own.neither],
+            neither=np.concatenate([id_of[own.neither], here[here >= 0]]),
+            neither_elsewhere=left_out[here < 0],
             sense_keys=concept.sense_keys,
         )
 
@@ -96,11 +111,12 @@ def _join(parts: Sequence[DraftConcept], pools: list[Ids], unions: dict[tuple[in
         pools.append(np.unique(np.concatenate([pools[pool] for pool in own_pools])))
     return replace(
         parts[0],
-        group=min(part.group for part in parts),
+        group=min((part.group for part in parts if part.group), default=""),
         description=min((part.description for part in parts if part.description), default=""),
         positives=np.unique(np.concatenate([part.positives for part in parts])),
         negatives=np.unique(np.concatenate([part.negatives for part in parts])),
         neither=np.unique(np.concatenate([part.neither for part in parts])),
+        neither_elsewhere=np.concatenate([part.neither_elsewhere for part in parts]),
         pool=unions[own_pools] if len(own_pools) > 1 else next(iter(own_pools), None),
         sense_keys=tuple(dict.fromkeys(chain.from_iterable(sorted(part.sense_keys for part in parts)))),
     )

@@ -11,10 +11,10 @@ import numpy as np
 
 from expertmine.concepts.labelling import Candidate
 from expertmine.concepts.streams import lines
-from expertmine.drafts import Refusals, take_text
+from expertmine.drafts import Refusals, brief, concept_name, remark, take_text
 from expertmine.errors import UserError
 from expertmine.files import read_json
-from expertmine.texts import Texts, normalise
+from expertmine.texts import Texts
 
 EXPECTED = 'a concept file: {"concept": …, "group": …, "sentences": {"positive": [...], "negative": [...]}}'
 
@@ -56,11 +56,11 @@ def read_concept(path: Path, texts: Texts, refusals: Refusals) -> Candidate:
         ids = (take_text(texts, text, f"{path}, sentences.{kind}[{at}]", refusals) for at, text in given)
         sides.append(np.array([text_id for text_id in ids if text_id is not None], np.int32))
     return Candidate(
-        name=normalise(document["concept"]),
-        group=str(document.get("group", "")),
-        description=str(document.get("description", document.get("source", ""))),
+        name=concept_name(document["concept"], str(path)),
+        group=remark(document.get("group")),
+        description=remark(document.get("description", document.get("source"))),
         members=sides[0],
-        told_apart={"listed": sides[1]},
+        told_apart={"listed": lambda: sides[1]},
     )
 
 
@@ -87,13 +87,20 @@ def _files(path: Path) -> list[Path]:
 
 
 def _in_list(listing: Path) -> list[Path]:
-    rows = csv.DictReader(line for _, line in lines(listing))
+    try:
+        return list(_listed_files(listing))
+    except (csv.Error, ValueError) as error:
+        raise UserError(f"{listing}: not CSV ({error}); expected group,concept") from error
+
+
+def _listed_files(listing: Path) -> Iterator[Path]:
+    rows = csv.DictReader((line for _, line in lines(listing)), strict=True)
     if not {"group", "concept"} <= set(rows.fieldnames or ()):
         raise UserError(f"{listing}, line 1: columns are {rows.fieldnames}, expected group,concept")
-    files = []
     for row in rows:
+        if row["group"] is None or row["concept"] is None:
+            raise UserError(f"{listing}, line {rows.line_num}: {len(row)} columns expected; a field is missing")
         path = listing.parent / str(row["group"]) / f"{row['concept']}.json"
         if not path.resolve().is_relative_to(listing.parent.resolve()):
-            raise UserError(f"{listing}, line {rows.line_num}: {row['concept']!r} leads out of the folder")
-        files.append(path)
-    return files
+            raise UserError(f"{listing}, line {rows.line_num}: {brief(row['concept'])} leads out of the folder")
+        yield path

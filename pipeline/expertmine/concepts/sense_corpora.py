@@ -36,7 +36,7 @@ class TaggedText:
 
 @dataclass(frozen=True, slots=True)
 class _Sentence:
-    text: str
+    text: str | None
     line: int
     senses: tuple[str, ...] = ()
     """Ids of instances; in a lexical sample, sense keys."""
@@ -74,7 +74,7 @@ def read_all_words(data: Path, keys: Path, refusals: Refusals) -> Iterator[Tagge
             own.update(dict.fromkeys(given))
             if not given:
                 refusals.add(Refusal("instance", instance, "no line in the key file", f"{data}, line {sentence.line}"))
-        yield TaggedText(sentence.text, tuple(own), f"{data}, line {sentence.line}")
+        yield TaggedText(sentence.text or "", tuple(own), f"{data}, line {sentence.line}")
     if not found:
         raise UserError(
             f"{keys}: has a line for none of the {instances:,} instances of {data}; expected lines of an instance id "
@@ -84,14 +84,20 @@ def read_all_words(data: Path, keys: Path, refusals: Refusals) -> Iterator[Tagge
         refusals.add(Refusal("key", instance, "no such instance in the data", f"{keys}, line {line}"))
 
 
-def read_lexical_sample(data: Path) -> Iterator[TaggedText]:
-    """Contexts of a lexical sample, each with the senses of its one word.
+def read_lexical_sample(data: Path, refusals: Refusals) -> Iterator[TaggedText]:
+    """Contexts of a lexical sample, each with the senses of its one word; instances without either are refused.
 
     Raises:
         UserError: the file is missing, damaged or malformed, with the line.
     """
     for sentence in _parse(data, _LexicalSample(data)):
-        yield TaggedText(sentence.text, sentence.senses, f"{data}, line {sentence.line}")
+        place = f"{data}, line {sentence.line}"
+        if sentence.text is None:
+            refusals.add(Refusal("instance", place, "no <context>"))
+            continue
+        if not sentence.senses:
+            refusals.add(Refusal("instance", place, "no <answer>"))
+        yield TaggedText(sentence.text, sentence.senses, place)
 
 
 def _parse(path: Path, reader: _Reader) -> Iterator[_Sentence]:
@@ -115,7 +121,11 @@ def _parse(path: Path, reader: _Reader) -> Iterator[_Sentence]:
         parser.Parse(b"", True)
     except expat.ExpatError as error:
         what = expat.errors.messages[error.code]
+        if error.code == expat.errors.codes[expat.errors.XML_ERROR_INVALID_TOKEN]:
+            what += ", perhaps bytes that are not in the file's encoding"
         raise UserError(f"{path}, line {error.lineno}: not well-formed XML ({what}); mend the file there") from error
+    except LookupError as error:
+        raise UserError(f"{path}: {error}; save the file as UTF-8") from error
     if not seen:
         raise UserError(f"{path}: holds no <{reader.holds}>; expected XML with some")
 
@@ -160,27 +170,28 @@ class _LexicalSample:
     ready: list[_Sentence] = field(default_factory=list)
     line: int = 0
     senses: list[str] = field(default_factory=list)
-    pieces: list[str] = field(default_factory=list)
+    pieces: list[str] | None = None
     in_context: bool = False
 
     def start(self, name: str, attributes: dict[str, str], line: int) -> None:
         if name == "instance":
-            self.line, self.senses, self.pieces = line, [], []
+            self.line, self.senses, self.pieces = line, [], None
         elif name == "answer":
             if "senseid" not in attributes:
                 raise UserError(f"{self.path}, line {line}: <answer> without a senseid; expected a sense key")
             self.senses.append(attributes["senseid"])
         elif name == "context":
-            self.in_context = True
+            self.in_context, self.pieces = True, []
 
     def end(self, name: str) -> None:
         if name == "context":
             self.in_context = False
         elif name == "instance":
-            self.ready.append(_Sentence("".join(self.pieces), self.line, tuple(dict.fromkeys(self.senses))))
+            text = None if self.pieces is None else "".join(self.pieces)
+            self.ready.append(_Sentence(text, self.line, tuple(dict.fromkeys(self.senses))))
 
     def text(self, text: str) -> None:
-        if self.in_context:
+        if self.in_context and self.pieces is not None:
             self.pieces.append(text)
 
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from array import array
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from expertmine.concepts.kinds import PARTS_OF_SPEECH, By, Negatives, PartOfSpee
 from expertmine.concepts.labelling import Candidate, Labelling, label
 from expertmine.concepts.sense_corpora import TaggedText
 from expertmine.concepts.wordnet import WordNet
-from expertmine.drafts import Draft, Refusal, Refusals, no_ids, take_text
+from expertmine.drafts import Draft, Refusal, Refusals, name_fault, no_ids, take_text
 from expertmine.errors import UnknownConcept, UserError
 from expertmine.sampling import Ids
 from expertmine.texts import Texts
@@ -41,6 +42,10 @@ class Selection:
     min_depth: int = 0
     """Levels below `under`, or below WordNet's tops; ``entity.n.01`` has depth 0."""
     max_depth: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_depth is not None and self.max_depth < self.min_depth:
+            raise UserError(f"depths are {self.min_depth} to {self.max_depth}: expected min <= max")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,15 +74,26 @@ def sense_draft(
     texts = Texts()
     carried = gather(tagged, texts, refusals)
     candidates = _by_key if selection.by == "key" else _by_synset
-    found = candidates(carried, wordnet, selection, labelling.negatives, refusals)
+    found = list(candidates(carried, wordnet, selection, refusals))
+    if not found and not selection.names:
+        raise UserError(
+            f"no sentence of {', '.join(sources)} carries a sense of the part of speech and the place asked for "
+            "(--pos, --under, --min-depth, --max-depth)"
+        )
     draft = label(found, texts, labelling, refusals, sources)
-    missing = set(selection.names) - {concept.name for concept in draft.concepts}
-    if missing and labelling.limit is None:
-        name = min(missing)
-        why = next((r for r in refusals.listed if (r.kind, r.name) == ("concept", name)), None)
-        reason = f"{why.reason}{f' ({why.detail})' if why.detail else ''}" if why else "no sentence carries it"
-        raise UserError(f"concept {name!r} cannot be made: {reason}")
+    _require_names(selection, {candidate.name for candidate in found}, refusals)
     return draft
+
+
+def _require_names(selection: Selection, found: Collection[str], refusals: Refusals) -> None:
+    """Refuse to go on when a concept that was asked for by name cannot be made."""
+    why = {refusal.name: refusal for refusal in refusals.listed if refusal.kind == "concept"}
+    for name in selection.names:
+        if name in why:
+            detail = f" ({why[name].detail})" if why[name].detail else ""
+            raise UserError(f"concept {name!r} cannot be made: {why[name].reason}{detail}")
+        if name not in found:
+            raise UserError(f"concept {name!r} cannot be made: no sentence carries it")
 
 
 def gather(tagged: Iterable[TaggedText], texts: Texts, refusals: Refusals) -> SenseTexts:
@@ -93,15 +109,17 @@ def gather(tagged: Iterable[TaggedText], texts: Texts, refusals: Refusals) -> Se
 
 def _check_names(selection: Selection, wordnet: WordNet) -> None:
     """Refuse synsets that WordNet does not have; sense keys may be the corpus's own."""
+    for name in selection.names:
+        if ("%" in name) != (selection.by == "key"):
+            expected = "sense keys such as dog%1:05:00::" if selection.by == "key" else "synsets such as dog.n.01"
+            raise UserError(f"concept {name!r}: with --by {selection.by}, concepts are {expected}")
     names = (() if selection.by == "key" else selection.names) + ((selection.under,) if selection.under else ())
     for name in names:
         if name not in wordnet.synsets:
             raise UnknownConcept.among(name, list(wordnet.synsets), wordnet.source)
 
 
-def _by_key(
-    carried: SenseTexts, wordnet: WordNet, selection: Selection, kinds: Sequence[Negatives], refusals: Refusals
-) -> Iterator[Candidate]:
+def _by_key(carried: SenseTexts, wordnet: WordNet, selection: Selection, refusals: Refusals) -> Iterator[Candidate]:
     places = _places(wordnet, selection)
     of_lemma: dict[str, list[str]] = defaultdict(list)
     for key in carried.by_sense:
@@ -112,20 +130,23 @@ def _by_key(
             refusals.add(Refusal("sense key", key, "not in WordNet; kept without a gloss", _sentences(members)))
         if not (key in selection.names if selection.names else _is_chosen(_part_of_key(key), name, selection, places)):
             continue
-        told_apart: dict[Negatives, Ids] = {}
-        if "homographs" in kinds:
-            told_apart["homographs"] = carried.of(other for other in of_lemma[_lemma(key)] if other != key)
-        if "sisters" in kinds and name is not None:
-            told_apart["sisters"] = carried.of(
-                other for sister in wordnet.sisters(name) for other in wordnet.synsets[sister].sense_keys
-            )
+        if fault := name_fault(key):
+            refusals.add(Refusal("sense key", key, fault, _sentences(members)))
+            continue
+        told_apart: dict[Negatives, Callable[[], Ids]] = {
+            "homographs": partial(_without, carried, of_lemma[_lemma(key)], key)
+        }
+        if name is not None:
+            told_apart["sisters"] = partial(_of_sister_keys, carried, wordnet, name)
         definition = wordnet.synsets[name].definition if name else ""
         yield Candidate(key, "sense", definition, members, told_apart, (key,))
 
 
-def _by_synset(
-    carried: SenseTexts, wordnet: WordNet, selection: Selection, kinds: Sequence[Negatives], refusals: Refusals
-) -> Iterator[Candidate]:
+def _of_sister_keys(carried: SenseTexts, wordnet: WordNet, name: str) -> Ids:
+    return carried.of(key for sister in wordnet.sisters(name) for key in wordnet.synsets[sister].sense_keys)
+
+
+def _by_synset(carried: SenseTexts, wordnet: WordNet, selection: Selection, refusals: Refusals) -> Iterator[Candidate]:
     places = _places(wordnet, selection)
     of_synset = _texts_of_synsets(carried, wordnet, refusals)
     of_lemma: dict[str, list[str]] = defaultdict(list)
@@ -135,6 +156,9 @@ def _by_synset(
 
     def reach(name: str) -> Iterable[str]:
         return wordnet.closure(name) if selection.by == "closure" else (name,)
+
+    def of_sisters(name: str) -> Ids:
+        return of_synset.of(dict.fromkeys(below for sister in wordnet.sisters(name) for below in reach(sister)))
 
     for synset in wordnet.synsets.values():
         if not (
@@ -146,16 +170,16 @@ def _by_synset(
         members = of_synset.of(reach(synset.name))
         if not len(members):
             continue
-        told_apart: dict[Negatives, Ids] = {}
-        if "sisters" in kinds:
-            told_apart["sisters"] = of_synset.of(
-                below for sister in wordnet.sisters(synset.name) for below in reach(sister)
-            )
-        if "homographs" in kinds:
-            told_apart["homographs"] = of_synset.of(
-                other for lemma in synset.lemmas for other in of_lemma[lemma.lower()] if other != synset.name
-            )
+        same_words = [other for lemma in synset.lemmas for other in of_lemma[lemma.lower()]]
+        told_apart: dict[Negatives, Callable[[], Ids]] = {
+            "sisters": partial(of_sisters, synset.name),
+            "homographs": partial(_without, of_synset, same_words, synset.name),
+        }
         yield Candidate(synset.name, "wordnet", synset.definition, members, told_apart, synset.sense_keys)
+
+
+def _without(texts: SenseTexts, senses: Iterable[str], one: str) -> Ids:
+    return texts.of(dict.fromkeys(sense for sense in senses if sense != one))
 
 
 def _texts_of_synsets(carried: SenseTexts, wordnet: WordNet, refusals: Refusals) -> SenseTexts:
@@ -186,7 +210,8 @@ def _tops(wordnet: WordNet) -> list[str]:
 def _is_chosen(
     part: PartOfSpeech | None, name: str | None, selection: Selection, places: Mapping[str, int] | None
 ) -> bool:
-    return part in selection.parts and (places is None or name in places)
+    fits = part in selection.parts or selection.parts == PARTS_OF_SPEECH  # which takes keys of no known part too
+    return fits and (places is None or name in places)
 
 
 def _part_of_key(key: str) -> PartOfSpeech | None:

@@ -38,15 +38,17 @@ def lines(path: Path, show_progress: bool = True) -> Iterator[tuple[int, str]]:
     Raises:
         UserError: as `chunks` does, or a line that is not UTF-8.
     """
-    rest = b""
+    begun: list[bytes] = []  # of a line that goes on in the next chunk
     number = 0
     for chunk in chunks(path, show_progress):
-        *whole, rest = (rest + chunk).split(b"\n")
-        for line in whole:
+        *ends, rest = chunk.split(b"\n")
+        for end in ends:
             number += 1
-            yield number, _decode(path, number, line)
-    if rest:
-        yield number + 1, _decode(path, number + 1, rest)
+            yield number, _decode(path, number, b"".join([*begun, end]))
+            begun = []
+        begun.append(rest)
+    if last := b"".join(begun):
+        yield number + 1, _decode(path, number + 1, last)
 
 
 def _decode(path: Path, number: int, line: bytes) -> str:

@@ -10,6 +10,7 @@ import json
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ import pyarrow.parquet as pq
 
 from expertmine.concepts.labelling import Candidate
 from expertmine.concepts.streams import lines
-from expertmine.drafts import Refusals, take_text
+from expertmine.drafts import Refusals, brief, concept_name, remark, take_text
 from expertmine.errors import UserError
 from expertmine.progress import track
 from expertmine.texts import Texts, normalise
@@ -44,8 +45,8 @@ class Columns:
 
     text: str = "text"
     concept: str = "concept"
-    label: str = "label"
-    """May be absent: then every row is a positive."""
+    label: str | None = "label"
+    """None: there is none, and every row is a positive."""
     group: str = "group"
     """May be absent."""
     description: str = "description"
@@ -56,8 +57,8 @@ class Columns:
 class _Rows:
     """What the rows of one concept have said so far."""
 
-    group: str = ""
-    description: str = ""
+    groups: set[str] = field(default_factory=set)
+    descriptions: set[str] = field(default_factory=set)
     positives: array[int] = field(default_factory=lambda: array("i"))
     negatives: array[int] = field(default_factory=lambda: array("i"))
 
@@ -65,8 +66,8 @@ class _Rows:
 def read_tables(paths: Sequence[Path], columns: Columns, texts: Texts, refusals: Refusals) -> list[Candidate]:
     """Concepts of tables: ``.csv``, ``.tsv``, ``.jsonl``, ``.ndjson`` (each also ``.gz``) and ``.parquet``.
 
-    Labels are 0 and 1, true and false, or positive and negative, one spelling a file. A concept's group and description
-    are the first that are not empty.
+    Labels are 0 and 1, true and false, or positive and negative, one spelling a file. Of several groups or
+    descriptions of a concept, the first by alphabet is taken.
 
     Raises:
         UserError: a file is missing, empty or malformed, a column is absent, or a value is none; names the line.
@@ -79,12 +80,15 @@ def read_tables(paths: Sequence[Path], columns: Columns, texts: Texts, refusals:
             rows += 1
             text, name = (_text(row, column, place) for column in (columns.text, columns.concept))
             positive = True
-            if columns.label in row:
+            if columns.label is not None:
                 positive, spelling = _label(row[columns.label], spelling, place)
             text_id = take_text(texts, text, place, refusals)
-            concept = found.setdefault(normalise(name), _Rows())
-            concept.group = concept.group or str(row.get(columns.group) or "")
-            concept.description = concept.description or str(row.get(columns.description) or "")
+            concept = found.get(name)
+            if concept is None:
+                concept = found[name] = found.setdefault(concept_name(name, place), _Rows())
+            for remarks, column in ((concept.groups, columns.group), (concept.descriptions, columns.description)):
+                if row.get(column):
+                    remarks.add(remark(row[column]))
             if text_id is not None:
                 (concept.positives if positive else concept.negatives).append(text_id)
         if not rows:
@@ -92,19 +96,20 @@ def read_tables(paths: Sequence[Path], columns: Columns, texts: Texts, refusals:
     return [
         Candidate(
             name=name,
-            group=rows_.group,
-            description=rows_.description,
+            group=min(rows_.groups - {""}, default=""),
+            description=min(rows_.descriptions - {""}, default=""),
             members=np.asarray(rows_.positives, np.int32),
-            told_apart={"listed": np.asarray(rows_.negatives, np.int32)},
+            told_apart={"listed": partial(np.asarray, rows_.negatives, np.int32)},
         )
         for name, rows_ in found.items()
+        if name == normalise(name)  # other spellings of a name lead to the same rows
     ]
 
 
 def _read(path: Path, columns: Columns) -> Iterator[tuple[str, dict[str, Any]]]:
     name = path.name.lower().removesuffix(".gz")
     if not path.is_file():
-        raise UserError(f"{path}: no such file; expected a table of texts, concepts and labels")
+        raise UserError(f"{path}: is no file; expected a table of texts, concepts and labels")
     if name.endswith(".parquet"):
         return _read_parquet(path, columns)
     if name.endswith((".csv", ".tsv")):
@@ -143,13 +148,14 @@ def _read_json_lines(path: Path, columns: Columns) -> Iterator[tuple[str, dict[s
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}, line {number}: not JSON ({error.msg}); expected an object a line") from error
+        except (ValueError, RecursionError) as error:
+            fault = error.msg if isinstance(error, json.JSONDecodeError) else error
+            raise UserError(f"{path}, line {number}: not JSON ({fault}); expected an object a line") from error
         if not isinstance(row, dict):
             raise UserError(f"{path}, line {number}: {type(row).__name__}, expected an object a line")
-        for column in (columns.text, columns.concept):
+        for column, option in _required(columns):
             if column not in row:
-                raise UserError(f"{path}, line {number}: has no {column!r}; it has {', '.join(row)}")
+                raise UserError(f"{path}, line {number}: has no {column!r} among {brief(', '.join(row))}; {option}")
         yield f"{path}, line {number}", row
 
 
@@ -170,22 +176,30 @@ def _read_parquet(path: Path, columns: Columns) -> Iterator[tuple[str, dict[str,
 
 def _all_of(columns: Columns) -> set[str]:
     """The names of all columns that are read."""
-    return {columns.text, columns.concept, columns.label, columns.group, columns.description}
+    return {columns.text, columns.concept, columns.label or columns.text, columns.group, columns.description}
 
 
 def _require_columns(path: Path, header: Sequence[str], columns: Columns) -> None:
-    for column, option in ((columns.text, "--text-column"), (columns.concept, "--concept-column")):
+    for column, option in _required(columns):
         if column not in header:
-            raise UserError(f"{path}, line 1: no column {column!r} among {', '.join(header)}; name it with {option}")
+            raise UserError(f"{path}: no column {column!r} among {brief(', '.join(header))}; {option}")
     for column in header:
         if header.count(column) > 1 and column in _all_of(columns):
-            raise UserError(f"{path}, line 1: column {column!r} is there twice; remove one")
+            raise UserError(f"{path}: column {column!r} is there twice; remove one")
+
+
+def _required(columns: Columns) -> Iterator[tuple[str, str]]:
+    """The columns that must be there, and what to do when one is not."""
+    yield columns.text, "name it with --text-column"
+    yield columns.concept, "name it with --concept-column"
+    if columns.label is not None:
+        yield columns.label, "name it with --label-column, or say --no-labels if every row is a positive"
 
 
 def _text(row: dict[str, Any], column: str, place: str) -> str:
     value = row[column]
     if not isinstance(value, str):
-        raise UserError(f"{place}: {column} is {value!r} ({type(value).__name__}), expected text")
+        raise UserError(f"{place}: {column} is {brief(value)} ({type(value).__name__}), expected text")
     return value
 
 
@@ -197,8 +211,8 @@ def _label(value: Any, spelling: Spelling | None, place: str) -> tuple[bool, Spe
     """
     word = str(int(value)) if isinstance(value, float) and value in (0.0, 1.0) else str(value).strip().lower()
     if word not in _WORDS:
-        raise UserError(f"{place}: label is {value!r}; expected 0 or 1, true or false, or positive or negative")
+        raise UserError(f"{place}: label is {brief(value)}; expected 0 or 1, true or false, or positive or negative")
     found, positive = _WORDS[word]
     if spelling is not None and found != spelling:
-        raise UserError(f"{place}: label is {value!r}, but labels before it are {spelling}; use one spelling in a file")
+        raise UserError(f"{place}: label is {brief(value)}, but labels before it are {spelling}; use one spelling")
     return positive, found

@@ -154,7 +154,10 @@ def _names(records: dict[int, _Record], index_path: Path) -> dict[int, str]:
         for line in lines:
             if not line.startswith(" "):
                 fields = line.split()
-                senses[fields[0]] = [int(field) for field in fields[-int(fields[2]) :]]
+                try:
+                    senses[fields[0]] = [int(field) for field in fields[-int(fields[2]) :]]
+                except (ValueError, IndexError) as error:
+                    raise ValueError(f"{index_path}: not a WNDB index line: {line[:60]!r}") from error
     names: dict[int, str] = {}
     for offset, record in records.items():
         lemma = record.words[0][0].lower()

@@ -49,7 +49,7 @@ class WordNet:
                 f"{error.filename}: {error.strerror}; --dict expects a folder of data.* and index.*"
             ) from error
         except ValueError as error:
-            raise UserError(str(error)) from error
+            raise UserError(f"{dictionary} is damaged: {error}; --dict expects WordNet's own files") from error
 
     @cached_property
     def hyponyms(self) -> Mapping[str, tuple[str, ...]]:
