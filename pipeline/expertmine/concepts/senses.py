@@ -16,7 +16,7 @@ import numpy as np
 from expertmine.concepts.kinds import PARTS_OF_SPEECH, By, Negatives, PartOfSpeech
 from expertmine.concepts.labelling import Candidate, Labelling, label
 from expertmine.concepts.sense_corpora import TaggedText
-from expertmine.concepts.wordnet import WordNet
+from expertmine.concepts.wordnet import WordNet, hypernyms
 from expertmine.drafts import Draft, Refusal, Refusals, name_fault, no_ids, take_text
 from expertmine.errors import UnknownConcept, UserError
 from expertmine.sampling import Ids
@@ -110,7 +110,7 @@ def gather(tagged: Iterable[TaggedText], texts: Texts, refusals: Refusals) -> Se
 def _check_names(selection: Selection, wordnet: WordNet) -> None:
     """Refuse synsets that WordNet does not have; sense keys may be the corpus's own."""
     for name in selection.names:
-        if ("%" in name) != (selection.by == "key"):
+        if name in wordnet.synsets if selection.by == "key" else "%" in name:
             expected = "sense keys such as dog%1:05:00::" if selection.by == "key" else "synsets such as dog.n.01"
             raise UserError(f"concept {name!r}: with --by {selection.by}, concepts are {expected}")
     names = (() if selection.by == "key" else selection.names) + ((selection.under,) if selection.under else ())
@@ -128,7 +128,7 @@ def _by_key(carried: SenseTexts, wordnet: WordNet, selection: Selection, refusal
         name = wordnet.resolve(key)
         if name is None:
             refusals.add(Refusal("sense key", key, "not in WordNet; kept without a gloss", _sentences(members)))
-        if not (key in selection.names if selection.names else _is_chosen(_part_of_key(key), name, selection, places)):
+        if not _is_chosen(key, _part_of_key(key), name, selection, places):
             continue
         if fault := name_fault(key):
             refusals.add(Refusal("sense key", key, fault, _sentences(members)))
@@ -161,11 +161,7 @@ def _by_synset(carried: SenseTexts, wordnet: WordNet, selection: Selection, refu
         return of_synset.of(dict.fromkeys(below for sister in wordnet.sisters(name) for below in reach(sister)))
 
     for synset in wordnet.synsets.values():
-        if not (
-            synset.name in selection.names
-            if selection.names
-            else _is_chosen(_PARTS[synset.pos], synset.name, selection, places)
-        ):
+        if not _is_chosen(synset.name, _PARTS[synset.pos], synset.name, selection, places):
             continue
         members = of_synset.of(reach(synset.name))
         if not len(members):
@@ -204,14 +200,20 @@ def _places(wordnet: WordNet, selection: Selection) -> Mapping[str, int] | None:
 
 
 def _tops(wordnet: WordNet) -> list[str]:
-    return [synset.name for synset in wordnet.synsets.values() if not synset.hypernyms + synset.instance_hypernyms]
+    return [synset.name for synset in wordnet.synsets.values() if not hypernyms(synset)]
 
 
 def _is_chosen(
-    part: PartOfSpeech | None, name: str | None, selection: Selection, places: Mapping[str, int] | None
+    sense: str,
+    part: PartOfSpeech | None,
+    synset: str | None,
+    selection: Selection,
+    places: Mapping[str, int] | None,
 ) -> bool:
+    if selection.names:
+        return sense in selection.names
     fits = part in selection.parts or selection.parts == PARTS_OF_SPEECH  # which takes keys of no known part too
-    return fits and (places is None or name in places)
+    return fits and (places is None or synset in places)
 
 
 def _part_of_key(key: str) -> PartOfSpeech | None:
