@@ -18,10 +18,9 @@ Result = TypeVar("Result")
 
 _making = Lock()
 
-
 KEPT_MEMORY = {"MALLOC_TRIM_THRESHOLD_": 1 << 29, "MALLOC_MMAP_THRESHOLD_": 1 << 25, "MALLOC_ARENA_MAX": 1}
-"""For glibc's malloc in workers. Dask has it give memory back to the kernel above 64 kB, and then each task's arrays are
-mapped and cleared anew: on blocks of 256 units by 36,000 sentences that made kernels take half as long again."""
+"""For glibc's malloc in workers. Dask has it give back to the system what is above 64 kB, and then each task's arrays
+are mapped and cleared anew: on blocks of 256 units by 36,000 sentences that made kernels take half as long again."""
 ONE_THREAD = {"OMP_NUM_THREADS": 1, "MKL_NUM_THREADS": 1, "OPENBLAS_NUM_THREADS": 1}
 
 
