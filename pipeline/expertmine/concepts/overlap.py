@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pyarrow.compute as pc
@@ -46,7 +47,7 @@ class Overlap:
         self._owners = np.repeat(np.arange(len(self.names)), self._sizes)[by_row]
         self._starts = np.searchsorted(rows[by_row], np.arange(corpus.identity.sentences + 1))
 
-    @property
+    @cached_property
     def served(self) -> NDArray[np.int64]:
         """(sentences,) of how many concepts each is a positive."""
         counts: NDArray[np.int64] = np.diff(self._starts)
