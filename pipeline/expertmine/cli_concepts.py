@@ -139,6 +139,15 @@ class SenseOptions(DrawOptions):
         return Labelling(kinds, self.negatives_size, least, most, self.cap, self.limit, self.seed)
 
 
+@dataclass(frozen=True)
+class AnnotatedOptions(SenseOptions):
+    """For annotated corpora."""
+
+    by: ByOption = "key"
+    with_wordnet: WithWordNet = None
+    held_out: HeldOut = 20
+
+
 @app.command("json")
 @with_groups
 def from_json(
@@ -225,10 +234,7 @@ def from_raganato(
     data: Annotated[Path, typer.Argument(metavar="DATA.xml", help="Sentences; .gz too.", show_default=False)],
     keys: Annotated[Path, typer.Argument(metavar="KEYS.txt", help="Sense keys; .gz too.", show_default=False)],
     out: Out,
-    options: SenseOptions,
-    by: ByOption = "key",
-    with_wordnet: WithWordNet = None,
-    held_out: HeldOut = 20,
+    options: AnnotatedOptions,
 ) -> None:
     """A corpus from an annotated one in the all-words layout: OneSeC, SemCor. Read as a stream, of any size.
 
@@ -239,7 +245,8 @@ def from_raganato(
 
     refusals = Refusals()
     tagged = read_all_words(data, keys, refusals)
-    _write(_sense_draft(tagged, [data.name], by, with_wordnet, options, refusals), out, held_out, options.seed)
+    draft = _sense_draft(tagged, [data.name], options.by, options.with_wordnet, options, refusals)
+    _write(draft, out, options.held_out, options.seed)
 
 
 @app.command("lexical-sample")
@@ -247,10 +254,7 @@ def from_raganato(
 def from_lexical_sample(
     paths: Annotated[list[Path], typer.Argument(help="Files of <lexelt>; .gz too.", show_default=False)],
     out: Out,
-    options: SenseOptions,
-    by: ByOption = "key",
-    with_wordnet: WithWordNet = None,
-    held_out: HeldOut = 20,
+    options: AnnotatedOptions,
 ) -> None:
     """A corpus from a lexical sample: contexts of a word, each with its senses.
 
@@ -262,7 +266,8 @@ def from_lexical_sample(
     refusals = Refusals()
     tagged = chain.from_iterable(read_lexical_sample(path, refusals) for path in paths)
     sources = [path.name for path in paths]
-    _write(_sense_draft(tagged, sources, by, with_wordnet, options, refusals), out, held_out, options.seed)
+    draft = _sense_draft(tagged, sources, options.by, options.with_wordnet, options, refusals)
+    _write(draft, out, options.held_out, options.seed)
 
 
 @app.command("merge")

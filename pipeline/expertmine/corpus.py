@@ -20,6 +20,7 @@ each run in the order of the keys. The fingerprint is therefore that of the cont
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -88,6 +89,14 @@ class LabelledRows:
     positives: Ids
     negatives: Ids
     """All of them, the pool's too."""
+
+
+def membership(sets: Sequence[Ids], total: int) -> NDArray[np.bool_]:
+    """(sets, total) whether each set holds each id below `total`."""
+    holds = np.zeros((len(sets), total), np.bool_)
+    for at, ids in enumerate(sets):
+        holds[at, ids] = True
+    return holds
 
 
 def fingerprint(tables: dict[str, pa.Table]) -> str:
@@ -231,9 +240,8 @@ class Corpus:
             among: (sentences,)
         """
         indptr, sentence_ids, labels = self._labels
-        in_pool = np.zeros((len(self.pools) + 1, len(among)), np.bool_)  # the last row: no pool
-        for at, pool in enumerate(self.pools):
-            in_pool[at, pool] = among[pool]
+        no_pool = np.empty(0, np.int32)  # the last row, which -1 leads to
+        in_pool = membership([*self.pools, no_pool], len(among)) & among
         pools = np.array([-1 if concept.pool is None else concept.pool for concept in self.concepts], np.int64)
         owner = np.repeat(np.arange(len(pools)), np.diff(indptr))
         usable = among[sentence_ids]

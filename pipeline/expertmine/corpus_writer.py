@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from expertmine.corpus import FORMAT, fingerprint
+from expertmine.corpus import FORMAT, fingerprint, membership
 from expertmine.drafts import Draft, DraftConcept, Keys, Refusals, brief, name_fault, no_keys, storable
 from expertmine.errors import UserError
 from expertmine.files import write_atomically, write_json, writing
@@ -34,8 +34,7 @@ def write_corpus(draft: Draft, out: Path, held_out_percent: float = 0.0, seed: i
     """Write a corpus folder; without ``corpus.json``, which comes last, there is no corpus.
 
     What a concept calls both positive and negative is positive, and what it calls both negative and neither is neither;
-    both are counted as conflicts.
-    Repeats count once. Texts that no concept uses are left out.
+    both are counted as conflicts. Repeats count once. Texts that no concept uses are left out.
 
     Args:
         held_out_percent: share of the sentences, 0 to 90, that mining will not see, of each concept's positives and
@@ -50,8 +49,8 @@ def write_corpus(draft: Draft, out: Path, held_out_percent: float = 0.0, seed: i
     if not 0 <= held_out_percent <= 90:
         raise UserError(f"held-out share is {held_out_percent} %: expected 0 to 90")
     counts: Counter[str] = Counter(repeats_dropped=draft.texts.repeats, conflicts_resolved=0)
-    concepts, pools = _settle(draft, counts)
     keys = draft.texts.keys
+    concepts, pools = _settle(draft, keys, counts)
     order = _row_order(concepts, pools, keys)
     row_of = np.full(len(draft.texts), -1, np.int32)
     row_of[order] = np.arange(len(order), dtype=np.int32)
@@ -124,7 +123,7 @@ def _write_files(out: Path, tables: dict[str, pa.Table], facts: dict[str, Any]) 
                 (Path(new) / file).replace(out / file)
 
 
-def _settle(draft: Draft, counts: Counter[str]) -> tuple[list[DraftConcept], list[Ids]]:
+def _settle(draft: Draft, keys: Keys, counts: Counter[str]) -> tuple[list[DraftConcept], list[Ids]]:
     """Concepts by name, their labels made sets that do not meet; the pools that they use."""
     if not draft.concepts:
         raise UserError(f"no concept to write: the source gave none{_why(draft.refusals)}")
@@ -135,17 +134,13 @@ def _settle(draft: Draft, counts: Counter[str]) -> tuple[list[DraftConcept], lis
     for first, second in pairwise(concepts):
         if first.name == second.name:
             raise UserError(f"concept {first.name!r} appears twice; rename one of them")
-    pools, place_of = _settle_pools(draft, {concept.pool for concept in concepts if concept.pool is not None})
-    inside = np.zeros((len(pools), len(draft.texts)), np.bool_)
-    for at, pool in enumerate(pools):
-        inside[at, pool] = True
-    keys = draft.texts.keys
+    pools, place_of = _settle_pools(draft, keys, {concept.pool for concept in concepts if concept.pool is not None})
+    inside = membership(pools, len(keys))
     return [_settle_concept(concept, place_of, inside, keys, counts) for concept in concepts], pools
 
 
-def _settle_pools(draft: Draft, used: set[int]) -> tuple[list[Ids], dict[int, int]]:
+def _settle_pools(draft: Draft, keys: Keys, used: set[int]) -> tuple[list[Ids], dict[int, int]]:
     """Each pool that is used, once, in an order that their content decides; and the new place of each old one."""
-    keys = draft.texts.keys
     digests: dict[int, bytes] = {}
     for pool in used:
         own = keys[np.unique(draft.pools[pool])]
@@ -220,9 +215,7 @@ def _at_rows(concept: DraftConcept, row_of: Ids) -> DraftConcept:
 
 
 def _require_both_kinds(concepts: Sequence[DraftConcept], pools: Sequence[Ids], held_out: NDArray[np.bool_]) -> None:
-    mined_in_pool = np.zeros((len(pools), len(held_out)), np.bool_)
-    for at, pool in enumerate(pools):
-        mined_in_pool[at, pool] = ~held_out[pool]
+    mined_in_pool = membership(pools, len(held_out)) & ~held_out
     pool_sizes = mined_in_pool.sum(axis=1)
     for concept in concepts:
         negatives = int((~held_out[concept.negatives]).sum())

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from expertmine.corpus import Corpus
+from expertmine.corpus import Corpus, membership
 from expertmine.errors import UserError
 from expertmine.ledger import Receipt, load_plan, missing_tasks, open_corpus, require_complete, write_receipt
 from expertmine.sampling import Ids
@@ -59,9 +59,7 @@ def labels(corpus: Corpus, usable: NDArray[np.bool_]) -> Labels | None:
     """
     kept = np.flatnonzero((np.array(corpus.counts(usable)) > 0).all(axis=0))
     usable_pools = [pool[usable[pool]] for pool in corpus.pools]
-    in_pool = np.zeros((len(usable_pools), len(usable)), np.bool_)
-    for at, rows in enumerate(usable_pools):
-        in_pool[at, rows] = True
+    in_pool = membership(usable_pools, len(usable))
     positives, removed, pool_of = [], [], []
     pools: list[Ids] = []
     places: dict[int | bytes, int] = {}

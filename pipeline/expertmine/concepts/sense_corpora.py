@@ -8,12 +8,13 @@ lexical sample has ``<instance>`` with ``<answer senseid>`` and ``<context>``.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import groupby, islice
 from operator import itemgetter
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar
 from xml.parsers import expat
 
 from expertmine.concepts.streams import chunks, lines
@@ -42,15 +43,23 @@ class _Sentence:
     """Ids of instances; in a lexical sample, sense keys."""
 
 
-class _Reader(Protocol):
+@dataclass
+class _Reader(ABC):
     """What one XML format makes of the parser's events."""
 
-    holds: str
+    holds: ClassVar[str]
     """The element that a file must have."""
-    ready: list[_Sentence]
+    path: Path
+    ready: list[_Sentence] = field(default_factory=list)
+    """Sentences that nobody has taken yet."""
+    line: int = 0
+    """Where the sentence begins that is being read."""
 
+    @abstractmethod
     def start(self, name: str, attributes: dict[str, str], line: int) -> None: ...
+    @abstractmethod
     def end(self, name: str) -> None: ...
+    @abstractmethod
     def text(self, text: str) -> None: ...
 
 
@@ -131,11 +140,8 @@ def _parse(path: Path, reader: _Reader) -> Iterator[_Sentence]:
 
 
 @dataclass
-class _AllWords:
-    path: Path
-    holds: str = "sentence"
-    ready: list[_Sentence] = field(default_factory=list)
-    line: int = 0
+class _AllWords(_Reader):
+    holds = "sentence"
     tokens: list[str] = field(default_factory=list)
     instances: list[str] = field(default_factory=list)
     token: list[str] | None = None
@@ -164,11 +170,8 @@ class _AllWords:
 
 
 @dataclass
-class _LexicalSample:
-    path: Path
-    holds: str = "instance"
-    ready: list[_Sentence] = field(default_factory=list)
-    line: int = 0
+class _LexicalSample(_Reader):
+    holds = "instance"
     senses: list[str] = field(default_factory=list)
     pieces: list[str] | None = None
     in_context: bool = False
