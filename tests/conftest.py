@@ -13,12 +13,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported
 import pytest
 import torch
 from corpora import LabelledTexts, write_lists
+from plans import plan_new
 
-from expertmine.corpus import Corpus
-from expertmine.ledger import freeze
 from expertmine.models import EMBEDDED_FOLDER
-from expertmine.planning import make_plan
-from expertmine.specs import ResponseSpec
 
 ANIMALS = ["cat", "dog", "horse", "raven", "trout", "snake", "spider", "goat", "wolf", "bear", "mouse", "eagle"]
 TOOLS = ["hammer", "saw", "chisel", "drill", "rake", "spade", "wrench", "file", "plane", "clamp", "lathe", "anvil"]
@@ -61,9 +58,7 @@ def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def planned(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_corpus: Path) -> Path:
     """A run folder with nothing but its plan; copy it before use (`new_run`)."""
     run = tmp_path_factory.mktemp("planned") / "run"
-    corpus = Corpus.open(tiny_corpus)
-    plan, _ = make_plan(str(tiny_model), corpus, ResponseSpec(max_tokens=64))
-    freeze(run, plan, corpus)
+    plan_new(run, tiny_model, tiny_corpus)
     return run
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from plans import plan_new
 from transformers import (
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
@@ -17,14 +18,10 @@ from transformers import (
     PreTrainedModel,
 )
 
-from expertmine.corpus import Corpus
 from expertmine.experts import Experts
 from expertmine.generate import GenerationRequest, Generator
-from expertmine.ledger import freeze
 from expertmine.mine import Cluster, run_all
 from expertmine.models import EMBEDDED_FOLDER
-from expertmine.planning import make_plan
-from expertmine.specs import ResponseSpec
 
 SIZES = {"vocab_size": 6000, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 TOKENS = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
@@ -54,10 +51,8 @@ def test_mining_and_steering(build: object, units_a_layer: int, tiny_corpus: Pat
     build().save_pretrained(folder)  # type: ignore[operator]
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(EMBEDDED_FOLDER / name, folder)
-    corpus = Corpus.open(tiny_corpus)
-    plan, _ = make_plan(str(folder), corpus, ResponseSpec(max_tokens=64))
+    plan, _ = plan_new(run, folder, tiny_corpus)
     assert plan.layout.units == 2 * units_a_layer
-    freeze(run, plan, corpus)
     run_all(run, ("serial", Cluster()), ("serial", Cluster()), top_k=30)
     best = Experts.load(run)["animal"].top(1)[0]
     assert 0.5 < best.ap <= 1

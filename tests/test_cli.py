@@ -15,11 +15,13 @@ import pyarrow.parquet as pq
 import pytest
 from commands import expertmine, refused, succeed
 from conftest import animal_and_tool
+from plans import plan_new
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """Content of every file below a folder."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """Content of every file below a folder, but for news of workers."""
+    found = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {name: content for name, content in found.items() if not name.startswith("workers/")}
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +63,7 @@ def test_ray_and_dask_give_the_same_bytes_as_one_process(
     assert all(name.startswith("receipts/") for name in differing)  # receipts hold seconds
     for name in differing:
         one, other = json.loads(ours[name]), json.loads(theirs[name])
-        assert (one["checksum"], one["fingerprint"]) == (other["checksum"], other["fingerprint"])
+        assert (one["checksums"], one["fingerprint"]) == (other["checksums"], other["fingerprint"])
 
 
 def wait_for_a_receipt(run: Path) -> None:
@@ -85,8 +87,10 @@ def longer_run(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tu
     (folder / "early.json").write_text(json.dumps(document))
     succeed("concepts", "json", folder / "early.json", "--out", folder / "corpus")
     arguments = ("--model", tiny_model, "--corpus", folder / "corpus", "--max-tokens", 64)
-    succeed("plan", folder / "planned", *arguments)
+    plan_new(folder / "planned", tiny_model, folder / "corpus", partition_rows=64, batch_tokens=256)
+    arguments = (*arguments, "--batch-tokens", 256)
     serial = ("--extract-on", "serial", "--score-on", "serial")
+    shutil.copytree(folder / "planned", folder / "done")
     succeed("mine", folder / "done", *arguments, "--top-k", 50, *serial)
     return folder / "done", folder / "planned"
 
@@ -206,7 +210,7 @@ def test_bad_input_ends_with_one_message_and_exit_code_2(
 
 def test_damage_is_told_with_its_remedy(serial_run: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(serial_run, tmp_path / "run"))
-    shard = next(path for path in sorted((run / "store.zarr" / "responses" / "c").rglob("*")) if path.is_file())
+    shard = next(path for path in sorted((run / "store.zarr" / "responses" / "max" / "c").rglob("*")) if path.is_file())
     shard.write_bytes(shard.read_bytes()[:-100])
     message = refused("verify", run)
     receipt = run / "receipts" / "extract" / "00000.json"
@@ -228,7 +232,7 @@ def test_a_full_disk_ends_with_one_message_and_loses_nothing(
     assert done.returncode == 2
     assert "store.zarr: cannot be written (File too large)" in done.stderr
     assert "Traceback" not in done.stderr
-    assert not (run / "receipts").exists()
+    assert not (run / "receipts" / "extract" / "00000.json").exists()
     succeed("mine", run, *plan, "--top-k", 50, "--extract-on", "serial", "--score-on", "serial")
     assert files(run / "experts") == files(serial_run / "experts")
 
@@ -239,5 +243,9 @@ def test_an_error_inside_a_worker_arrives_as_the_same_message(
 ) -> None:
     run = Path(shutil.copytree(serial_run, tmp_path / "run"))
     shutil.rmtree(run / "receipts" / stage)
-    (run / "corpus" / "corpus.json").write_text("{}")
-    assert "corpus.json: not a corpus" in refused(stage, run, "--executor", executor)
+    if stage == "extract":
+        (run / "sentences" / "00000.parquet").write_bytes(b"PAR1")
+        assert "00000.parquet: cannot be read" in refused(stage, run, "--executor", executor)
+    else:
+        (next((run / "corpus").iterdir()) / "corpus.json").write_text("{}")
+        assert "corpus.json: not a corpus" in refused(stage, run, "--executor", executor)

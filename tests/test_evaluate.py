@@ -14,6 +14,7 @@ from expertmine.evaluate.classifier import train
 from expertmine.evaluate.concept import distinct, evaluate
 from expertmine.evaluate.perplexity import perplexity
 from expertmine.models import load_model
+from expertmine.specs import ResponseSpec
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +76,9 @@ def test_perplexity_is_that_of_a_loop_over_tokens(tiny_model: Path) -> None:
                 logits = loaded.model(torch.tensor([ids[:at]])).logits[0, -1]
             total -= torch.log_softmax(logits.double(), 0)[ids[at]].item()
             count += 1
-    assert perplexity(loaded, texts, batch_tokens=12) == pytest.approx(math.exp(total / count), rel=1e-5)
+    assert perplexity(loaded, texts, ResponseSpec(max_tokens=12, batch_tokens=12)) == pytest.approx(
+        math.exp(total / count), rel=1e-5
+    )
     assert math.isnan(perplexity(loaded, [""]))
 
 

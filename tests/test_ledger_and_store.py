@@ -11,15 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from corpora import LabelledTexts, write_lists
+from plans import request
 
 from expertmine import extract, score
 from expertmine.corpus import Corpus
 from expertmine.errors import UserError
 from expertmine.files import write_atomically, write_json
 from expertmine.inspect_run import Damage, progress_of, verify
-from expertmine.ledger import freeze, load_plan, missing_tasks, open_corpus, plan_path, read_receipts
+from expertmine.ledger import corpus_path, load_plan, missing_tasks, open_corpus, plan_path, read_receipts
 from expertmine.planning import make_plan, refuse_what_will_not_fit
-from expertmine.specs import Plan, ResponseSpec
+from expertmine.runs import plan_run
+from expertmine.specs import Plan
 from expertmine.store import Store, create_store
 
 Edit = Callable[[Path, Callable[[dict], object]], None]  # type: ignore[type-arg]
@@ -33,7 +35,7 @@ def test_a_plan_survives_the_disk(new_run: Path) -> None:
 def test_every_setting_is_in_the_fingerprint(new_run: Path) -> None:
     plan = load_plan(new_run)
     changed = [
-        replace(plan, responses=replace(plan.responses, pooling="mean")),
+        replace(plan, responses=replace(plan.responses, poolings=("mean",))),
         replace(plan, responses=replace(plan.responses, batch_tokens=8192)),
         replace(plan, model=replace(plan.model, weights="other")),
         replace(plan, corpus=replace(plan.corpus, fingerprint="other")),
@@ -44,13 +46,13 @@ def test_every_setting_is_in_the_fingerprint(new_run: Path) -> None:
 
 
 def test_an_edited_plan_is_refused(new_run: Path, edit_json: Edit) -> None:
-    edit_json(plan_path(new_run), lambda plan: plan["responses"].update(pooling="mean"))
+    edit_json(plan_path(new_run), lambda plan: plan["responses"].update(poolings=["mean"]))
     with pytest.raises(UserError, match="do not match its fingerprint"):
         load_plan(new_run)
 
 
 @pytest.mark.parametrize("content, message", [
-    ("", "not JSON"), ("[]", "not a plan"), ('{"format": 99}', "plan format 99"), ('{"format": 1}', "not a plan"),
+    ("", "not JSON"), ("[]", "not a plan"), ('{"format": 99}', "plan format 99"), ('{"format": 2}', "not a plan"),
 ])  # fmt: skip
 def test_a_damaged_plan_is_refused(content: str, message: str, tmp_path: Path) -> None:
     plan_path(tmp_path).write_text(content)
@@ -60,30 +62,34 @@ def test_a_damaged_plan_is_refused(content: str, message: str, tmp_path: Path) -
 
 def test_a_run_folder_takes_one_plan(new_run: Path, tiny_corpus: Path, tiny_model: Path) -> None:
     corpus = Corpus.open(tiny_corpus)
-    freeze(new_run, load_plan(new_run), corpus)
-    other, _ = make_plan(str(tiny_model), corpus, ResponseSpec(pooling="mean", max_tokens=64))
-    with pytest.raises(UserError, match="is another plan"):
-        freeze(new_run, other, corpus)
+    frozen = load_plan(new_run)
+    assert plan_run(new_run, corpus, request(tiny_model), force=False) == (frozen, None)
+    with pytest.raises(UserError, match=r"is another plan: its poolings is \('max',\), and \('mean',\) was asked for"):
+        plan_run(new_run, corpus, request(tiny_model, poolings=("mean",)), force=False)
+    with pytest.raises(UserError, match="is another plan: its model is"):
+        plan_run(new_run, corpus, request(Path("embedded")), force=False)
+    assert load_plan(new_run) == frozen
 
 
-def test_a_folder_of_other_things_is_left_alone(planned: Path, tiny_corpus: Path, tmp_path: Path) -> None:
+def test_a_folder_of_other_things_is_left_alone(tiny_model: Path, tiny_corpus: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(UserError, match="is no run folder"):
-        freeze(tmp_path, load_plan(planned), Corpus.open(tiny_corpus))
+        plan_run(tmp_path, Corpus.open(tiny_corpus), request(tiny_model), force=False)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_another_corpus_in_the_run_is_refused(new_run: Path, tmp_path: Path) -> None:
     write_lists([LabelledTexts("a", "", "", ["x"], ["y"])], tmp_path / "other")
-    shutil.copytree(tmp_path / "other", new_run / "corpus", dirs_exist_ok=True)
+    plan = load_plan(new_run)
+    shutil.copytree(tmp_path / "other", corpus_path(new_run, plan.corpus), dirs_exist_ok=True)
     with pytest.raises(UserError, match="not the corpus of this run"):
-        open_corpus(new_run, load_plan(new_run))
+        open_corpus(new_run, plan)
 
 
 def test_what_will_not_fit_the_disk_is_refused(
     new_run: Path, tiny_corpus: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, bill = make_plan(str(tiny_model), Corpus.open(tiny_corpus), ResponseSpec(max_tokens=64))
+    _, bill = make_plan(request(tiny_model), Corpus.open(tiny_corpus))
     refuse_what_will_not_fit(new_run, bill)
     with pytest.raises(UserError, match=r"a process would hold 1e\+03 TB"):
         refuse_what_will_not_fit(new_run, replace(bill, extract_memory=10**15))
@@ -139,13 +145,17 @@ def test_the_store_gives_back_what_was_written(new_run: Path) -> None:
     values = rng.normal(size=(plan.layout.sentences, plan.layout.units)).astype(np.float16)
     for index in range(plan.layout.partitions):
         rows = plan.layout.partition(index)
-        part = slice(rows.start, rows.stop)
-        digest = store.write_partition(index, values[part], np.full(len(rows), 7, np.int32))
-        assert store.partition_checksum(index) == digest
+        order = rng.permutation(len(rows))
+        written = {"max": values[rows.start + order]}
+        checksums = store.write_partition(index, order, written, np.full(len(rows), 7, np.int32))
+        assert f"tokens/c/{index}" in checksums
+        assert store.sound(checksums)
+        assert not store.sound({**checksums, f"responses/max/c/{index}/0": "0" * 64})
     for index in range(plan.layout.blocks):
         units = plan.layout.block(index)
-        np.testing.assert_array_equal(store.read_responses(units), values[:, units.start : units.stop])
-    assert (store.read_tokens() == 7).all()
+        stored = store.read_responses("max", units)[: plan.layout.sentences]
+        np.testing.assert_array_equal(stored, values[:, units.start : units.stop])
+    assert (store.read_tokens()[: plan.layout.sentences] == 7).all()
 
 
 def test_a_store_of_another_layout_or_none_is_refused(new_run: Path) -> None:
@@ -161,7 +171,9 @@ def test_a_store_of_another_layout_or_none_is_refused(new_run: Path) -> None:
 def test_scoring_refuses_lost_and_changed_shards(mined: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(mined, tmp_path / "run"))
     shutil.rmtree(run / "receipts" / "score")
-    shard = next(path for path in sorted((run / "store.zarr" / "responses" / "c" / "1").rglob("*")) if path.is_file())
+    shard = next(
+        path for path in sorted((run / "store.zarr" / "responses" / "max" / "c" / "1").rglob("*")) if path.is_file()
+    )
     content = bytearray(shard.read_bytes())
     content[100] ^= 1
     shard.write_bytes(content)
@@ -183,20 +195,22 @@ def test_a_partition_of_zeros_is_stored_all_the_same(new_run: Path) -> None:
     store = Store(new_run, plan)
     for index in range(plan.layout.partitions):
         rows = len(plan.layout.partition(index))
-        store.write_partition(index, np.zeros((rows, plan.layout.units), np.float16), np.ones(rows, np.int32))
+        zeros = {"max": np.zeros((rows, plan.layout.units), np.float16)}
+        store.write_partition(index, np.arange(rows), zeros, np.ones(rows, np.int32))
     store.require_every_shard()
 
 
 def test_verify_finds_changed_and_torn_shards(mined: Path, tmp_path: Path) -> None:
     assert not any(verify(mined))
     run = Path(shutil.copytree(mined, tmp_path / "run"))
-    shards = sorted((run / "store.zarr" / "responses" / "c").rglob("*"))
+    shards = sorted((run / "store.zarr" / "responses" / "max" / "c").rglob("*"))
     shards = [path for path in shards if path.is_file()]
     torn = shards[0]
     torn.write_bytes(torn.read_bytes()[: torn.stat().st_size // 2])
     (damaged,) = [verdict for verdict in verify(run) if verdict]
     assert damaged == Damage("extract", 0)
     Store(run, load_plan(run)).write_scores(
+        "max",
         1,
         {name: np.zeros((2, 1)) for name in ("ap", "auroc", "held_out_ap", "on_mean", "on_p50", "on_p90", "off_mean")},
     )
@@ -210,6 +224,6 @@ def test_progress_is_read_from_receipts(mined: Path, new_run: Path) -> None:
     assert done["score"] == (plan.layout.blocks, plan.layout.blocks)
     assert done["reduce"] == (1, 1)
     assert [stage.done for stage in progress_of(new_run)] == [0, 0, 0]
-    sentences = sum(r.counts["sentences"] for r in read_receipts(mined, "extract", 99, plan.fingerprint))
+    sentences = sum(r.counts["sentences"] for r in read_receipts(mined, plan, "extract"))
     assert sentences == plan.corpus.sentences
-    assert not missing_tasks(mined, "score", plan.layout.blocks, plan.fingerprint)
+    assert not missing_tasks(mined, plan, "score")

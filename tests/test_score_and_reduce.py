@@ -10,16 +10,14 @@ import pytest
 from corpora import LabelledTexts, write_lists
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plans import plan_new
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from expertmine.corpus import Corpus
 from expertmine.errors import UserError
 from expertmine.experts import Experts
-from expertmine.ledger import freeze, load_plan
+from expertmine.ledger import load_plan, open_corpus
 from expertmine.mine import Cluster, run_all
-from expertmine.planning import make_plan
 from expertmine.reduce import merge_top, reduce
-from expertmine.specs import ResponseSpec
 from expertmine.store import STATISTICS, Store
 
 
@@ -27,8 +25,8 @@ from expertmine.store import STATISTICS, Store
 def truth(mined: Path) -> dict[str, np.ndarray]:
     """Every statistic of every (concept, unit), from the stored responses and the corpus."""
     plan = load_plan(mined)
-    corpus = Corpus.open(mined / "corpus")
-    responses = Store(mined, plan).read_responses(range(plan.layout.units)).astype(np.float64)
+    corpus = open_corpus(mined, plan)
+    responses = Store(mined, plan).read_responses("max", range(plan.layout.units)).astype(np.float64)
     found: dict[str, list[np.ndarray]] = {name: [] for name in STATISTICS}
     for concept in corpus.concepts:
         rows = corpus.rows(concept.concept_id)
@@ -58,13 +56,13 @@ def test_scores_are_those_of_the_oracles_on_the_stored_values(
     name: str, tolerance: float, mined: Path, truth: dict[str, np.ndarray]
 ) -> None:
     plan = load_plan(mined)
-    scores = Store(mined, plan).read_scores(name, range(plan.layout.units))
+    scores = Store(mined, plan).read_scores("max", name, range(plan.layout.units))
     np.testing.assert_allclose(scores, truth[name], rtol=tolerance, atol=tolerance)
 
 
 def test_the_index_holds_the_best_units_in_order(mined: Path, truth: dict[str, np.ndarray]) -> None:
     plan = load_plan(mined)
-    ap = Store(mined, plan).read_scores("ap", range(plan.layout.units))
+    ap = Store(mined, plan).read_scores("max", "ap", range(plan.layout.units))
     experts = Experts.load(mined)
     for at, name in enumerate(experts):
         expected = sorted(range(plan.layout.units), key=lambda unit: (-ap[at, unit], unit))[:40]
@@ -127,13 +125,11 @@ def test_a_shared_pool_scores_as_the_same_negatives_listed(tmp_path: Path, tiny_
     scores = []
     for name, concepts in (("shared", shared), ("listed", listed)):
         write_lists(concepts, tmp_path / f"{name} corpus", held_out_percent=0, pools=pools)
-        corpus = Corpus.open(tmp_path / f"{name} corpus")
         run = tmp_path / name
-        plan, _ = make_plan(str(tiny_model), corpus, ResponseSpec(max_tokens=64))
-        freeze(run, plan, corpus)
+        plan, _ = plan_new(run, tiny_model, tmp_path / f"{name} corpus")
         run_all(run, ("serial", Cluster()), ("serial", Cluster()), top_k=20)
         store = Store(run, plan)
-        scores.append({name: store.read_scores(name, range(plan.layout.units)) for name in STATISTICS})
+        scores.append({name: store.read_scores("max", name, range(plan.layout.units)) for name in STATISTICS})
         index = {c["name"]: (c["positives"], c["negatives"]) for c in Experts.load(run).facts["concepts"]}
         assert index == {c.name: (len(c.positives), len(c.negatives)) for c in listed}
     for name in STATISTICS:

@@ -12,7 +12,8 @@ from typing import Annotated
 
 import typer
 
-from expertmine import cli_concepts, show
+from expertmine import cli_concepts, show, show_run
+from expertmine.cli_options import ResponseOptions, UnitOptions, request
 from expertmine.errors import UserError
 from expertmine.experts import Forcing
 from expertmine.mine import (
@@ -25,7 +26,8 @@ from expertmine.mine import (
     run_reduce,
     run_score,
 )
-from expertmine.specs import BATCH_TOKENS, Pooling, ResponseSpec, StoredType, TooLong
+from expertmine.option_groups import with_groups
+from expertmine.specs import Pooling
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
@@ -47,21 +49,22 @@ app.add_typer(evaluate_app, name="evaluate")
 
 Run = Annotated[Path, typer.Argument(help="Run folder.", show_default=False)]
 CorpusOption = Annotated[Path, typer.Option("--corpus", help="Corpus folder.", show_default=False)]
-ModelOption = Annotated[str, typer.Option("--model", help="`embedded`, a local folder, or a Hugging Face model id.")]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")]
-Hookpoints = Annotated[
-    list[str] | None,
-    typer.Option("--hookpoint", help="Glob over module names; repeatable. Default: every linear map of the blocks."),
-]
-PoolingOption = Annotated[Pooling, typer.Option(help="How a sentence's tokens become one response.")]
-StoredOption = Annotated[StoredType, typer.Option(help="Type of a stored response.")]
-MaxTokens = Annotated[int, typer.Option(help="Longest sentence, in tokens.")]
-TooLongOption = Annotated[TooLong, typer.Option(help="What happens to longer ones.")]
-Force = Annotated[bool, typer.Option("--force", help="Plan even what may not fit the disk.")]
+Force = Annotated[bool, typer.Option("--force", help="Plan even what may not fit the disk or the memory.")]
 TopK = Annotated[
     int | None, typer.Option("--top-k", help=f"Experts to keep a concept. [default: {DEFAULT_TOP_K}]", min=1)
 ]
 Workers = Annotated[int | None, typer.Option(help="Processes. [default: what the machine or cluster has]", min=1)]
+WhichPooling = Annotated[
+    Pooling | None, typer.Option("--pooling", help="Experts by this pooling. [default: the run's first]")
+]
+GpusEach = Annotated[
+    float | None,
+    typer.Option(
+        "--gpus-each",
+        help="GPUs an extracting actor: a fraction puts several actors on one, 2 or more spread a model over them. "
+        "[default: 1 if any]",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Seed = Annotated[int, typer.Option(help="Of every random choice.", min=0, max=2**32 - 1)]
 
@@ -81,23 +84,39 @@ def demo(
 
 
 @app.command()
+@with_groups
+def units(units_: UnitOptions, as_json: AsJson = False) -> None:
+    """List the hookpoints of a model, their widths and unit ids.
+
+    Example: `expertmine units --model gpt2 --hookpoint mlp`
+    """
+    from expertmine.models import load_model
+    from expertmine.units import find_hookpoints
+
+    loaded = load_model(units_.model, units_.revision)
+    show_run.units(loaded.identity, find_hookpoints(loaded.model, tuple(units_.hookpoints or ())), as_json)
+
+
+@app.command()
+@with_groups
 def plan(
     run: Run,
     corpus: CorpusOption,
-    model: ModelOption = "embedded",
-    revision: Revision = None,
-    hookpoint: Hookpoints = None,
-    pooling: PoolingOption = "max",
-    dtype: StoredOption = "float16",
-    max_tokens: MaxTokens = 128,
-    too_long: TooLongOption = "drop",
+    units_: UnitOptions,
+    responses: ResponseOptions,
     force: Force = False,
+    as_json: AsJson = False,
 ) -> None:
     """Freeze what a run is made of, and print the bill before anything is run.
 
+    Of a run that is planned already, say that; when its corpus has grown, plan what is new.
+
     Example: `expertmine plan run --model embedded --corpus corpus`
     """
-    _plan(run, corpus, model, revision, hookpoint, pooling, dtype, max_tokens, too_long, force)
+    from expertmine.mine import freeze_plan
+
+    planned = freeze_plan(run, corpus, request(units_, responses), force)
+    (show_run.bill_as_json if as_json else show_run.bill)(run, *planned)
 
 
 @app.command()
@@ -108,7 +127,7 @@ def extract(
         str | None, typer.Option(help="A running Ray cluster; `auto` for this machine's. [default: one of its own]")
     ] = None,
     workers: Workers = None,
-    gpus_each: Annotated[float | None, typer.Option(help="GPUs an actor, also a fraction. [default: 1 if any]")] = None,
+    gpus_each: GpusEach = None,
 ) -> None:
     """Stage 1: run every sentence through the model once and store the pooled responses. Resumes.
 
@@ -137,52 +156,53 @@ def reduce(run: Run, top_k: TopK = None) -> None:
 
     Example: `expertmine reduce run --top-k 1000`
     """
-    show.index_written(run_reduce(run, top_k))
+    show_run.index_written(run_reduce(run, top_k))
 
 
 @app.command()
+@with_groups
 def mine(
     run: Run,
     corpus: CorpusOption,
-    model: ModelOption = "embedded",
-    revision: Revision = None,
-    hookpoint: Hookpoints = None,
-    pooling: PoolingOption = "max",
-    dtype: StoredOption = "float16",
-    max_tokens: MaxTokens = 128,
-    too_long: TooLongOption = "drop",
+    units_: UnitOptions,
+    responses: ResponseOptions,
     extract_on: Annotated[ExtractExecutor, typer.Option(help="Who extracts.")] = "ray",
     score_on: Annotated[ScoreExecutor, typer.Option(help="Who scores.")] = "dask",
     ray_address: Annotated[str | None, typer.Option(help="A running Ray cluster.")] = None,
     dask_address: Annotated[str | None, typer.Option(help="A running Dask scheduler.")] = None,
     workers: Workers = None,
-    gpus_each: Annotated[float | None, typer.Option(help="GPUs an extracting actor, also a fraction.")] = None,
+    gpus_each: GpusEach = None,
     top_k: TopK = None,
     force: Force = False,
 ) -> None:
     """All stages in a row. Run the same command again and it goes on where it stopped.
 
+    With a corpus that has grown since, only the sentences that are new are run through the model; where there are none,
+    the model is not even loaded.
+
     Example: `expertmine mine run --model gpt2 --corpus corpus`
     """
-    _plan(run, corpus, model, revision, hookpoint, pooling, dtype, max_tokens, too_long, force)
-    index = run_all(
+    from expertmine.mine import freeze_plan
+
+    show_run.bill(run, *freeze_plan(run, corpus, request(units_, responses), force))
+    indexes = run_all(
         run,
         (extract_on, Cluster(ray_address, workers, gpus_each)),
         (score_on, Cluster(dask_address, workers)),
         top_k,
     )
-    show.index_written(index)
+    show_run.index_written(indexes)
 
 
 @app.command()
 def status(run: Run, as_json: AsJson = False) -> None:
-    """How far a run is.
+    """How far a run is, how fast, for how long yet, and what each worker is doing.
 
     Example: `expertmine status run`
     """
-    from expertmine.inspect_run import progress_of
+    from expertmine.inspect_run import progress_of, workers_of
 
-    show.status(run, progress_of(run), as_json)
+    show_run.status(run, progress_of(run), workers_of(run), as_json)
 
 
 @app.command()
@@ -193,7 +213,7 @@ def verify(run: Run) -> None:
     """
     from expertmine.inspect_run import verify as verify_run
 
-    show.verified(run, verify_run(run))
+    show_run.verified(run, verify_run(run))
 
 
 @app.command()
@@ -201,6 +221,7 @@ def experts(
     run: Run,
     concept: Annotated[str, typer.Argument(help="Concept name.", show_default=False)],
     k: Annotated[int, typer.Option("-k", help="How many.", min=1)] = 10,
+    pooling: WhichPooling = None,
     as_json: AsJson = False,
 ) -> None:
     """The best units of a concept.
@@ -209,7 +230,7 @@ def experts(
     """
     from expertmine.experts import Experts
 
-    show.experts(Experts.load(run)[concept], k, as_json)
+    show.experts(Experts.load(run, pooling)[concept], k, as_json)
 
 
 @app.command()
@@ -223,6 +244,7 @@ def generate(
     temperature: Annotated[float, typer.Option(help="Of sampling.")] = 1.0,
     top_k: Annotated[int, typer.Option(help="Tokens that sampling chooses among; 0 for all.", min=0)] = 10,
     forcing: Annotated[Forcing, typer.Option(help="Value that experts are set to.")] = "mean",
+    pooling: WhichPooling = None,
     seed: Seed = 0,
     executor: Annotated[ExtractExecutor, typer.Option(help="In this process, or as a Ray actor.")] = "serial",
     as_json: AsJson = False,
@@ -234,7 +256,7 @@ def generate(
     from expertmine.generate import GenerationRequest
     from expertmine.mine import run_generate
 
-    request = GenerationRequest(
+    asked = GenerationRequest(
         concept=concept,
         k=k,
         prompt=prompt,
@@ -245,8 +267,8 @@ def generate(
         forcing=forcing,
         seed=seed,
     )
-    (texts,) = run_generate(run, [request], executor)
-    show.texts(request, texts, as_json)
+    (texts,) = run_generate(run, [asked], executor, pooling)
+    show.texts(asked, texts, as_json)
 
 
 @evaluate_app.command("concept")
@@ -259,6 +281,7 @@ def evaluate_concept(
     k: Annotated[list[int] | None, typer.Option("-k", help="Experts to set; repeatable.")] = None,
     samples: Annotated[int, typer.Option("-n", help="Generations a concept and k.", min=1)] = 100,
     forcing: Annotated[Forcing, typer.Option(help="Value that experts are set to.")] = "mean",
+    pooling: WhichPooling = None,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -268,26 +291,8 @@ def evaluate_concept(
     """
     from expertmine.evaluate.concept import LADDER, evaluate
 
-    found = evaluate(run, concept or (), count, tuple(k or LADDER), samples, forcing, seed)
+    found = evaluate(run, concept or (), count, tuple(k or LADDER), samples, forcing, seed, pooling)
     show.evaluation(found, as_json)
-
-
-def _plan(
-    run: Path,
-    corpus: Path,
-    model: str,
-    revision: str | None,
-    hookpoint: list[str] | None,
-    pooling: Pooling,
-    dtype: StoredType,
-    max_tokens: int,
-    too_long: TooLong,
-    force: bool,
-) -> None:
-    from expertmine.mine import freeze_plan
-
-    spec = ResponseSpec(pooling, dtype, max_tokens, too_long, batch_tokens=max(BATCH_TOKENS, max_tokens))
-    show.bill(*freeze_plan(run, corpus, model, spec, hookpoint or (), revision, force))
 
 
 def main() -> None:

@@ -17,8 +17,9 @@ from expertmine.experts import Experts
 from expertmine.generate import GenerationRequest
 from expertmine.mine import Cluster, freeze_plan, run_all, run_generate
 from expertmine.models import EMBEDDED
-from expertmine.show import bill, number, out, table
-from expertmine.specs import ResponseSpec
+from expertmine.show import number, out, table
+from expertmine.show_run import bill
+from expertmine.specs import PlanRequest
 
 SHOWN = ("bird.n.01", "disease.n.01", "food.n.02", "musician.n.01", "clothing.n.01", "weather.n.01")
 LADDER = (30, 100, 200)
@@ -34,8 +35,8 @@ def run_demo(run: Path, count: int) -> None:
     _heading(f"1. Concepts from WordNet, the model {EMBEDDED!r}, and the bill")
     with TemporaryDirectory() as corpus:
         write_corpus(_wordnet_concepts(count), Path(corpus), HELD_OUT_PERCENT)
-        plan, cost = freeze_plan(run, Path(corpus), EMBEDDED, ResponseSpec())
-    bill(plan, cost)
+        plan, cost = freeze_plan(run, Path(corpus), PlanRequest(EMBEDDED))
+    bill(run, plan, cost)
 
     _heading("2. Extract (Ray actors), score (Dask workers), reduce")
     run_all(run, ("ray", Cluster()), ("dask", Cluster()))

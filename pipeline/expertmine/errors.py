@@ -16,6 +16,10 @@ class UserError(Exception):
         return str(self.args[0])
 
 
+class StageError(UserError):
+    """Trouble that every other task of a stage would meet as well, such as a full disk: the stage stops at once."""
+
+
 class UnknownConcept(UserError, KeyError):
     """A concept of that name is not there; suggests the nearest. A KeyError too, as mappings promise."""
 

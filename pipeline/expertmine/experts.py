@@ -1,7 +1,8 @@
 """The expert index: the top K units of every concept, on disk and in memory. Needs pyarrow alone.
 
 On disk (``experts/``): ``experts.parquet``, a row for each concept and rank, and ``index.json``: what they were mined
-from, concepts with their counts, and the checksum of the table.
+from, concepts with their counts, and the checksum of the table. A run with several poolings has an index for each: that
+of the first is ``experts/``, that of another ``experts-mean/``, say.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ import pyarrow.parquet as pq
 
 from expertmine.errors import UnknownConcept, UserError
 from expertmine.files import read_json, sha256_file, write_atomically, write_json
-from expertmine.specs import ModelIdentity, Plan
+from expertmine.specs import ModelIdentity, Plan, Pooling
 
-FORMAT = 1
+FORMAT = 2
 
 Forcing = Literal["mean", "p50", "p90", "zero"]
 """Value that do(c, k) sets a unit to: the mean of its responses to positives (the paper's), their median (the
@@ -117,24 +118,31 @@ class Experts(Mapping[str, ConceptExperts]):
         self.model = ModelIdentity(**facts["model"])
 
     @classmethod
-    def load(cls, path: str | Path) -> Experts:
+    def load(cls, path: str | Path, pooling: Pooling | None = None) -> Experts:
         """Open a run folder or an expert index.
 
+        Args:
+            pooling: which of a run's indexes; its first unless given.
+
         Raises:
-            UserError: neither is there, or the table does not match its checksum.
+            UserError: neither is there, the table does not match its checksum, or its pooling is another.
         """
         folder = Path(path)
-        if (folder / "experts" / "index.json").exists():
+        if (folder / f"experts-{pooling}" / "index.json").exists():
+            folder = folder / f"experts-{pooling}"
+        elif (folder / "experts" / "index.json").exists():
             folder = folder / "experts"
         elif (folder / "plan.json").exists():
             raise UserError(f"{folder} has no expert index yet; run `expertmine mine {folder}` or `reduce` to its end")
         facts = read_json(folder / "index.json", "an expert index, or a run folder that holds one")
-        needed = {"checksum", "top_k", "plan", "model", "concepts"}
+        needed = {"checksum", "top_k", "plan", "pooling", "model", "concepts"}
         if not isinstance(facts, dict) or facts.get("format") != FORMAT or not needed <= facts.keys():
             raise UserError(f"{folder / 'index.json'}: not an expert index of format {FORMAT}; reduce the run again")
         table = folder / "experts.parquet"
         if not table.is_file() or sha256_file(table) != facts["checksum"]:
             raise UserError(f"{table} is missing or does not match index.json's checksum; reduce the run again")
+        if pooling not in (None, facts["pooling"]):
+            raise UserError(f"{path} has no experts by {pooling} pooling; those of {folder} are by {facts['pooling']}")
         return cls(folder, facts)
 
     def __len__(self) -> int:
@@ -175,7 +183,12 @@ class Experts(Mapping[str, ConceptExperts]):
         return {concept["name"]: at for at, concept in enumerate(self.facts["concepts"])}
 
 
-def write_index(folder: Path, table: pa.Table, plan: Plan, concepts: list[dict[str, Any]]) -> Path:
+def index_folder(run: Path, plan: Plan, pooling: Pooling) -> Path:
+    """Where the index of one of a run's poolings is."""
+    return run / ("experts" if pooling == plan.responses.poolings[0] else f"experts-{pooling}")
+
+
+def write_index(folder: Path, table: pa.Table, plan: Plan, pooling: Pooling, concepts: list[dict[str, Any]]) -> Path:
     """Write an index folder; ``index.json`` comes last and makes it whole."""
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
@@ -187,6 +200,7 @@ def write_index(folder: Path, table: pa.Table, plan: Plan, concepts: list[dict[s
             "checksum": sha256_file(folder / "experts.parquet"),
             "top_k": table.num_rows // len(concepts),
             "plan": plan.fingerprint,
+            "pooling": pooling,
             "model": asdict(plan.model),
             "corpus": asdict(plan.corpus),
             "responses": asdict(plan.responses),

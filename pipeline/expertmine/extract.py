@@ -1,29 +1,64 @@
 """Stage 1: a partition of sentences → pooled responses in the store.
 
 Knows the run folder and a task's index; nothing of who runs it. Running a task again writes the same bytes.
+
+A partition goes through three rooms: its texts are tokenised, its batches run through the model, its responses encoded
+and written. Each room takes one partition at a time, so that a process that is given `IN_FLIGHT` of them at once, in
+threads, keeps the model at work while the next is tokenised and the last is written, and never holds more than that.
 """
 
 from __future__ import annotations
 
+import platform
 import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from expertmine.ledger import Receipt, load_plan, missing_tasks, open_corpus, require_complete, write_receipt
+from expertmine import sentences
+from expertmine.errors import UserError
+from expertmine.ledger import (
+    Failure,
+    Receipt,
+    load_plan,
+    missing_tasks,
+    now,
+    report_worker,
+    require_complete,
+    worker_name,
+    write_receipt,
+)
 from expertmine.models import load_identical
-from expertmine.responses import Batch, make_batches, prepare, refuse_nan, run_batch, to_stored
+from expertmine.responses import (
+    TYPES,
+    Batch,
+    Pooled,
+    filling,
+    forward_passes,
+    make_batches,
+    pooled_tokens,
+    prepare,
+    refuse_nan,
+)
 from expertmine.store import Store, create_store
+
+ROOMS = ("tokenising", "running", "writing")
+IN_FLIGHT = len(ROOMS)
+"""Partitions that a process should be given at once: one a room."""
 
 
 def plan(run: Path) -> list[int]:
     """Make the store and list the partitions that are still to be run."""
     frozen = load_plan(run)
     create_store(run, frozen)
-    return missing_tasks(run, "extract", frozen.layout.partitions, frozen.fingerprint)
+    return missing_tasks(run, frozen, "extract")
 
 
 def finish(run: Path) -> None:
@@ -32,8 +67,16 @@ def finish(run: Path) -> None:
     Raises:
         UserError: names those that have none.
     """
-    frozen = load_plan(run)
-    require_complete(run, "extract", frozen.layout.partitions, frozen.fingerprint)
+    require_complete(run, load_plan(run), "extract")
+
+
+def failure(run: Path, partition: int, reason: str, attempts: int) -> Failure:
+    """The report of a partition that was given up, with its sentences."""
+    try:
+        texts = sentences.texts(run, load_plan(run), partition)
+    except UserError:  # they cannot be read, which is the reason most likely
+        texts = []
+    return Failure("extract", partition, reason, attempts, texts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,72 +90,201 @@ class NewExtractor:
         return Extractor(self.run, self.device)
 
 
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """A partition, tokenised."""
+
+    texts: list[str]
+    batches: list[Batch]
+    tokens: NDArray[np.int32]
+    """(texts,) pooled tokens of each; 0 for those that are not run."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Extracted:
+    """A partition's responses, on their way from the device."""
+
+    rows: NDArray[np.int64]
+    """(sentences,) their places in the partition, in order of batches."""
+    responses: torch.Tensor
+    """(poolings, sentences, units) in the host's memory."""
+    arrived: torch.cuda.Event | None
+    """Comes to pass when the responses are there."""
+    saturated: torch.Tensor
+    """(hookpoints,)"""
+    not_a_number: list[torch.Tensor]
+    """Whether a batch has NaN, for each."""
+    halvings: int
+    """How often the batch size has been halved in this process so far."""
+
+
 class Extractor:
-    """Holds the model; each call runs one partition."""
+    """Holds the model; each call runs one partition, and calls may come from several threads at once."""
 
     def __init__(self, run: Path, device: str | None = None) -> None:
         """Load the model of the plan.
 
         Args:
-            device: a GPU when there is one, unless given.
+            device: a GPU when there is one, unless given; ``split`` spreads the model over all that are there.
 
         Raises:
-            UserError: the model, corpus or store are not those of the plan.
+            UserError: the model or store are not those of the plan.
         """
         self.run = run
         self.plan = load_plan(run)
         torch.set_num_threads(self.plan.responses.threads)
-        self.corpus = open_corpus(run, self.plan)
         self.store = Store(run, self.plan)
-        self.loaded = load_identical(self.plan.model, device)
+        self.loaded = load_identical(self.plan.model, device, TYPES[self.plan.responses.weights])
+        self.platform = _platform(self.loaded.model.device)
+        self._rooms = {name: Lock() for name in ROOMS}
+        self._inside: dict[str, int] = {}
+        self._tokens_at_most = self.plan.responses.batch_tokens
+        self._halvings = 0
+        self._done = 0
+        self._stopped = False
+
+    def stop(self) -> None:
+        """Have calls that are under way in other threads end at their next batch, with a UserError."""
+        self._stopped = True
 
     def __call__(self, partition: int) -> Receipt:
         """Run a partition, store its responses, and write its receipt.
 
         Raises:
-            UserError: a response is NaN.
+            UserError: a response is NaN, a single sentence is too much for the memory, or the disk is full.
         """
         started = time.perf_counter()
-        spec, layout = self.plan.responses, self.plan.layout
-        texts = self.corpus.texts(layout.partition(partition))
-        tokenised, kept = prepare(self.loaded.tokenizer, texts, spec)
-        fill = self.loaded.tokenizer.pad_token_id or 0
-        responses = np.zeros((len(texts), layout.units), spec.dtype)
-        saturated = np.zeros(len(self.plan.hookpoints), np.int64)
-        for batch in make_batches(tokenised, kept, spec.batch_tokens, fill):
-            self._run_batch(batch, texts, responses, saturated)
-        tokens = np.zeros(len(texts), np.int32)
-        tokens[kept] = [sum(tokenised[row].real) for row in kept]
-        receipt = Receipt(
-            stage="extract",
-            task=partition,
-            fingerprint=self.plan.fingerprint,
-            checksum=self.store.write_partition(partition, responses, tokens),
-            seconds=round(time.perf_counter() - started, 3),
-            counts={
-                "sentences": len(kept),
-                "dropped": len(texts) - len(kept),
-                "tokens": int(tokens.sum()),
-                **{
-                    f"saturated {hookpoint.name}": int(count)
-                    for hookpoint, count in zip(self.plan.hookpoints, saturated, strict=True)
-                    if count
-                },
-            },
-        )
-        write_receipt(self.run, receipt)
+        with self._room("tokenising", partition):
+            prepared = self._prepare(partition)
+        with self._room("running", partition):
+            extracted = self._run(prepared.batches)
+        with self._room("writing", partition):
+            receipt = Receipt(
+                stage="extract",
+                task=partition,
+                fingerprint=self.plan.task_fingerprint("extract", partition),
+                checksums=self._write(partition, prepared, extracted),
+                seconds=round(time.perf_counter() - started, 3),
+                finished=now(),
+                worker=worker_name(),
+                platform=self.platform,
+                counts=self._counts(prepared, extracted),
+            )
+            write_receipt(self.run, receipt)
+            self._done += 1
         return receipt
 
-    def _run_batch(
-        self, batch: Batch, texts: list[str], responses: NDArray[np.floating], saturated: NDArray[np.int64]
-    ) -> None:
-        """One forward pass; fills the batch's rows of `responses` and adds to `saturated`."""
-        pooled = run_batch(self.loaded.model, self.plan.hookpoints, batch, self.plan.responses.pooling)
-        rows = list(batch.rows)
-        batch_texts = [texts[row] for row in rows]
-        for at, hookpoint in enumerate(self.plan.hookpoints):
-            values = pooled[at].float().cpu().numpy()
-            refuse_nan(values, hookpoint, batch_texts)
-            stored, over = to_stored(values, self.plan.responses.dtype)
-            responses[rows, hookpoint.units.start : hookpoint.units.stop] = stored
-            saturated[at] += over.sum()
+    @contextmanager
+    def _room(self, name: str, partition: int) -> Iterator[None]:
+        """Hold one of the rooms, and say so to whoever asks for the run's status."""
+        with self._rooms[name]:
+            self._inside[name] = partition
+            self._report()
+            try:
+                yield
+            finally:
+                del self._inside[name]
+                self._report()
+
+    def _report(self) -> None:
+        inside = dict(self._inside)
+        doing = ", ".join(f"{name} {inside[name]}" for name in ROOMS if name in inside) or "waiting"
+        report_worker(self.run, "extract", self.platform, doing, self._done)
+
+    def _prepare(self, partition: int) -> _Prepared:
+        spec, tokenizer = self.plan.responses, self.loaded.tokenizer
+        texts = sentences.texts(self.run, self.plan, partition)
+        tokenised, kept = prepare(tokenizer, texts, spec)
+        tokens = np.zeros(len(texts), np.int32)
+        tokens[kept] = [pooled_tokens(tokenised[row], spec) for row in kept]
+        return _Prepared(texts, make_batches(tokenised, kept, spec, filling(tokenizer)), tokens)
+
+    def _run(self, batches: list[Batch]) -> _Extracted:
+        """Every batch through the model; the last may still be on its way when this returns."""
+        spec, device = self.plan.responses, self.loaded.model.device
+        rows = np.array([row for batch in batches for row in batch.rows], np.int64)
+        on_gpu = device.type == "cuda"
+        shape = (len(spec.poolings), len(rows), self.plan.layout.units)
+        host = torch.empty(shape, dtype=TYPES[spec.dtype], pin_memory=on_gpu)
+        saturated = torch.zeros(len(self.plan.hookpoints), dtype=torch.int64, device=device)
+        not_a_number = []
+        waiting = deque(batches)
+        done = 0
+        with forward_passes(self.loaded.model, self.plan.hookpoints, spec) as forward:
+            while waiting:
+                if self._stopped:
+                    raise UserError("stopped; what is done is kept")
+                batch = waiting.popleft()
+                if batch.ids.numel() > self._tokens_at_most and len(batch.rows) > 1:
+                    waiting.extendleft(reversed(batch.halves()))
+                    continue
+                pooled = self._try(forward, batch)
+                if pooled is None:
+                    waiting.appendleft(batch)
+                    continue
+                host[:, done : done + len(batch.rows)].copy_(pooled.responses, non_blocking=True)
+                done += len(batch.rows)
+                saturated += pooled.saturated
+                not_a_number.append(pooled.not_a_number)
+        arrived = None
+        if on_gpu:
+            arrived = torch.cuda.Event()
+            arrived.record()
+        return _Extracted(rows, host, arrived, saturated, not_a_number, self._halvings)
+
+    def _try(self, forward: Callable[[Batch], Pooled], batch: Batch) -> Pooled | None:
+        """A forward pass; None when memory ran out, and batches are to be smaller from here on.
+
+        Raises:
+            UserError: memory ran out for a single sentence.
+        """
+        try:
+            return forward(batch)
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            if len(batch.rows) == 1:
+                raise UserError(
+                    f"one sentence of {batch.ids.numel()} tokens is too much for the memory of {self.platform}; "
+                    "choose a lower --max-tokens, fewer hookpoints, --autocast bfloat16, or a larger device"
+                ) from error
+        self._tokens_at_most = max(1, batch.ids.numel() // 2)
+        self._halvings += 1
+        if self.loaded.model.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return None
+
+    def _write(self, partition: int, prepared: _Prepared, extracted: _Extracted) -> dict[str, str]:
+        if extracted.arrived is not None:
+            extracted.arrived.synchronize()
+        spec = self.plan.responses
+        responses = {pooling: extracted.responses[at].numpy() for at, pooling in enumerate(spec.poolings)}
+        if any(bool(found) for found in extracted.not_a_number):
+            texts = [prepared.texts[row] for row in extracted.rows]
+            for values in responses.values():
+                refuse_nan(values, self.plan.hookpoints, texts)
+        return self.store.write_partition(partition, extracted.rows, responses, prepared.tokens[extracted.rows])
+
+    def _counts(self, prepared: _Prepared, extracted: _Extracted) -> dict[str, int]:
+        saturated = zip(self.plan.hookpoints, extracted.saturated.tolist(), strict=True)
+        return {
+            "sentences": len(extracted.rows),
+            "dropped": len(prepared.texts) - len(extracted.rows),
+            "tokens": int(prepared.tokens.sum()),
+            "halvings": extracted.halvings,
+            **{f"saturated {hookpoint.name}": count for hookpoint, count in saturated if count},
+        }
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return "can't allocate memory" in str(error) or "not enough memory" in str(error)  # as PyTorch says it on CPUs
+
+
+def _platform(device: torch.device) -> str:
+    """What the last bits of a response depend on, beside the plan."""
+    versions = f"torch {torch.__version__}"
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}, {versions}"
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}, {versions}"

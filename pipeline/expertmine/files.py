@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from expertmine.errors import UserError
+from expertmine.errors import StageError, UserError
 
 
 @contextmanager
@@ -19,15 +19,24 @@ def writing(path: Path) -> Iterator[None]:
     """Tell the user when a disk is full or refuses.
 
     Raises:
-        UserError: in place of an OSError; names the path.
+        StageError: in place of an OSError; names the path.
     """
     try:
         yield
     except OSError as error:
-        raise UserError(
+        raise StageError(
             f"{path}: cannot be written ({error.strerror or error}); mend that and run the same command again: "
             "what is done is kept"
         ) from error
+
+
+def flush(path: Path) -> None:
+    """Have the system bring a file that was just written to the disk itself."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_atomically(path: Path, content: bytes) -> None:

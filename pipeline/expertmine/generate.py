@@ -12,6 +12,7 @@ from expertmine.errors import UserError
 from expertmine.experts import Experts, Forcing
 from expertmine.interventions import steer
 from expertmine.models import load_identical, tokenise
+from expertmine.specs import Pooling
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,22 +48,26 @@ class NewGenerator:
     """Makes a `Generator` wherever it is called; travels to an actor in its stead."""
 
     index: Path
+    pooling: Pooling | None = None
     device: str | None = None
 
     def __call__(self) -> Generator:
-        return Generator(self.index, self.device)
+        return Generator(self.index, self.device, self.pooling)
 
 
 class Generator:
     """Holds a model and the expert index; each call writes continuations. A plain class, and a Ray actor's body."""
 
-    def __init__(self, index: Path, device: str | None = None) -> None:
+    def __init__(self, index: Path, device: str | None = None, pooling: Pooling | None = None) -> None:
         """Load the index and the model that it names.
+
+        Args:
+            pooling: which of a run's indexes; its first unless given.
 
         Raises:
             UserError: there is no index, or the model is not the one that was mined.
         """
-        self.experts = Experts.load(index)
+        self.experts = Experts.load(index, pooling)
         self.loaded = load_identical(self.experts.model, device)
 
     def __call__(self, request: GenerationRequest) -> list[str]:

@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+import socket
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from expertmine import sentences
 from expertmine.errors import UserError
-from expertmine.experts import Experts
-from expertmine.ledger import Stage, load_plan, open_corpus, read_receipts
+from expertmine.experts import Experts, index_folder
+from expertmine.ledger import (
+    Failure,
+    Receipt,
+    WorkerState,
+    load_plan,
+    now,
+    open_corpus,
+    read_failures,
+    read_receipts,
+    read_workers,
+)
+from expertmine.specs import Stage
 from expertmine.store import Store
+
+RECENT = 600.0
+"""Seconds before the last receipt over which the rate is taken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +41,30 @@ class StageProgress:
     """Summed over the finished tasks, whoever ran them."""
     counts: dict[str, int]
     """Summed over the receipts: sentences, tokens, pairs, …"""
+    per_second: dict[str, float]
+    """The same counts, for each second of the last ten minutes of work."""
+    seconds_left: float | None
+    """At that rate, with the workers of then; None when nothing is left or nothing was done yet."""
+    platforms: tuple[str, ...]
+    """What kinds of machine its tasks ran on."""
+    failures: tuple[Failure, ...]
+    """Tasks that were given up and not done since."""
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """A process that works, or worked, on the run."""
+
+    state: WorkerState
+    alive: bool | None
+    """None for one of another machine: it cannot be asked."""
+    seconds: float
+    """Since it last said what it does."""
 
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """A task whose stored values are not those of its receipt."""
+    """A task whose stored bytes are not those of its receipt."""
 
     stage: str
     task: int
@@ -36,38 +73,84 @@ class Damage:
 def progress_of(run: Path) -> list[StageProgress]:
     """Progress of each stage, from the receipts alone."""
     plan = load_plan(run)
-    stages: list[tuple[Stage, int]] = [("extract", plan.layout.partitions), ("score", plan.layout.blocks)]
-    found = []
-    for stage, total in stages:
-        receipts = list(read_receipts(run, stage, total, plan.fingerprint))
-        counts: dict[str, int] = {}
-        for receipt in receipts:
-            for name, count in receipt.counts.items():
-                counts[name] = counts.get(name, 0) + count
-        found.append(StageProgress(stage, len(receipts), total, sum(r.seconds for r in receipts), counts))
-    reduced = (run / "experts" / "index.json").exists()
-    return [*found, StageProgress("reduce", int(reduced), 1, 0.0, {})]
+    stages: tuple[Stage, ...] = ("extract", "score")
+    found = [
+        _progress(stage, list(read_receipts(run, plan, stage)), plan.tasks(stage), read_failures(run, stage))
+        for stage in stages
+    ]
+    folders = [index_folder(run, plan, pooling) for pooling in plan.responses.poolings]
+    reduced = sum(_index_belongs(folder, plan.fingerprint) for folder in folders)
+    return [*found, StageProgress("reduce", reduced, len(folders), 0.0, {}, {}, None, (), ())]
+
+
+def _progress(stage: Stage, receipts: Sequence[Receipt], total: int, failures: Sequence[Failure]) -> StageProgress:
+    counts = _sum(receipts)
+    per_second, left = {}, None
+    if receipts:
+        last = max(receipt.finished for receipt in receipts)
+        recent = [receipt for receipt in receipts if receipt.finished > last - RECENT]
+        span = max(last - min(receipt.finished - receipt.seconds for receipt in recent), 1e-3)
+        per_second = {name: round(count / span, 3) for name, count in _sum(recent).items()}
+        left = (total - len(receipts)) * span / len(recent) if len(receipts) < total else None
+    return StageProgress(
+        stage,
+        len(receipts),
+        total,
+        round(sum(receipt.seconds for receipt in receipts), 3),
+        counts,
+        per_second,
+        left,
+        tuple(sorted({receipt.platform for receipt in receipts})),
+        tuple(failures),
+    )
+
+
+def _sum(receipts: Sequence[Receipt]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for receipt in receipts:
+        total.update(receipt.counts)
+    return dict(total)
+
+
+def workers_of(run: Path) -> list[Worker]:
+    """Every process that said what it does on the run, the latest first."""
+    here = socket.gethostname()
+    return [
+        Worker(state, _is_alive(state.process) if state.machine == here else None, max(0.0, now() - state.since))
+        for state in read_workers(run)
+    ]
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
 
 
 def verify(run: Path) -> Iterator[Damage | None]:
     """Read all that was stored again and compare it with the receipts; yields None for each task that is sound.
 
     Raises:
-        UserError: the plan, corpus or index is damaged.
+        UserError: the plan, sentences, corpus or index is damaged.
     """
     plan = load_plan(run)
-    open_corpus(run, plan).check()
+    corpus = open_corpus(run, plan)
+    corpus.check()
+    sentences.rows_of(run, plan, corpus)
     store = Store(run, plan)
-    stages: list[tuple[Stage, int, Callable[[int], str]]] = [
-        ("extract", plan.layout.partitions, store.partition_checksum),
-        ("score", plan.layout.blocks, store.scores_checksum),
-    ]
-    for stage, total, checksum in stages:
-        for receipt in read_receipts(run, stage, total, plan.fingerprint):
-            try:
-                sound = checksum(receipt.task) == receipt.checksum
-            except (OSError, ValueError, RuntimeError):  # a torn object: the codec or its checksum says so
-                sound = False
-            yield None if sound else Damage(stage, receipt.task)
-    if (run / "experts" / "index.json").exists() and Experts.load(run).facts["plan"] != plan.fingerprint:
-        raise UserError(f"{run / 'experts'} belongs to another plan; run `expertmine reduce {run}`")
+    stages: tuple[Stage, ...] = ("extract", "score")
+    for stage in stages:
+        for receipt in read_receipts(run, plan, stage):
+            yield None if store.sound(receipt.checksums) else Damage(stage, receipt.task)
+    for pooling in plan.responses.poolings:
+        folder = index_folder(run, plan, pooling)
+        if (folder / "index.json").exists() and not _index_belongs(folder, plan.fingerprint):
+            raise UserError(f"{folder} belongs to another plan; run `expertmine reduce {run}`")
+
+
+def _index_belongs(folder: Path, fingerprint: str) -> bool:
+    return (folder / "index.json").exists() and Experts.load(folder).facts["plan"] == fingerprint

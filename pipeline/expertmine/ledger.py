@@ -1,24 +1,28 @@
 """What a run has promised and what it has done: the frozen plan, and one receipt for each finished task.
 
 A task is finished when its receipt is there, never because a folder or a chunk is. Receipts are written last, by
-temporary file and rename; those of another plan are refused; a torn one counts as not written.
+temporary file and rename; those of another plan are refused; a torn one counts as not written. Beside them lie, for
+people to read, the state of each worker and a report of each task that failed.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import Iterator
+import socket
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, TypeVar
 
 from expertmine.corpus import FILES, Corpus
 from expertmine.errors import UserError
 from expertmine.files import read_json, write_json, writing
-from expertmine.specs import Plan
+from expertmine.specs import CorpusIdentity, Plan, Stage
 
-Stage = Literal["extract", "score"]
+Read = TypeVar("Read")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,40 +32,87 @@ class Receipt:
     stage: Stage
     task: int
     fingerprint: str
-    """Of the plan that the task belongs to."""
-    checksum: str
-    """SHA-256 of the values the task wrote, as `expertmine.store` defines it."""
+    """What the plan says of this task, see `expertmine.specs.Plan.task_fingerprint`."""
+    checksums: dict[str, str]
+    """SHA-256 of each object in the store that the task wrote, by its key."""
     seconds: float
+    """From the task's begin to its end, waiting for others in the same process included."""
+    finished: float
+    """When, in seconds since 1970, UTC."""
+    worker: str
+    """Who did it: machine and process."""
+    platform: str
+    """Kind of processor, and versions of what computes: what the last bits of a number depend on."""
     counts: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerState:
+    """What a worker was doing when it last said so."""
+
+    stage: Stage
+    machine: str
+    process: int
+    platform: str
+    since: float
+    """When it began with what it is doing, in seconds since 1970, UTC."""
+    doing: str
+    """Such as ``scoring 3``, or ``waiting`` for more."""
+    tasks: int
+    """Done by this worker so far."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A task that was given up in the last attempt to run its stage."""
+
+    stage: Stage
+    task: int
+    reason: str
+    attempts: int
+    sentences: list[str]
+    """The sentences of a partition that could not be extracted."""
 
 
 def plan_path(run: Path) -> Path:
     return run / "plan.json"
 
 
-def freeze(run: Path, plan: Plan, corpus: Corpus) -> None:
-    """Make the run folder: a copy of the corpus, so that the run is whole in itself, and then the plan.
+def corpus_path(run: Path, identity: CorpusIdentity) -> Path:
+    """Where a run keeps its own copy of a corpus."""
+    return run / "corpus" / identity.fingerprint[:16]
 
-    Freezing the same plan again changes nothing.
+
+def require_new_folder(run: Path) -> None:
+    """Refuse to plan a run in a folder of other things.
 
     Raises:
-        UserError: the folder holds another plan, or other files.
+        UserError: the folder holds something else than what an interrupted beginning leaves.
     """
-    if plan_path(run).exists():
-        if load_plan(run).fingerprint != plan.fingerprint:
-            raise UserError(
-                f"{plan_path(run)} is another plan (other model, corpus or settings); give another run folder, "
-                "or remove this one to start anew"
-            )
-        return
-    if run.exists() and any(path.name != "corpus" and not path.name.startswith(".") for path in run.iterdir()):
+    begun = {"corpus", "sentences"}
+    if run.exists() and any(path.name not in begun and not path.name.startswith(".") for path in run.iterdir()):
         raise UserError(f"{run} exists and is no run folder (it has no plan.json); give another one")
-    if corpus.path.resolve() != (run / "corpus").resolve():
-        with writing(run / "corpus"):
-            (run / "corpus").mkdir(parents=True, exist_ok=True)
+
+
+def freeze(run: Path, plan: Plan, corpus: Corpus) -> None:
+    """Write a plan, after the run's own copy of its corpus, so that the run is whole in itself.
+
+    The plan's sentences must be there already (`expertmine.sentences.write_segment`). Where another plan was, its
+    corpus goes when the new plan has come.
+
+    Raises:
+        UserError: the disk is full or refuses.
+    """
+    own = corpus_path(run, plan.corpus)
+    if corpus.path.resolve() != own.resolve():
+        with writing(own):
+            own.mkdir(parents=True, exist_ok=True)
             for name in FILES:
-                shutil.copy(corpus.path / name, run / "corpus")
+                shutil.copy(corpus.path / name, own)
     write_json(plan_path(run), plan.to_json())
+    for other in own.parent.iterdir():
+        if other != own:
+            shutil.rmtree(other)
 
 
 def load_plan(run: Path) -> Plan:
@@ -83,51 +134,121 @@ def open_corpus(run: Path, plan: Plan) -> Corpus:
     Raises:
         UserError: it is not the one that was planned.
     """
-    corpus = Corpus.open(run / "corpus")
+    corpus = Corpus.open(corpus_path(run, plan.corpus))
     if corpus.identity != plan.corpus:
         raise UserError(f"{corpus.path} is not the corpus of this run's plan; restore it, or plan a new run")
     return corpus
 
 
+def worker_name() -> str:
+    """This process, as receipts name it."""
+    return f"{socket.gethostname()}-{os.getpid()}"
+
+
+def report_worker(run: Path, stage: Stage, platform: str, doing: str, tasks: int) -> None:
+    """Say what this process is doing. It is news, not a promise: what cannot be written stays unsaid."""
+    state = WorkerState(stage, socket.gethostname(), os.getpid(), platform, now(), doing, tasks)
+    path = run / "workers" / f"{stage}-{worker_name()}.json"
+    try:
+        path.parent.mkdir(exist_ok=True)
+        temporary = path.with_name(f".{path.name}")
+        temporary.write_text(json.dumps(asdict(state)))
+        temporary.replace(path)
+    except OSError:
+        return
+
+
 def write_receipt(run: Path, receipt: Receipt) -> None:
-    write_json(_receipt_path(run, receipt.stage, receipt.task), asdict(receipt))
+    """Make a task done, and its failure of before, if there was one, history.
+
+    Raises:
+        UserError: the disk is full or refuses.
+    """
+    write_json(_task_path(run / "receipts", receipt.stage, receipt.task), asdict(receipt))
+    _task_path(run / "failures", receipt.stage, receipt.task).unlink(missing_ok=True)
 
 
-def read_receipts(run: Path, stage: Stage, tasks: int, fingerprint: str) -> Iterator[Receipt]:
+def read_receipts(run: Path, plan: Plan, stage: Stage) -> Iterator[Receipt]:
     """The receipts of a stage that are there, by task.
 
     Raises:
         UserError: a receipt belongs to another plan.
     """
-    for task in range(tasks):
-        path = _receipt_path(run, stage, task)
-        try:
-            receipt = Receipt(**json.loads(path.read_bytes()))
-        except (FileNotFoundError, ValueError, TypeError):
-            continue  # not written, or torn by a failing disk: the task runs again
-        if receipt.fingerprint != fingerprint:
+    for task in range(plan.tasks(stage)):
+        path = _task_path(run / "receipts", stage, task)
+        receipt = _read(path, Receipt)
+        if receipt is None or not isinstance(receipt.checksums, dict) or (receipt.stage, receipt.task) != (stage, task):
+            continue  # not written, torn by a failing disk, or another task's: this one runs again
+        if receipt.fingerprint != plan.task_fingerprint(stage, task):
             raise UserError(f"{path} belongs to another plan; the run folder mixes two runs. Use a new run folder.")
         yield receipt
 
 
-def missing_tasks(run: Path, stage: Stage, tasks: int, fingerprint: str) -> list[int]:
+def forget_receipts(run: Path, stage: Stage) -> None:
+    """Have every task of a stage run again.
+
+    Raises:
+        UserError: the disk refuses.
+    """
+    with writing(run / "receipts"):
+        shutil.rmtree(run / "receipts" / stage, ignore_errors=True)
+
+
+def missing_tasks(run: Path, plan: Plan, stage: Stage) -> list[int]:
     """The tasks of a stage that have no receipt yet."""
-    done = {receipt.task for receipt in read_receipts(run, stage, tasks, fingerprint)}
-    return [task for task in range(tasks) if task not in done]
+    done = {receipt.task for receipt in read_receipts(run, plan, stage)}
+    return [task for task in range(plan.tasks(stage)) if task not in done]
 
 
-def require_complete(run: Path, stage: Stage, tasks: int, fingerprint: str) -> None:
+def require_complete(run: Path, plan: Plan, stage: Stage) -> None:
     """Refuse to go on while a stage has tasks without receipt.
 
     Raises:
         UserError: names the first of them and the command that runs them.
     """
-    if missing := missing_tasks(run, stage, tasks, fingerprint):
+    if missing := missing_tasks(run, plan, stage):
         first = ", ".join(map(str, missing[:5])) + (", …" if len(missing) > 5 else "")
         raise UserError(
-            f"{run}: {len(missing)} of {tasks} {stage} tasks are not done ({first}); run `expertmine {stage} {run}`"
+            f"{run}: {len(missing)} of {plan.tasks(stage)} {stage} tasks are not done ({first}); "
+            f"run `expertmine {stage} {run}`"
         )
 
 
-def _receipt_path(run: Path, stage: Stage, task: int) -> Path:
-    return run / "receipts" / stage / f"{task:05d}.json"
+def read_workers(run: Path) -> list[WorkerState]:
+    """What every worker of the run last said, the latest first."""
+    states = [_read(path, WorkerState) for path in (run / "workers").glob("[!.]*.json")]
+    return sorted((state for state in states if state is not None), key=lambda state: -state.since)
+
+
+def write_failures(run: Path, failures: Sequence[Failure]) -> None:
+    """Keep a report of each task that was given up.
+
+    Raises:
+        UserError: the disk is full or refuses.
+    """
+    for failure in failures:
+        write_json(_task_path(run / "failures", failure.stage, failure.task), asdict(failure))
+
+
+def read_failures(run: Path, stage: Stage) -> list[Failure]:
+    """The tasks of a stage that were given up and not done since."""
+    found = [_read(path, Failure) for path in sorted((run / "failures" / stage).glob("[0-9]*.json"))]
+    return [failure for failure in found if failure is not None]
+
+
+def _read(path: Path, kind: type[Read]) -> Read | None:
+    """A small record, or None where there is none that is whole."""
+    try:
+        document: Any = json.loads(path.read_bytes())
+        return kind(**document)
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+
+
+def now() -> float:
+    """Seconds since 1970, UTC, to the millisecond."""
+    return round(time.time(), 3)
+
+
+def _task_path(folder: Path, stage: Stage, task: int) -> Path:
+    return folder / stage / f"{task:05d}.json"

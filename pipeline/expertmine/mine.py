@@ -12,10 +12,11 @@ from expertmine import reduce, score
 from expertmine.corpus import Corpus
 from expertmine.errors import UserError
 from expertmine.experts import Experts
-from expertmine.ledger import Receipt, freeze, load_plan, plan_path
+from expertmine.ledger import Failure, Receipt, load_plan, write_failures
 from expertmine.progress import track
 from expertmine.runtime import serial
-from expertmine.specs import Plan, ResponseSpec
+from expertmine.runtime.failures import Failed
+from expertmine.specs import Plan, PlanRequest, Pooling
 
 if TYPE_CHECKING:
     from expertmine.generate import GenerationRequest
@@ -40,38 +41,28 @@ class Cluster:
     """GPUs an extracting actor, also a fraction; None gives each one whole where there are any."""
 
 
-def freeze_plan(
-    run: Path,
-    corpus: Path,
-    model: str,
-    spec: ResponseSpec,
-    patterns: Sequence[str] = (),
-    revision: str | None = None,
-    force: bool = False,
-) -> tuple[Plan, Bill]:
-    """Make the plan of a run folder, or find the same one there.
+def freeze_plan(run: Path, corpus: Path, request: PlanRequest, force: bool = False) -> tuple[Plan, Bill | None]:
+    """Make the plan of a run folder, find the same one there, or let the run go on with a corpus that has grown.
 
     Args:
-        force: plan what the disk may not hold.
+        force: plan what the disk or memory may not hold.
+
+    Returns:
+        The plan, and the bill of what it adds; None where the same plan was there.
 
     Raises:
-        UserError: bad input, another plan in the folder, or not enough disk.
+        UserError: bad input, another plan in the folder, or not enough disk or memory.
     """
-    from expertmine.planning import make_plan, refuse_what_will_not_fit
+    from expertmine.runs import plan_run
 
-    opened = Corpus.open(corpus)
-    plan, bill = make_plan(model, opened, spec, patterns, revision)
-    if not force and not plan_path(run).exists():
-        refuse_what_will_not_fit(run, bill)
-    freeze(run, plan, opened)
-    return plan, bill
+    return plan_run(run, Corpus.open(corpus), request, force)
 
 
 def run_extract(run: Path, executor: ExtractExecutor, cluster: Cluster) -> None:
     """Stage 1 to its end.
 
     Raises:
-        UserError: a task's own; what was done before it is kept.
+        UserError: a worker could not be made, or tasks were given up; what is done is kept.
     """
     from expertmine import extract
 
@@ -80,11 +71,12 @@ def run_extract(run: Path, executor: ExtractExecutor, cluster: Cluster) -> None:
     tasks = extract.plan(run)
     if tasks:
         results = (
-            serial.run(extract.NewExtractor(run), tasks)
+            serial.run(extract.NewExtractor(run), tasks, extract.IN_FLIGHT)
             if executor == "serial"
             else _extract_on_ray(run, tasks, plan.responses.threads, cluster)
         )
-        _drain(results, "extract", plan.layout.partitions, tasks)
+        failed = _drain(results, "extract", plan.tasks("extract"), tasks)
+        _report(run, [extract.failure(run, each.task, each.reason, each.attempts) for each in failed], len(tasks))
     extract.finish(run)
 
 
@@ -92,7 +84,7 @@ def run_score(run: Path, executor: ScoreExecutor, cluster: Cluster) -> None:
     """Stage 2 to its end.
 
     Raises:
-        UserError: a task's own; what was done before it is kept.
+        UserError: a worker could not be made, or tasks were given up; what is done is kept.
     """
     run = run.absolute()
     plan = load_plan(run)
@@ -101,12 +93,13 @@ def run_score(run: Path, executor: ScoreExecutor, cluster: Cluster) -> None:
         results = (
             serial.run(score.NewScorer(run), tasks) if executor == "serial" else _score_on_dask(run, tasks, cluster)
         )
-        _drain(results, "score", plan.layout.blocks, tasks)
+        failed = _drain(results, "score", plan.tasks("score"), tasks)
+        _report(run, [Failure("score", each.task, each.reason, each.attempts, []) for each in failed], len(tasks))
     score.finish(run)
 
 
-def run_reduce(run: Path, top_k: int | None) -> Path:
-    """Stage 3; returns the folder of the expert index.
+def run_reduce(run: Path, top_k: int | None) -> list[Path]:
+    """Stage 3; returns the folders of the expert indexes, one for each pooling.
 
     Args:
         top_k: experts to keep a concept; None keeps as many as the index there does, or else DEFAULT_TOP_K, or all
@@ -128,8 +121,8 @@ def run_all(
     extract_on: tuple[ExtractExecutor, Cluster],
     score_on: tuple[ScoreExecutor, Cluster],
     top_k: int | None = None,
-) -> Path:
-    """Every stage of a planned run; what is done already is not done again. Returns the folder of the expert index.
+) -> list[Path]:
+    """Every stage of a planned run; what is done already is not done again. Returns the folders of the indexes.
 
     Raises:
         UserError: as the stages do; `top_k` is looked at before the work begins.
@@ -140,11 +133,20 @@ def run_all(
     return run_reduce(run, top_k)
 
 
-def run_generate(run: Path, requests: Sequence[GenerationRequest], executor: ExtractExecutor) -> Iterator[list[str]]:
-    """The continuations of each request, in order, from this process or from a Ray actor."""
+def run_generate(
+    run: Path, requests: Sequence[GenerationRequest], executor: ExtractExecutor, pooling: Pooling | None = None
+) -> Iterator[list[str]]:
+    """The continuations of each request, in order, from this process or from a Ray actor.
+
+    Args:
+        pooling: of the responses that the experts were found by; the run's first unless given.
+
+    Raises:
+        UserError: a request that cannot be met.
+    """
     from expertmine.generate import NewGenerator
 
-    make = NewGenerator(run.absolute())
+    make = NewGenerator(run.absolute(), pooling)
     if executor == "serial":
         yield from map(make(), requests)
         return
@@ -152,11 +154,14 @@ def run_generate(run: Path, requests: Sequence[GenerationRequest], executor: Ext
 
     with ray.cluster(None):
         gpus_each = 1.0 if ray.gpus() else 0.0
-        yield from ray.run(make, requests, actors=1, cpus_each=1, gpus_each=gpus_each)
+        for written in ray.run(make, requests, actors=1, cpus_each=1, gpus_each=gpus_each):
+            if isinstance(written, Failed):
+                raise UserError(written.reason)
+            yield written
 
 
-def _extract_on_ray(run: Path, tasks: Sequence[int], threads: int, cluster: Cluster) -> Iterator[Receipt]:
-    from expertmine.extract import NewExtractor
+def _extract_on_ray(run: Path, tasks: Sequence[int], threads: int, cluster: Cluster) -> Iterator[Receipt | Failed]:
+    from expertmine.extract import IN_FLIGHT, NewExtractor
     from expertmine.runtime import ray
 
     own = None if cluster.address else max(os.cpu_count() or 1, (cluster.workers or 1) * threads)
@@ -166,10 +171,11 @@ def _extract_on_ray(run: Path, tasks: Sequence[int], threads: int, cluster: Clus
         gpus_each = float(ray.gpus() > 0) if cluster.gpus_each is None else cluster.gpus_each
         room = ray.gpus() / gpus_each if gpus_each else ray.cpus() // threads
         actors = cluster.workers or max(1, int(room))
-        yield from ray.run(NewExtractor(run), tasks, actors, cpus_each=threads, gpus_each=gpus_each)
+        make = NewExtractor(run, "split" if gpus_each > 1 else None)
+        yield from ray.run(make, tasks, actors, cpus_each=threads, gpus_each=gpus_each, in_flight=IN_FLIGHT)
 
 
-def _score_on_dask(run: Path, tasks: Sequence[int], cluster: Cluster) -> Iterator[Receipt]:
+def _score_on_dask(run: Path, tasks: Sequence[int], cluster: Cluster) -> Iterator[Receipt | Failed]:
     from expertmine.runtime import dask
 
     workers = min(cluster.workers or os.cpu_count() or 1, len(tasks))
@@ -177,6 +183,36 @@ def _score_on_dask(run: Path, tasks: Sequence[int], cluster: Cluster) -> Iterato
         yield from dask.run(client, score.NewScorer(run), tasks)
 
 
-def _drain(results: Iterator[Receipt], label: str, total: int, tasks: Sequence[int]) -> None:
-    for _ in track(results, label, total, total - len(tasks)):
+def _drain(results: Iterator[Receipt | Failed], label: str, total: int, tasks: Sequence[int]) -> list[Failed]:
+    """Take the results to their end; returns what was given up."""
+    failed: list[Failed] = []
+
+    def done() -> Iterator[Receipt]:
+        for result in results:
+            if isinstance(result, Failed):
+                failed.append(result)
+            else:
+                yield result
+
+    for _ in track(done(), label, total, total - len(tasks)):
         pass
+    return failed
+
+
+def _report(run: Path, failures: Sequence[Failure], tasks: int) -> None:
+    """Tell of the tasks that were given up, after all others were done.
+
+    Raises:
+        UserError: when there are any; names the first, and where the others are told of.
+    """
+    if not failures:
+        return
+    first = min(failures, key=lambda failure: failure.task)
+    kept = f"the other {tasks - len(failures)} are done" if tasks > len(failures) else "none is done"
+    more = f" ({len(failures)} of {tasks} tasks failed, {kept}; see {run / 'failures' / first.stage})"
+    try:
+        write_failures(run, failures)
+    except UserError:  # the disk that made them fail refuses this too
+        more = f" ({len(failures)} of {tasks} tasks failed, {kept})"
+    tried = f" after {first.attempts} attempts" if first.attempts > 1 else ""
+    raise UserError(f"{first.stage} task {first.task} failed{tried}: {first.reason}{more}")

@@ -97,13 +97,15 @@ def load_model(
     return LoadedModel(model, tokenizer, identity)
 
 
-def load_identical(identity: ModelIdentity, device: str | None = None) -> LoadedModel:
+def load_identical(
+    identity: ModelIdentity, device: str | None = None, dtype: torch.dtype = torch.float32
+) -> LoadedModel:
     """Load the model of a plan or an index again.
 
     Raises:
         UserError: what is there now has other weights or another tokenizer.
     """
-    loaded = load_model(identity.name, identity.revision, device)
+    loaded = load_model(identity.name, identity.revision, device, dtype)
     check_weights(loaded.model, identity)
     if loaded.identity.tokenizer != identity.tokenizer:
         raise UserError(f"the tokenizer of {identity.name!r} has changed since the run was planned; plan a new run")
@@ -180,3 +182,16 @@ def tokenise(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_token
         TokenisedText(ids, [not special for special in mask])
         for ids, mask in zip(encoded["input_ids"], encoded["special_tokens_mask"], strict=True)
     ]
+
+
+def load_tokenizer(identity: ModelIdentity) -> PreTrainedTokenizerBase:
+    """The tokenizer of a plan's model, without the model.
+
+    Raises:
+        UserError: it is not there, or another by now.
+    """
+    source = str(EMBEDDED_FOLDER) if identity.name == EMBEDDED else identity.name
+    tokenizer = AutoTokenizer.from_pretrained(source, revision=identity.revision, trust_remote_code=False)
+    if tokenizer_hash(tokenizer) != identity.tokenizer:
+        raise UserError(f"the tokenizer of {identity.name!r} has changed since the run was planned; plan a new run")
+    return tokenizer

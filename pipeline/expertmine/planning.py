@@ -10,25 +10,32 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
 
+from expertmine import sentences
 from expertmine.corpus import Corpus
 from expertmine.errors import UserError
 from expertmine.models import LoadedModel, load_model
 from expertmine.progress import size
-from expertmine.responses import make_batches, prepare, run_batch
-from expertmine.specs import Hookpoint, Layout, Plan, ResponseSpec
-from expertmine.store import STATISTICS
+from expertmine.responses import TYPES, filling, forward_passes, make_batches, prepare
+from expertmine.specs import Layout, Plan, PlanRequest, ResponseSpec
+from expertmine.store import STATISTICS, encoded_size
 from expertmine.units import find_hookpoints
 
 PARTITION_BYTES = 256 * 2**20
-"""Most responses that an extracting process holds before it writes them."""
+"""Most responses that an extracting process gathers before it writes them."""
 SHARD_BYTES = 64 * 2**20
 SCORING_BYTES = 256 * 2**20
 """Most responses that a scoring task reads."""
 SAMPLE_SENTENCES = 256
 """Sentences of the timing sample."""
+SAMPLE_BYTES = 64 * 2**20
+"""Most responses of the sample that are compressed to see how far they shrink."""
+PARTITIONS_AT_ONCE = 3
+"""Held by an extracting process: one that fills up, one that waits, one that is written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,72 +44,107 @@ class Bill:
 
     sentences: int
     """To run through the model."""
+    stored: int
+    """Sentences of the corpus that were in the run before."""
     dropped: int
     """Too long, or without a real token."""
     tokens: int
     """Special ones included, padding not."""
     units: int
     pairs: int
-    """(concept, unit) pairs to score."""
+    """(concept, unit) pairs to score, a pooling."""
     response_bytes: int
-    """Before compression."""
+    """Before compression, of every pooling; new ones only."""
+    stored_bytes: int
+    """After compression, by how far a sample, or what is stored, shrank."""
     expertise_bytes: int
     """Before compression."""
-    extract_memory: int
-    """Bytes an extracting process holds beside torch itself: weights and one partition."""
+    files: int
+    """That the run will write."""
+    extract_memory: int | None
+    """Bytes an extracting process holds beside torch itself: weights, a pass, partitions. None where no model was
+    loaded."""
     score_memory: int
     """Bytes a scoring process holds: one block and its keys."""
-    extract_seconds: float
-    """For one process on this machine, from a timed sample."""
+    extract_seconds: float | None
+    """For one process on this machine, from a timed sample, or from what the run has done; None where it has not."""
 
 
-def make_plan(
-    model_name: str,
-    corpus: Corpus,
-    spec: ResponseSpec,
-    patterns: Sequence[str] = (),
-    revision: str | None = None,
-) -> tuple[Plan, Bill]:
-    """Plan a run.
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What running some sentences has shown."""
 
-    Args:
-        patterns: globs over module paths; none means the default hookpoints.
+    seconds_a_token: float | None
+    compressed: float
+    """Bytes after compression for each before."""
+
+
+def make_plan(request: PlanRequest, corpus: Corpus) -> tuple[Plan, Bill]:
+    """Plan a new run.
 
     Raises:
         UserError: the model cannot be loaded or hooked, the corpus is torn, or a concept would lose all its sentences.
     """
     corpus.check()
-    loaded = load_model(model_name, revision)
+    spec = request.responses
+    loaded = load_model(request.model, request.revision, dtype=TYPES[spec.weights])
     _require_context(spec, loaded)
-    hookpoints = find_hookpoints(loaded.model, patterns)
-    units = sum(hookpoint.width for hookpoint in hookpoints)
-    lengths = _lengths(loaded, corpus, spec)
-    _require_concepts_kept(corpus, lengths > 0, spec)
-    itemsize = np.dtype(spec.dtype).itemsize
+    hookpoints = find_hookpoints(loaded.model, request.patterns)
+    table = sentences.of_corpus(corpus)
+    lengths = measure_lengths(loaded.tokenizer, table["text"], spec)
+    require_concepts_kept(corpus, lengths > 0, spec)
+    segment = sentences.segment_of(table)
+    itemsize = np.dtype(spec.dtype).itemsize * len(spec.poolings)
     plan = Plan(
         model=loaded.identity,
+        patterns=request.patterns,
         hookpoints=hookpoints,
         corpus=corpus.identity,
         responses=spec,
-        layout=make_layout(corpus.identity.sentences, units, itemsize),
+        compression=request.compression,
+        segments=(segment,),
+        layout=make_layout(segment.sentences, sum(hookpoint.width for hookpoint in hookpoints), itemsize),
     )
-    weights = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
-    partition = plan.layout.partition_rows * plan.layout.padded_shape[1] * itemsize
-    score_block = corpus.identity.sentences * plan.layout.block_units * itemsize
-    pairs = corpus.identity.concepts * units
-    bill = Bill(
+    kept = np.flatnonzero(lengths)
+    spread = kept[np.linspace(0, len(kept) - 1, min(SAMPLE_SENTENCES, len(kept))).astype(int)]
+    sample = _run_sample(loaded, plan, table["text"].take(spread).to_pylist())
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in loaded.model.parameters())
+    return plan, make_bill(plan, lengths, 0, sample, weights)
+
+
+def make_bill(plan: Plan, lengths: NDArray[np.int64], stored: int, sample: Sample, weights: int | None) -> Bill:
+    """Add up what a plan will cost.
+
+    Args:
+        lengths: (sentences that are new,) tokens of each, 0 for those that will be dropped.
+        stored: sentences that are not new.
+        weights: bytes of the model, when it was loaded.
+    """
+    layout, spec = plan.layout, plan.responses
+    itemsize = np.dtype(spec.dtype).itemsize * len(spec.poolings)
+    rows = -(-len(lengths) // layout.partition_rows) * layout.partition_rows
+    partition = layout.partition_rows * layout.padded_shape[1] * itemsize
+    # Of what a pass holds, the widest output and what it is made from, and a copy to pool.
+    a_pass = 3 * max(hookpoint.width for hookpoint in plan.hookpoints) * spec.batch_tokens * 4
+    pairs = plan.corpus.concepts * layout.units
+    tokens = int(lengths.sum())
+    partitions = rows // layout.partition_rows
+    scores = layout.blocks * len(spec.poolings)
+    return Bill(
         sentences=int((lengths > 0).sum()),
+        stored=stored,
         dropped=int((lengths == 0).sum()),
-        tokens=int(lengths.sum()),
-        units=units,
+        tokens=tokens,
+        units=layout.units,
         pairs=pairs,
-        response_bytes=plan.layout.padded_shape[0] * plan.layout.padded_shape[1] * itemsize,
-        expertise_bytes=pairs * sum(np.dtype(dtype).itemsize for dtype in STATISTICS.values()),
-        extract_memory=weights + 3 * partition,
-        score_memory=3 * score_block,
-        extract_seconds=_measure(loaded, corpus, hookpoints, spec) * int(lengths.sum()),
+        response_bytes=rows * layout.padded_shape[1] * itemsize,
+        stored_bytes=round(len(lengths) * layout.padded_shape[1] * itemsize * sample.compressed),
+        expertise_bytes=pairs * len(spec.poolings) * sum(np.dtype(dtype).itemsize for dtype in STATISTICS.values()),
+        files=partitions * (2 + layout.objects_a_partition * len(spec.poolings)) + scores * (1 + len(STATISTICS)),
+        extract_memory=None if weights is None else weights + a_pass + PARTITIONS_AT_ONCE * partition,
+        score_memory=3 * layout.padded_shape[0] * layout.block_units * np.dtype(spec.dtype).itemsize,
+        extract_seconds=None if sample.seconds_a_token is None else sample.seconds_a_token * tokens,
     )
-    return plan, bill
 
 
 def refuse_what_will_not_fit(run: Path, bill: Bill) -> None:
@@ -112,7 +154,7 @@ def refuse_what_will_not_fit(run: Path, bill: Bill) -> None:
         UserError: it will not fit.
     """
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    largest = max(bill.extract_memory, bill.score_memory)
+    largest = max(bill.extract_memory or 0, bill.score_memory)
     if largest > memory:
         raise UserError(
             f"{run}: a process would hold {size(largest)} and this machine has {size(memory)} of memory; "
@@ -120,7 +162,7 @@ def refuse_what_will_not_fit(run: Path, bill: Bill) -> None:
         )
     above = next(folder for folder in (run, *run.absolute().parents) if folder.exists())
     free = shutil.disk_usage(above).free
-    needed = bill.response_bytes + bill.expertise_bytes
+    needed = bill.stored_bytes + bill.expertise_bytes
     if needed > free:
         raise UserError(
             f"{run}: the run may need {size(needed)} of disk and {above} has {size(free)} free; "
@@ -128,12 +170,16 @@ def refuse_what_will_not_fit(run: Path, bill: Bill) -> None:
         )
 
 
-def make_layout(sentences: int, units: int, itemsize: int) -> Layout:
-    """Cut the store so that every task fits its memory budget and there is work for several workers."""
-    block = _multiple(min(SCORING_BYTES // (sentences * itemsize), -(-units // 8)), 16, 16, 256)
-    rows = _multiple(min(PARTITION_BYTES // (units * itemsize), -(-sentences // 8)), 32, 32, 2048)
+def make_layout(sentences_: int, units: int, itemsize: int) -> Layout:
+    """Cut the store so that every task fits its memory budget and there is work for several workers.
+
+    Args:
+        itemsize: bytes of a response, of all poolings together.
+    """
+    block = _multiple(min(SCORING_BYTES // (sentences_ * itemsize), -(-units // 8)), 16, 16, 256)
+    rows = _multiple(min(PARTITION_BYTES // (units * itemsize), -(-sentences_ // 8)), 32, 32, 2048)
     blocks_a_shard = max(1, min(SHARD_BYTES // (rows * block * itemsize), -(-units // block)))
-    return Layout(sentences, units, partition_rows=rows, block_units=block, shard_units=block * blocks_a_shard)
+    return Layout((sentences_,), units, partition_rows=rows, block_units=block, shard_units=block * blocks_a_shard)
 
 
 def _multiple(value: int, of: int, least: int, most: int) -> int:
@@ -147,19 +193,28 @@ def _require_context(spec: ResponseSpec, loaded: LoadedModel) -> None:
         raise UserError(f"--max-tokens is {spec.max_tokens}, but {loaded.identity.name!r} reads at most {context}")
 
 
-def _lengths(loaded: LoadedModel, corpus: Corpus, spec: ResponseSpec) -> NDArray[np.int64]:
-    """(sentences,) tokens of each, 0 for those that will be dropped."""
-    lengths = np.zeros(corpus.identity.sentences, np.int64)
+def measure_lengths(
+    tokenizer: PreTrainedTokenizerBase, texts: pa.ChunkedArray, spec: ResponseSpec
+) -> NDArray[np.int64]:
+    """(texts,) tokens of each, 0 for those that will be dropped."""
+    lengths = np.zeros(len(texts), np.int64)
     step = 10_000
     for start in range(0, len(lengths), step):
-        texts = corpus.texts(range(start, min(start + step, len(lengths))))
-        tokenised, kept = prepare(loaded.tokenizer, texts, spec)
+        tokenised, kept = prepare(tokenizer, texts.slice(start, step).to_pylist(), spec)
         for row in kept:
             lengths[start + row] = len(tokenised[row].ids)
     return lengths
 
 
-def _require_concepts_kept(corpus: Corpus, kept: NDArray[np.bool_], spec: ResponseSpec) -> None:
+def require_concepts_kept(corpus: Corpus, kept: NDArray[np.bool_], spec: ResponseSpec) -> None:
+    """Check that every concept keeps positive and negative sentences.
+
+    Args:
+        kept: (sentences,) those that are run.
+
+    Raises:
+        UserError: names a concept that does not.
+    """
     for kind, counts in zip(("positive", "negative"), corpus.counts(kept & ~corpus.held_out), strict=True):
         for concept_id in np.flatnonzero(counts == 0):
             raise UserError(
@@ -168,21 +223,23 @@ def _require_concepts_kept(corpus: Corpus, kept: NDArray[np.bool_], spec: Respon
             )
 
 
-def _measure(loaded: LoadedModel, corpus: Corpus, hookpoints: Sequence[Hookpoint], spec: ResponseSpec) -> float:
-    """Seconds a token of one process, over the first sentences; the first pass is not counted."""
-    texts = corpus.texts(range(min(SAMPLE_SENTENCES, corpus.identity.sentences)))
-    tokenised, kept = prepare(loaded.tokenizer, texts, spec)
-    batches = make_batches(tokenised, kept, spec.batch_tokens, loaded.tokenizer.pad_token_id or 0)
-    tokens = sum(len(tokenised[row].ids) for row in kept)
+def _run_sample(loaded: LoadedModel, plan: Plan, texts: Sequence[str]) -> Sample:
+    """Run some sentences as extraction does, and compress what comes; the first pass is not timed."""
+    spec, tokenizer = plan.responses, loaded.tokenizer
+    tokenised, kept = prepare(tokenizer, texts, spec)
+    batches = make_batches(tokenised, kept, spec, filling(tokenizer))
     threads = torch.get_num_threads()
     torch.set_num_threads(spec.threads)
-    started = 0.0
     try:
-        for _ in range(2):
+        with forward_passes(loaded.model, plan.hookpoints, spec) as forward:
+            forward(batches[0])
             started = time.perf_counter()
-            for batch in batches:
-                for pooled in run_batch(loaded.model, hookpoints, batch, spec.pooling):
-                    pooled.cpu()
+            responses = torch.cat([forward(batch).responses.cpu() for batch in batches], dim=1)
+            seconds = time.perf_counter() - started
     finally:
         torch.set_num_threads(threads)
-    return (time.perf_counter() - started) / max(tokens, 1)
+    every = max(1, responses[0].nbytes // SAMPLE_BYTES)
+    taken = responses[0, :, ::every].numpy()
+    compressed = encoded_size(taken, plan.layout.block_units, plan.compression) / taken.nbytes
+    # Filling counts as tokens here: this few sentences need much of it, whole partitions next to none.
+    return Sample(seconds / sum(batch.ids.numel() for batch in batches), compressed)

@@ -62,7 +62,9 @@ def _plain(items: Iterable[Item], label: str, total: int, done: int) -> Iterator
             left = (now - started) / new * (total - done - new)
             console.print(f"{label}: {done + new:,} of {total:,}, about {duration(left)} left", highlight=False)
         yield item
-    console.print(f"{label}: {done + new:,} of {total:,} in {duration(time.monotonic() - started)}", highlight=False)
+    if new:
+        took = duration(time.monotonic() - started)
+        console.print(f"{label}: {done + new:,} of {total:,} in {took}", highlight=False)
 
 
 def track_bytes(chunks: Iterable[Item], label: str, total: int, position: Callable[[], int]) -> Iterator[Item]:

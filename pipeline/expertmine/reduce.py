@@ -7,16 +7,18 @@ so the index does not depend on the order in which blocks were scored or merged.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from expertmine.corpus import Corpus
 from expertmine.errors import UserError
-from expertmine.experts import SCHEMA, write_index
+from expertmine.experts import SCHEMA, index_folder, write_index
 from expertmine.ledger import load_plan, open_corpus, require_complete
 from expertmine.progress import track
-from expertmine.specs import Plan
+from expertmine.specs import Plan, Pooling
 from expertmine.store import STATISTICS, Store
 from expertmine_kernels import top_k
 
@@ -53,53 +55,63 @@ def require_top_k(plan: Plan, kept: int) -> None:
         raise UserError(f"--top-k is {kept}: expected 1 to {plan.layout.units}, the model's units")
 
 
-def reduce(run: Path, kept: int) -> Path:
-    """Write the expert index of a scored run; returns its folder.
+def reduce(run: Path, kept: int) -> list[Path]:
+    """Write the expert index of a scored run, one for each pooling; returns their folders.
 
     Raises:
         UserError: scoring is not complete, or `kept` is out of range.
     """
     plan = load_plan(run)
-    require_complete(run, "score", plan.layout.blocks, plan.fingerprint)
+    require_complete(run, plan, "score")
     require_top_k(plan, kept)
-    corpus = open_corpus(run, plan)
     store = Store(run, plan)
+    concepts = _concepts(open_corpus(run, plan))
+    folders = []
+    for pooling in plan.responses.poolings:
+        units, best = _best(store, plan, pooling, kept)
+        table = _table(plan, concepts, units, best)
+        folders.append(write_index(index_folder(run, plan, pooling), table, plan, pooling, concepts))
+    return folders
+
+
+def _best(
+    store: Store, plan: Plan, pooling: Pooling, kept: int
+) -> tuple[NDArray[np.int64], dict[str, NDArray[np.floating]]]:
+    """The best units of every concept, and their statistics, each (concepts, kept)."""
     concepts = plan.corpus.concepts
     units = np.empty((concepts, 0), np.int64)
     best: dict[str, NDArray[np.floating]] = {name: np.empty((concepts, 0), dtype) for name, dtype in STATISTICS.items()}
-    for block in track(range(plan.layout.blocks), "reduce", plan.layout.blocks):
+    label = "reduce" if len(plan.responses.poolings) == 1 else f"reduce {pooling}"
+    for block in track(range(plan.layout.blocks), label, plan.layout.blocks):
         span = plan.layout.block(block)
-        found = {name: store.read_scores(name, span) for name in STATISTICS}
+        found = {name: store.read_scores(pooling, name, span) for name in STATISTICS}
         places, units = merge_top(best["ap"], units, found["ap"], span.start, kept)
         best = {
             name: np.take_along_axis(np.concatenate([best[name], found[name]], axis=1), places, axis=1)
             for name in STATISTICS
         }
+    return units, best
 
-    everything = np.ones(corpus.identity.sentences, np.bool_)
-    positives, negatives = corpus.counts(everything)
+
+def _concepts(corpus: Corpus) -> list[dict[str, Any]]:
+    """What the index says of each concept."""
+    positives, negatives = corpus.counts(np.ones(corpus.identity.sentences, np.bool_))
     held_out = np.sum(corpus.counts(corpus.held_out), axis=0)
-    table = _table(plan, [c.name for c in corpus.concepts], [c.group for c in corpus.concepts], units, best)
-    return write_index(
-        run / "experts",
-        table,
-        plan,
-        concepts=[
-            {
-                "name": concept.name,
-                "group": concept.group,
-                "description": concept.description,
-                "positives": int(positives[concept.concept_id]),
-                "negatives": int(negatives[concept.concept_id]),
-                "held_out": int(held_out[concept.concept_id]),
-            }
-            for concept in corpus.concepts
-        ],
-    )
+    return [
+        {
+            "name": concept.name,
+            "group": concept.group,
+            "description": concept.description,
+            "positives": int(positives[concept.concept_id]),
+            "negatives": int(negatives[concept.concept_id]),
+            "held_out": int(held_out[concept.concept_id]),
+        }
+        for concept in corpus.concepts
+    ]
 
 
 def _table(
-    plan: Plan, names: list[str], groups: list[str], units: NDArray[np.int64], best: dict[str, NDArray[np.floating]]
+    plan: Plan, concepts: list[dict[str, Any]], units: NDArray[np.int64], best: dict[str, NDArray[np.floating]]
 ) -> pa.Table:
     """The index as a table, a row for each concept and rank."""
     ranks = units.shape[1]
@@ -108,9 +120,9 @@ def _table(
     at = np.searchsorted(starts, flat, side="right") - 1
     hookpoints = np.array([hookpoint.name for hookpoint in plan.hookpoints])
     columns = {
-        "concept": pa.array(np.repeat(np.array(names, dtype=object), ranks)),
-        "group": pa.array(np.repeat(np.array(groups, dtype=object), ranks)),
-        "rank": pa.array(np.tile(np.arange(1, ranks + 1, dtype=np.int32), len(names))),
+        "concept": pa.array(np.repeat(np.array([concept["name"] for concept in concepts], dtype=object), ranks)),
+        "group": pa.array(np.repeat(np.array([concept["group"] for concept in concepts], dtype=object), ranks)),
+        "rank": pa.array(np.tile(np.arange(1, ranks + 1, dtype=np.int32), len(concepts))),
         "unit": pa.array(flat),
         "hookpoint": pa.array(hookpoints[at]),
         "channel": pa.array((flat - starts[at]).astype(np.int32)),

@@ -5,8 +5,10 @@ Knows the model's forward pass; nothing of partitions, stores or labels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -15,8 +17,22 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from expertmine.errors import UserError
 from expertmine.models import TokenisedText, tokenise
-from expertmine.specs import Hookpoint, Pooling, ResponseSpec, StoredType
+from expertmine.specs import Hookpoint, Pooling, ResponseSpec
 from expertmine.units import reading
+
+LARGEST = float(torch.finfo(torch.float16).max)
+TYPES = {"float16": torch.float16, "float32": torch.float32, "bfloat16": torch.bfloat16}
+"""PyTorch's for those of a plan."""
+FEW_RUNS = 4
+"""Runs of a batch up to which a GPU pools them one by one; more would cost more launches than a mask costs memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Neighbouring sentences of a batch whose pooled tokens stand at the same places, without a gap."""
+
+    rows: slice
+    tokens: slice
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +47,30 @@ class Batch:
     """(sentences, tokens) int64 attention mask; None when all have the same length."""
     pooled: torch.Tensor
     """(sentences, tokens) bool: the tokens that enter the pool."""
+    runs: tuple[Run, ...] | None
+    """The same tokens as slices, which need no mask; None when some sentence's have a gap."""
+
+    def halves(self) -> tuple[Batch, Batch]:
+        """The first and the second half of its sentences, with the same filling."""
+        middle = len(self.rows) // 2
+        first, second = (self._part(part) for part in (slice(None, middle), slice(middle, None)))
+        return first, second
+
+    def _part(self, part: slice) -> Batch:
+        attended = None if self.attended is None else self.attended[part]
+        return Batch(self.rows[part], self.ids[part], attended, self.pooled[part], find_runs(self.pooled[part]))
+
+
+@dataclass(frozen=True, slots=True)
+class Pooled:
+    """What one forward pass gave; on the model's device, and perhaps not computed yet."""
+
+    responses: torch.Tensor
+    """(poolings, sentences, units) of the stored type."""
+    saturated: torch.Tensor
+    """(hookpoints,) int64: responses beyond what the stored type holds."""
+    not_a_number: torch.Tensor
+    """Whether any response is NaN."""
 
 
 def prepare(
@@ -42,103 +82,154 @@ def prepare(
     return tokenised, kept
 
 
-def make_batches(texts: list[TokenisedText], rows: list[int], batch_tokens: int, fill: int) -> list[Batch]:
-    """Cut sentences, sorted by length, into batches of at most `batch_tokens` tokens with filling.
+def pooled_tokens(text: TokenisedText, spec: ResponseSpec) -> int:
+    """How many tokens of a text enter the pool."""
+    if "reference" in spec.poolings:
+        return spec.max_tokens
+    return len(text.ids) if spec.special_tokens else sum(text.real)
+
+
+def filling(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that fills short sentences up: the tokenizer's own for it, or else that of the end."""
+    candidates = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    return next(token for token in candidates if isinstance(token, int))
+
+
+def make_batches(texts: Sequence[TokenisedText], rows: Sequence[int], spec: ResponseSpec, fill: int) -> list[Batch]:
+    """Cut sentences, sorted by length, into batches of at most `spec.batch_tokens` tokens with filling.
 
     Args:
         rows: the texts to take, by position in `texts`; each has at least one real token.
         fill: token id that fills short sentences up.
     """
+    padded = spec.max_tokens if "reference" in spec.poolings else 0
     by_length = sorted(rows, key=lambda row: (len(texts[row].ids), row))
     batches: list[Batch] = []
     start = 0
     for end in range(1, len(by_length) + 1):
-        longest = len(texts[by_length[min(end, len(by_length) - 1)]].ids)
-        if end == len(by_length) or (end + 1 - start) * longest > batch_tokens:
-            batches.append(_batch(texts, tuple(by_length[start:end]), fill))
+        longest = max(len(texts[by_length[min(end, len(by_length) - 1)]].ids), padded)
+        if end == len(by_length) or (end + 1 - start) * longest > spec.batch_tokens:
+            batches.append(_batch(texts, tuple(by_length[start:end]), spec, fill))
             start = end
     return batches
 
 
-def _batch(texts: list[TokenisedText], rows: tuple[int, ...], fill: int) -> Batch:
+def _batch(texts: Sequence[TokenisedText], rows: tuple[int, ...], spec: ResponseSpec, fill: int) -> Batch:
+    filled = "reference" in spec.poolings
     lengths = torch.tensor([len(texts[row].ids) for row in rows])
-    width = int(lengths.max())
+    width = spec.max_tokens if filled else int(lengths.max())
     ids = torch.full((len(rows), width), fill)
-    pooled = torch.zeros((len(rows), width), dtype=torch.bool)
+    pooled = torch.full((len(rows), width), filled)
     for at, row in enumerate(rows):
         ids[at, : len(texts[row].ids)] = torch.tensor(texts[row].ids)
-        pooled[at, : len(texts[row].ids)] = torch.tensor(texts[row].real)
+        if not filled:
+            pooled[at, : len(texts[row].ids)] = True if spec.special_tokens else torch.tensor(texts[row].real)
     same = bool((lengths == width).all())
     attended = None if same else (torch.arange(width) < lengths[:, None]).long()
-    return Batch(rows, ids, attended, pooled)
+    return Batch(rows, ids, attended, pooled, find_runs(pooled))
 
 
-def run_batch(
-    model: PreTrainedModel, hookpoints: Sequence[Hookpoint], batch: Batch, pooling: Pooling
-) -> list[torch.Tensor]:
-    """One forward pass of the base model, pooled as it goes.
+def find_runs(pooled: torch.Tensor) -> tuple[Run, ...] | None:
+    """The pooled tokens (sentences, tokens) as slices, one for neighbours that are alike."""
+    first = pooled.int().argmax(1)
+    counts = pooled.sum(1)
+    last = pooled.shape[1] - pooled.flip(1).int().argmax(1)
+    if not bool((last - first == counts).all()):
+        return None
+    spans = list(zip(first.tolist(), last.tolist(), strict=True))
+    runs: list[Run] = []
+    start = 0
+    for span, alike in groupby(spans):
+        stop = start + len(list(alike))
+        runs.append(Run(slice(start, stop), slice(*span)))
+        start = stop
+    return tuple(runs)
 
-    Returns:
-        (sentences, channels) of each hookpoint, on the model's device.
+
+@contextmanager
+def forward_passes(
+    model: PreTrainedModel, hookpoints: Sequence[Hookpoint], spec: ResponseSpec
+) -> Iterator[Callable[[Batch], Pooled]]:
+    """While open, a function that runs a batch through the base model and pools the hookpoints as they come.
+
+    It raises UserError when a hookpoint does not run as often as it did when the hookpoints were found.
     """
-    marked = batch.pooled.to(model.device)
-    pooled: dict[str, torch.Tensor] = {}
+    device = model.device
+    units = sum(hookpoint.width for hookpoint in hookpoints)
+    by_name = {hookpoint.name: (at, hookpoint.units) for at, hookpoint in enumerate(hookpoints)}
+    running: tuple[Batch, torch.Tensor, torch.Tensor] | None = None
 
-    def record(name: str, output: object) -> None:
-        assert isinstance(output, torch.Tensor)  # checked when the hookpoints were found
-        pooled[name] = pool(output.reshape(*marked.shape, -1), marked, pooling)
+    def record(name: str, output: torch.Tensor) -> None:
+        assert running is not None  # hooks fire in our own passes only
+        batch, responses, saturated = running
+        at, span = by_name[name]
+        tokens = output.reshape(*batch.pooled.shape, -1)
+        for place, pooling in enumerate(spec.poolings):
+            pooled = pool(tokens, batch, pooling)
+            if spec.dtype == "float16":
+                saturated[at] += (pooled.abs() > LARGEST).sum().to(saturated.device, non_blocking=True)
+                pooled = pooled.clamp(-LARGEST, LARGEST)
+            responses[place, :, span.start : span.stop].copy_(pooled, non_blocking=True)
 
-    with reading(model, [hookpoint.name for hookpoint in hookpoints], record), torch.inference_mode():
-        model.base_model(
-            input_ids=batch.ids.to(model.device),
-            attention_mask=None if batch.attended is None else batch.attended.to(model.device),
-            use_cache=False,
-        )
-    return [pooled[hookpoint.name] for hookpoint in hookpoints]
+    with reading(model, [hookpoint.name for hookpoint in hookpoints], record) as passes:
+
+        def run(batch: Batch) -> Pooled:
+            nonlocal running
+            shape = (len(spec.poolings), len(batch.rows), units)
+            responses = torch.empty(shape, dtype=TYPES[spec.dtype], device=device)
+            saturated = torch.zeros(len(hookpoints), dtype=torch.int64, device=device)
+            running = (batch, responses, saturated)
+            autocast = TYPES.get(spec.autocast)
+            with (
+                torch.inference_mode(),
+                torch.autocast(device.type, autocast, enabled=autocast is not None),
+                passes(),
+            ):
+                model.base_model(
+                    input_ids=batch.ids.to(device, non_blocking=True),
+                    attention_mask=None if batch.attended is None else batch.attended.to(device, non_blocking=True),
+                    use_cache=False,
+                )
+            responses += 0  # −0.0 becomes +0.0, also where rounding made it
+            return Pooled(responses, saturated, responses.isnan().any())
+
+        yield run
 
 
-def pool(output: torch.Tensor, tokens: torch.Tensor, pooling: Pooling) -> torch.Tensor:
-    """Pool a module's output (sentences, tokens, channels) over the marked tokens → (sentences, channels)."""
+def pool(output: torch.Tensor, batch: Batch, pooling: Pooling) -> torch.Tensor:
+    """Pool a module's output (sentences, tokens, channels) over the pooled tokens → (sentences, channels) float32."""
     if pooling == "last":
-        last = tokens.shape[1] - 1 - tokens.flip(1).int().argmax(1)
-        return output[torch.arange(len(output), device=output.device), last]
-    if bool((tokens == tokens[0]).all()):  # the same tokens of each: no mask needed
-        chosen = output[:, tokens[0]]
-        return chosen.amax(1) if pooling == "max" else chosen.float().mean(1)
+        last = batch.pooled.shape[1] - 1 - batch.pooled.flip(1).int().argmax(1)
+        return output[torch.arange(len(output), device=output.device), last.to(output.device)].float()
+    if batch.runs is not None and (output.device.type == "cpu" or len(batch.runs) <= FEW_RUNS):
+        return torch.cat([_reduce(output[run.rows, run.tokens], pooling) for run in batch.runs])
+    tokens = batch.pooled.to(output.device, non_blocking=True)
     outside = ~tokens.unsqueeze(-1)
-    if pooling == "max":
-        return output.masked_fill(outside, -torch.inf).amax(1)
-    return output.float().masked_fill(outside, 0).sum(1) / tokens.sum(1, keepdim=True)
+    if pooling == "mean":
+        return output.float().masked_fill(outside, 0).sum(1) / tokens.sum(1, keepdim=True)
+    return output.masked_fill(outside, -torch.inf).amax(1).float()
 
 
-def to_stored(responses: NDArray[np.float32], dtype: StoredType) -> tuple[NDArray[np.floating], NDArray[np.bool_]]:
-    """Responses as they are stored, and which of them saturated.
-
-    float16 saturates at ±65504; −0.0 becomes +0.0, also where rounding made it.
-    """
-    if dtype == "float32":
-        return responses + np.float32(0), np.zeros(responses.shape, np.bool_)
-    largest = np.float32(np.finfo(np.float16).max)
-    saturated = np.abs(responses) > largest
-    stored = np.clip(responses, -largest, largest).astype(np.float16)
-    stored += np.float16(0)
-    return stored, saturated
+def _reduce(tokens: torch.Tensor, pooling: Pooling) -> torch.Tensor:
+    return tokens.mean(1, dtype=torch.float32) if pooling == "mean" else tokens.amax(1).float()
 
 
-def refuse_nan(responses: NDArray[np.floating], hookpoint: Hookpoint, texts: list[str]) -> None:
+def refuse_nan(responses: NDArray[np.floating], hookpoints: Sequence[Hookpoint], texts: Sequence[str]) -> None:
     """Stop at a response that is not a number.
 
     Args:
-        responses: (sentences, channels) of one hookpoint.
+        responses: (sentences, units).
         texts: the sentences.
 
     Raises:
         UserError: names the sentence, the hookpoint and the unit.
     """
-    if not np.isnan(responses).any():
+    places = np.argwhere(np.isnan(responses))
+    if not len(places):
         return
-    at, channel = np.argwhere(np.isnan(responses))[0]
+    at, unit = places[0].tolist()
+    hookpoint = next(hookpoint for hookpoint in hookpoints if unit in hookpoint.units)
     raise UserError(
-        f"hookpoint {hookpoint.name!r}, unit {hookpoint.first_unit + channel}: the response to "
-        f"{texts[at]!r} is NaN; check the model's weights, or leave the hookpoint out"
+        f"hookpoint {hookpoint.name!r}, unit {unit}: the response to {texts[at]!r} is NaN; "
+        "check the model's weights, leave the hookpoint out, or take the sentence out of the corpus"
     )

@@ -6,6 +6,7 @@ where a concept has held-out ones, their average precision too.
 
 from __future__ import annotations
 
+import platform
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,23 +14,35 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from expertmine import sentences
 from expertmine.corpus import Corpus, membership
 from expertmine.errors import UserError
-from expertmine.ledger import Receipt, load_plan, missing_tasks, open_corpus, require_complete, write_receipt
+from expertmine.ledger import (
+    Receipt,
+    load_plan,
+    missing_tasks,
+    now,
+    open_corpus,
+    report_worker,
+    require_complete,
+    worker_name,
+    write_receipt,
+)
 from expertmine.sampling import Ids
-from expertmine.store import Store
+from expertmine.store import Store, create_store
 from expertmine_kernels import ConceptRows, expertise
 
 
 def plan(run: Path) -> list[int]:
-    """List the blocks that are still to be scored.
+    """Make room for the scores, and list the tasks that are still to be done: a block of units and a pooling each.
 
     Raises:
         UserError: the responses are not complete.
     """
     frozen = load_plan(run)
-    require_complete(run, "extract", frozen.layout.partitions, frozen.fingerprint)
-    return missing_tasks(run, "score", frozen.layout.blocks, frozen.fingerprint)
+    require_complete(run, frozen, "extract")
+    create_store(run, frozen)
+    return missing_tasks(run, frozen, "score")
 
 
 def finish(run: Path) -> None:
@@ -38,8 +51,7 @@ def finish(run: Path) -> None:
     Raises:
         UserError: names those that have none.
     """
-    frozen = load_plan(run)
-    require_complete(run, "score", frozen.layout.blocks, frozen.fingerprint)
+    require_complete(run, load_plan(run), "score")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +63,12 @@ class Labels:
     rows: ConceptRows
 
 
-def labels(corpus: Corpus, usable: NDArray[np.bool_]) -> Labels | None:
+def labels(corpus: Corpus, usable: NDArray[np.bool_], rows_of: NDArray[np.int64]) -> Labels | None:
     """Labels among the usable sentences, for the concepts that have both kinds there; None when none has.
 
     Args:
         usable: (sentences,)
+        rows_of: (sentences,) the row of each usable one.
     """
     kept = np.flatnonzero((np.array(corpus.counts(usable)) > 0).all(axis=0))
     usable_pools = [pool[usable[pool]] for pool in corpus.pools]
@@ -81,7 +94,10 @@ def labels(corpus: Corpus, usable: NDArray[np.bool_]) -> Labels | None:
             pools.append(rows)
         pool_of.append(places[identity])
         positives.append(own.positives[usable[own.positives]])
-    return Labels(kept, ConceptRows.from_pools(positives, pools, pool_of, removed)) if len(kept) else None
+    if not len(kept):
+        return None
+    stored = [[np.sort(rows_of[ids]) for ids in sets] for sets in (positives, pools, removed)]
+    return Labels(kept, ConceptRows.from_pools(stored[0], stored[1], pool_of, stored[2]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +111,7 @@ class NewScorer:
 
 
 class Scorer:
-    """Holds the labels; each call scores one block of units."""
+    """Holds the labels; each call scores one block of units, pooled in one way."""
 
     def __init__(self, run: Path) -> None:
         """Open the store and lay the labels out.
@@ -108,8 +124,9 @@ class Scorer:
         corpus = open_corpus(run, self.plan)
         self.store = Store(run, self.plan)
         self.store.require_every_shard()
-        ran = self.store.read_tokens() > 0
-        mined = labels(corpus, ran & ~corpus.held_out)
+        rows_of = sentences.rows_of(run, self.plan, corpus)
+        ran = (rows_of >= 0) & (self.store.read_tokens() > 0)[rows_of]
+        mined = labels(corpus, ran & ~corpus.held_out, rows_of)
         if mined is None or len(mined.concepts) < len(corpus.concepts):
             scored = set(mined.concepts.tolist()) if mined else set()
             lost = next(concept for concept in corpus.concepts if concept.concept_id not in scored)
@@ -118,12 +135,19 @@ class Scorer:
                 f"{self.plan.responses.max_tokens} tokens; raise --max-tokens, or use --too-long truncate"
             )
         self.mined = mined
-        self.held_out = labels(corpus, ran & corpus.held_out)
+        self._done = 0
+        self.held_out = labels(corpus, ran & corpus.held_out, rows_of)
 
-    def __call__(self, block: int) -> Receipt:
-        """Score a block, store its statistics, and write its receipt."""
+    def __call__(self, task: int) -> Receipt:
+        """Score a block, store its statistics, and write its receipt.
+
+        Raises:
+            UserError: responses are damaged, or the disk is full.
+        """
+        self._report(f"scoring {task}")
         started = time.perf_counter()
-        responses = self.store.read_responses(self.plan.layout.block(block))
+        pooling, block = self.plan.scoring_task(task)
+        responses = self.store.read_responses(pooling, self.plan.layout.block(block))
         read = time.perf_counter()
         found = expertise(responses, self.mined.rows)
         held_out_ap = np.full(found.ap.shape, np.nan)
@@ -141,10 +165,13 @@ class Scorer:
         }
         receipt = Receipt(
             stage="score",
-            task=block,
-            fingerprint=self.plan.fingerprint,
-            checksum=self.store.write_scores(block, statistics),
+            task=task,
+            fingerprint=self.plan.task_fingerprint("score", task),
+            checksums=self.store.write_scores(pooling, block, statistics),
             seconds=round(time.perf_counter() - started, 3),
+            finished=now(),
+            worker=worker_name(),
+            platform=platform.machine(),
             counts={
                 "pairs": found.ap.size,
                 "read_ms": round(1000 * (read - started)),
@@ -152,4 +179,9 @@ class Scorer:
             },
         )
         write_receipt(self.run, receipt)
+        self._done += 1
+        self._report("waiting")
         return receipt
+
+    def _report(self, doing: str) -> None:
+        report_worker(self.run, "score", platform.machine(), doing, self._done)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from textwrap import shorten
@@ -16,9 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from expertmine.errors import UserError
 from expertmine.progress import console as stderr
-from expertmine.progress import duration, size
 
 if TYPE_CHECKING:
     from expertmine.concepts.overlap import Similar
@@ -27,9 +25,7 @@ if TYPE_CHECKING:
     from expertmine.evaluate.concept import ConceptCurve
     from expertmine.experts import ConceptExperts
     from expertmine.generate import GenerationRequest
-    from expertmine.inspect_run import Damage, StageProgress
-    from expertmine.planning import Bill
-    from expertmine.specs import CorpusIdentity, Plan
+    from expertmine.specs import CorpusIdentity
 
 out = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
 """Standard output; a pipe has no width of its own, and tables must not be cut there."""
@@ -202,74 +198,6 @@ def concept(opened: Corpus, name: str, json_: bool) -> None:
     if similar:
         out.print("\nmost similar, by shared positives")
         out.print(_similar_table(similar, with_first=False))
-
-
-def bill(plan: Plan, bill_: Bill) -> None:
-    """What a plan will cost, on standard error: it goes before the work."""
-    made = Table(box=None, pad_edge=False, show_header=False)
-    made.add_column(justify="left")
-    made.add_column(justify="left")
-    dropped = f", {bill_.dropped:,} dropped" if bill_.dropped else ""
-    for label, text in (
-        (
-            "model",
-            f"{plan.model.name} ({plan.model.architecture}), {bill_.units:,} units, {len(plan.hookpoints)} hookpoints",
-        ),
-        ("sentences", f"{bill_.sentences:,} unique{dropped}, {bill_.tokens:,} tokens"),
-        ("pairs", f"{plan.corpus.concepts:,} concepts × {bill_.units:,} units = {bill_.pairs:,}"),
-        (
-            "disk",
-            f"{size(bill_.response_bytes)} responses + {size(bill_.expertise_bytes)} expertise, before compression",
-        ),
-        ("memory", f"{size(bill_.extract_memory)} an extracting process, {size(bill_.score_memory)} a scoring one"),
-        ("tasks", f"{plan.layout.partitions:,} partitions, {plan.layout.blocks:,} blocks of units"),
-        ("extraction", f"about {duration(bill_.extract_seconds)} with one process, divided by the number of them"),
-    ):
-        made.add_row(label, escape(text))
-    stderr.print(made)
-
-
-def index_written(folder: Path) -> None:
-    out.print(f"{folder}: expert index", soft_wrap=True)
-
-
-def status(run: Path, stages: list[StageProgress], json_: bool) -> None:
-    if json_:
-        as_json({"run": str(run), "stages": [asdict(stage) for stage in stages]})
-        return
-    made = table("stage", "tasks", "done", "a task", "left", "done so far")
-    for stage in stages:
-        a_task = stage.task_seconds / stage.done if stage.done else math.nan
-        left = (stage.total - stage.done) * a_task
-        counts = ", ".join(f"{count:,} {name}" for name, count in stage.counts.items() if not name.endswith("_ms"))
-        made.add_row(
-            stage.stage,
-            f"{stage.done:,}/{stage.total:,}",
-            f"{stage.done / stage.total:.0%}",
-            "" if math.isnan(a_task) or not a_task else f"{a_task:.2f} s",
-            "" if math.isnan(left) or not left else f"{duration(left)} of one process",
-            counts,
-        )
-    out.print(made)
-
-
-def verified(run: Path, verdicts: Iterator[Damage | None]) -> None:
-    """Print a verdict.
-
-    Raises:
-        UserError: something is damaged; says which receipts to remove.
-    """
-    checked = list(verdicts)
-    damaged = [verdict for verdict in checked if verdict is not None]
-    if damaged:
-        names = " ".join(str(run / "receipts" / d.stage / f"{d.task:05d}.json") for d in damaged[:10])
-        raise UserError(
-            f"{run}: {len(damaged)} of {len(checked)} tasks do not match their receipts, first {damaged[0].stage} task "
-            f"{damaged[0].task}. Remove these receipts and run the stage again: {names}"
-        )
-    if not checked:
-        raise UserError(f"{run}: nothing to verify yet, no task has a receipt; run `expertmine extract {run}`")
-    out.print(f"{run}: {len(checked):,} tasks match their receipts", soft_wrap=True)
 
 
 def experts(found: ConceptExperts, k: int, json_: bool) -> None:

@@ -8,16 +8,22 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 from expertmine.errors import UserError
 
-PLAN_FORMAT = 1
+PLAN_FORMAT = 2
 BATCH_TOKENS = 4096
 
-Pooling = Literal["max", "mean", "last"]
+Stage = Literal["extract", "score"]
+Pooling = Literal["max", "mean", "last", "reference"]
 StoredType = Literal["float16", "float32"]
 TooLong = Literal["drop", "truncate"]
+Autocast = Literal["none", "bfloat16", "float16"]
+WeightsType = Literal["float32", "bfloat16"]
+Codec = Literal["zstd", "lz4", "none"]
+Shuffle = Literal["bitshuffle", "shuffle", "noshuffle"]
 
 
 def _require(condition: bool, message: str) -> None:
@@ -57,38 +63,104 @@ class ModelIdentity:
     """Hash of the tokenizer's own serialisation."""
 
 
+def _require_word(name: str, value: str, words: object) -> None:
+    known = get_args(words)
+    _require(value in known, f"{name} is {value!r}: expected {', '.join(known[:-1])} or {known[-1]}")
+
+
 @dataclass(frozen=True, slots=True)
 class ResponseSpec:
     """How a sentence becomes one response a unit."""
 
-    pooling: Pooling = "max"
-    """Over the real tokens of the sentence; special tokens that the tokenizer adds stay out."""
+    poolings: tuple[Pooling, ...] = ("max",)
+    """How its tokens become one number, each way stored beside the others; over the real tokens, special ones only if
+    `special_tokens`. ``reference`` is the maximum over a text filled up to `max_tokens`, filling and special tokens
+    and all, as Suau et al.'s code has it; that needs passes of its own, and so stands alone."""
     dtype: StoredType = "float16"
     """Stored type; every reported number is a function of the stored value."""
     max_tokens: int = 128
     """Longest sentence, in tokens, special ones included."""
     too_long: TooLong = "drop"
     """What happens to longer sentences."""
+    special_tokens: bool = False
+    """Whether tokens that the tokenizer adds (BOS, CLS, SEP) are pooled too."""
+    weights: WeightsType = "float32"
+    """Type in which the model is loaded."""
+    autocast: Autocast = "none"
+    """Lower precision for the operations that bear it, as PyTorch's autocast has them."""
     batch_tokens: int = BATCH_TOKENS
     """Tokens a forward pass, padding included; part of the plan since batches decide the last bits of a float."""
     threads: int = 1
     """CPU threads of one extracting process; part of the plan for the same reason."""
 
     def __post_init__(self) -> None:
-        _require(self.pooling in get_args(Pooling), f"pooling is {self.pooling!r}: expected one of {get_args(Pooling)}")
-        _require(self.dtype in get_args(StoredType), f"dtype is {self.dtype!r}: expected one of {get_args(StoredType)}")
-        _require(self.too_long in get_args(TooLong), f"too_long is {self.too_long!r}: expected drop or truncate")
+        _require(len(self.poolings) > 0, "no pooling is named; expected max, mean or last, or several")
+        for pooling in self.poolings:
+            _require_word("pooling", pooling, Pooling)
+        _require(len(set(self.poolings)) == len(self.poolings), f"poolings are {self.poolings}: one is named twice")
+        if "reference" in self.poolings:
+            _require(
+                self.poolings == ("reference",),
+                "the reference's pooling fills every sentence up and so needs passes of its own; ask for it alone",
+            )
+            _require(self.too_long == "drop", "the reference's pooling drops longer sentences; leave --too-long out")
+        _require_word("dtype", self.dtype, StoredType)
+        _require_word("too_long", self.too_long, TooLong)
+        _require_word("weights", self.weights, WeightsType)
+        _require_word("autocast", self.autocast, Autocast)
         _require(self.max_tokens >= 2, f"max_tokens is {self.max_tokens}: expected at least 2")
-        _require(self.batch_tokens >= self.max_tokens, "batch_tokens must hold at least one sentence of max_tokens")
+        _require(
+            self.batch_tokens >= self.max_tokens,
+            f"batch_tokens is {self.batch_tokens}: expected at least one sentence of max_tokens, {self.max_tokens}",
+        )
         _require(self.threads >= 1, f"threads is {self.threads}: expected at least 1")
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
-    """How the store is cut: rows are sentences, columns are units."""
+class Compression:
+    """How chunks of responses are compressed; the values are the same with any."""
+
+    codec: Codec = "zstd"
+    level: int = 3
+    """Of zstd and lz4, 1 (fast) to 9 (small)."""
+    shuffle: Shuffle = "bitshuffle"
+    """Which parts of neighbouring values are put side by side first: bits, bytes, or none."""
+
+    def __post_init__(self) -> None:
+        _require_word("codec", self.codec, Codec)
+        _require_word("shuffle", self.shuffle, Shuffle)
+        _require(1 <= self.level <= 9, f"level is {self.level}: expected 1 to 9")
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRequest:
+    """What a user asks of a run, beside its corpus."""
+
+    model: str
+    revision: str | None = None
+    patterns: tuple[str, ...] = ()
+    responses: ResponseSpec = ResponseSpec()
+    compression: Compression = Compression()
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Sentences that came to a run together: those it began with, or those by which its corpus grew."""
 
     sentences: int
-    """Rows that hold a sentence."""
+    keys: str
+    """SHA-256 of their keys, in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How the store is cut: rows are sentences, columns are units.
+
+    Each segment begins with a partition of its own, so that what was stored before stays where it is.
+    """
+
+    segments: tuple[int, ...]
+    """Sentences of each segment."""
     units: int
     """Columns that hold a unit."""
     partition_rows: int
@@ -99,14 +171,18 @@ class Layout:
     """Width of a shard, a multiple of `block_units`."""
 
     def __post_init__(self) -> None:
-        _require(
-            min(self.sentences, self.units, self.partition_rows, self.block_units) >= 1, "layout: nothing to store"
-        )
+        least = min(*self.segments, self.units, self.partition_rows, self.block_units) if self.segments else 0
+        _require(least >= 1, "layout: nothing to store")
         _require(self.shard_units % self.block_units == 0, "layout: a shard must hold whole chunks")
 
     @property
+    def sentences(self) -> int:
+        """Rows that hold a sentence."""
+        return sum(self.segments)
+
+    @property
     def partitions(self) -> int:
-        return -(-self.sentences // self.partition_rows)
+        return sum(self._partitions_of(sentences) for sentences in self.segments)
 
     @property
     def blocks(self) -> int:
@@ -117,15 +193,33 @@ class Layout:
         """Rows and columns of the stored array: whole shards only."""
         return self.partitions * self.partition_rows, -(-self.units // self.shard_units) * self.shard_units
 
+    @property
+    def objects_a_partition(self) -> int:
+        """Files that a partition writes for each pooling, beside that of its tokens."""
+        return self.padded_shape[1] // self.shard_units
+
+    def first_row(self, segment: int) -> int:
+        """The row of a segment's first sentence."""
+        return sum(self._partitions_of(sentences) for sentences in self.segments[:segment]) * self.partition_rows
+
+    def segment_of(self, partition: int) -> int:
+        """The segment that a partition belongs to."""
+        row = partition * self.partition_rows
+        return max(at for at in range(len(self.segments)) if self.first_row(at) <= row)
+
     def partition(self, index: int) -> range:
-        """The sentences of one extraction task."""
+        """The rows of one extraction task."""
+        segment = self.segment_of(index)
         start = index * self.partition_rows
-        return range(start, min(start + self.partition_rows, self.sentences))
+        return range(start, min(start + self.partition_rows, self.first_row(segment) + self.segments[segment]))
 
     def block(self, index: int) -> range:
-        """The units of one scoring task."""
+        """The units of one block."""
         start = index * self.block_units
         return range(start, min(start + self.block_units, self.units))
+
+    def _partitions_of(self, sentences: int) -> int:
+        return -(-sentences // self.partition_rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,20 +231,53 @@ class CorpusIdentity:
     concepts: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Plan:
     """All that decides a run's results, frozen before the first sentence is run."""
 
     model: ModelIdentity
+    patterns: tuple[str, ...]
+    """Presets and globs that chose the hookpoints; none for the default rule."""
     hookpoints: tuple[Hookpoint, ...]
     corpus: CorpusIdentity
     responses: ResponseSpec
+    compression: Compression
+    segments: tuple[Segment, ...]
+    """The stored sentences; those of earlier corpora too."""
     layout: Layout
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over everything in the plan; receipts carry it."""
-        return hashlib.sha256(json.dumps(self._body(), sort_keys=True).encode()).hexdigest()
+        """SHA-256 over everything in the plan; receipts of scoring, and the index, carry it."""
+        return _digest(self._body())
+
+    @cached_property
+    def extraction_fingerprints(self) -> tuple[str, ...]:
+        """Of each segment: SHA-256 over what decides its responses and where they lie.
+
+        Receipts of extraction carry that of their segment, and so outlive a growing corpus.
+        """
+        body = self._body()
+        shared = {name: body[name] for name in ("model", "hookpoints", "responses", "compression")}
+        cut = {name: value for name, value in body["layout"].items() if name != "segments"}
+        return tuple(
+            _digest({**shared, "layout": cut, "first_row": self.layout.first_row(at), "segment": asdict(segment)})
+            for at, segment in enumerate(self.segments)
+        )
+
+    def tasks(self, stage: Stage) -> int:
+        """How many tasks a stage has: one a partition, or one a block and pooling."""
+        return self.layout.partitions if stage == "extract" else self.layout.blocks * len(self.responses.poolings)
+
+    def task_fingerprint(self, stage: Stage, task: int) -> str:
+        """What a task's receipt must carry."""
+        if stage == "extract":
+            return self.extraction_fingerprints[self.layout.segment_of(task)]
+        return self.fingerprint
+
+    def scoring_task(self, task: int) -> tuple[Pooling, int]:
+        """The pooling and the block of units that a scoring task stands for."""
+        return self.responses.poolings[task // self.layout.blocks], task % self.layout.blocks
 
     def to_json(self) -> dict[str, Any]:
         return {"format": PLAN_FORMAT, "fingerprint": self.fingerprint, **self._body()}
@@ -168,12 +295,16 @@ class Plan:
         found = document.get("format")
         _require(found == PLAN_FORMAT, f"{source}: plan format {found!r}, expected {PLAN_FORMAT}; plan the run again")
         try:
+            responses, layout = document["responses"], document["layout"]
             plan = cls(
                 model=ModelIdentity(**document["model"]),
+                patterns=tuple(document["patterns"]),
                 hookpoints=tuple(Hookpoint(**hookpoint) for hookpoint in document["hookpoints"]),
                 corpus=CorpusIdentity(**document["corpus"]),
-                responses=ResponseSpec(**document["responses"]),
-                layout=Layout(**document["layout"]),
+                responses=ResponseSpec(**{**responses, "poolings": tuple(responses["poolings"])}),
+                compression=Compression(**document["compression"]),
+                segments=tuple(Segment(**segment) for segment in document["segments"]),
+                layout=Layout(**{**layout, "segments": tuple(layout["segments"])}),
             )
         except (KeyError, TypeError) as error:
             names = ", ".join(field.name for field in fields(cls))
@@ -183,3 +314,7 @@ class Plan:
             f"{source}: its contents do not match its fingerprint; it was edited or damaged. Plan a new run folder.",
         )
         return plan
+
+
+def _digest(body: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

@@ -1,14 +1,15 @@
 """The Zarr store of a run: pooled responses and expertise. The only importer of zarr and numcodecs.
 
 A shard is the write unit: zarr cannot write part of one, so an extraction task owns the shards of its rows and a
-scoring task the chunks of its units, and every dimension is padded to whole ones. Responses are stored unit-major
-(a transposed codec), which compresses better and is the order in which scoring reads.
+scoring task the chunks of its units, and every dimension is padded to whole ones. What a task writes is encoded in
+memory and put in its place whole, with a checksum of its bytes for the receipt. Responses are stored unit-major (a
+transposed codec), which compresses better and is the order in which scoring reads.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,13 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec, TransposeCodec
+from zarr.core.buffer import Buffer, default_buffer_prototype
 from zarr.core.sync import sync
-from zarr.storage import StorePath
+from zarr.storage import MemoryStore, StorePath
 
 from expertmine.errors import UserError
-from expertmine.files import writing
-from expertmine.specs import Plan
+from expertmine.files import flush, writing
+from expertmine.specs import Compression, Plan, Pooling
 
 STATISTICS = {
     "ap": "float64",
@@ -62,6 +64,7 @@ class Store:
             raise UserError(f"{path}: cannot be opened as this run's store ({error}); use a new run folder") from error
         self.plan = plan
         self._path = path
+        self._root = group.store_path
         self._arrays: dict[str, zarr.Array[Any]] = {}
         for name, layout in _layouts(plan).items():
             array = arrays[name]
@@ -69,30 +72,38 @@ class Store:
                 raise UserError(f"{path / name} has another layout than the plan; use a new run folder")
             self._arrays[name] = array
 
-    def write_partition(self, index: int, responses: NDArray[np.floating[Any]], tokens: NDArray[np.int32]) -> str:
+    def write_partition(
+        self,
+        index: int,
+        rows: NDArray[np.int64],
+        responses: Mapping[Pooling, NDArray[np.floating[Any]]],
+        tokens: NDArray[np.int32],
+    ) -> dict[str, str]:
         """Store one partition.
 
         Args:
-            responses: (sentences of the partition, units), of the plan's type.
-            tokens: (sentences of the partition,) how many tokens were pooled; 0 marks a sentence that was dropped.
+            rows: (sentences that were run,) their places in the partition.
+            responses: of each pooling, (sentences that were run, units), of the plan's type.
+            tokens: (sentences that were run,) how many tokens were pooled; those not run are stored as 0.
 
         Returns:
-            The checksum for its receipt.
+            The checksum of each object written, by its key, for the receipt.
 
         Raises:
             UserError: the disk is full or refuses.
         """
-        rows = self.plan.layout.partition_rows
-        span = slice(index * rows, (index + 1) * rows)
-        padded = np.zeros((rows, self._arrays["responses"].shape[1]), self.plan.responses.dtype)
-        padded[: responses.shape[0], : responses.shape[1]] = responses
-        padded_tokens = np.zeros(rows, np.int32)
-        padded_tokens[: len(tokens)] = tokens
-        with writing(self._path):
-            sync(self._remove_shards(index))
-            self._arrays["responses"][span] = padded
-            self._arrays["tokens"][span] = padded_tokens
-        return checksum(padded, padded_tokens)
+        layout = self.plan.layout
+        padded_tokens = np.zeros(layout.partition_rows, np.int32)
+        padded_tokens[rows] = tokens
+        checksums: dict[str, str] = {}
+        for pooling, values in responses.items():
+            name = f"responses/{pooling}"
+            for shard in range(layout.objects_a_partition):
+                part = values[:, shard * layout.shard_units : (shard + 1) * layout.shard_units]
+                padded = np.zeros((layout.partition_rows, layout.shard_units), values.dtype)
+                padded[rows, : part.shape[1]] = part
+                checksums |= self._put(name, (index, shard), padded)
+        return checksums | self._put("tokens", (index,), padded_tokens)
 
     def require_every_shard(self) -> None:
         """Refuse to read responses or tokens of which a part is lost: zarr would make zeros of it.
@@ -105,20 +116,39 @@ class Store:
                 raise UserError(f"{self._path}: partition {partition} has lost a shard; {_REMEDY}")
 
     async def _has_every_shard(self, partition: int) -> bool:
-        return all([await shard.exists() for shard in self._shards(partition)])
+        shards = range(self.plan.layout.objects_a_partition)
+        responses = [f"responses/{pooling}" for pooling in self.plan.responses.poolings]
+        places = [("tokens", (partition,)), *((name, (partition, shard)) for name in responses for shard in shards)]
+        return all([await self._object(name, place).exists() for name, place in places])
 
-    async def _remove_shards(self, partition: int) -> None:
-        """Remove what a former attempt left: zarr reads a shard before it writes it, and stumbles over a torn one."""
-        for shard in self._shards(partition):
-            await shard.delete()
+    def _object(self, name: str, place: tuple[int, ...]) -> StorePath:
+        """Where a chunk that is not in a shard, or a shard, of an array lies."""
+        array = self._arrays[name]
+        return array.store_path / array.metadata.encode_chunk_key(place)
 
-    def _shards(self, partition: int) -> list[StorePath]:
-        """Where a partition's shards of responses, and its tokens, lie."""
-        layout = self.plan.layout
-        shards = range(layout.padded_shape[1] // layout.shard_units)
-        keys = [("tokens", (partition,)), *(("responses", (partition, shard)) for shard in shards)]
-        arrays = [(self._arrays[name], key) for name, key in keys]
-        return [array.store_path / array.metadata.encode_chunk_key(key) for array, key in arrays]
+    def _put(self, name: str, place: tuple[int, ...], values: NDArray[Any]) -> dict[str, str]:
+        """Write one whole object of an array; returns its checksum by its key.
+
+        Zarr itself would read what an earlier attempt left there before it writes, and stumble over a torn one.
+        """
+        encoded = _encode(_layouts(self.plan)[name], values)
+        target = self._object(name, place)
+        with writing(self._path):
+            sync(target.set(encoded))
+            flush(self._path / name / self._arrays[name].metadata.encode_chunk_key(place))
+        return {f"{name}/{self._arrays[name].metadata.encode_chunk_key(place)}": _sha256(encoded)}
+
+    def sound(self, checksums: Mapping[str, str]) -> bool:
+        """Whether each of a receipt's objects is there with the bytes that were written."""
+        return all(self._checksum(key) == checksum for key, checksum in checksums.items())
+
+    def stored_bytes(self, keys: Iterable[str]) -> int:
+        """Bytes of some objects, by their keys; what is not there takes none."""
+        return sum(sync((self._root / key).store.getsize((self._root / key).path)) for key in keys)
+
+    def _checksum(self, key: str) -> str | None:
+        stored = sync((self._root / key).get(default_buffer_prototype()))
+        return None if stored is None else _sha256(stored)
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
@@ -127,93 +157,122 @@ class Store:
         except (OSError, ValueError, RuntimeError) as error:  # what zarr and its codecs raise over torn bytes
             raise UserError(f"{self._path} is damaged ({error}); {_REMEDY}") from error
 
-    def partition_checksum(self, index: int) -> str:
-        """Read a partition back and give its checksum."""
-        rows = self.plan.layout.partition_rows
-        span = slice(index * rows, (index + 1) * rows)
-        return checksum(np.asarray(self._arrays["responses"][span]), np.asarray(self._arrays["tokens"][span]))
-
-    def read_responses(self, units: range) -> NDArray[np.floating[Any]]:
-        """(sentences, units) of every sentence; reads whole chunks once when `units` is a block of the layout.
+    def read_responses(self, pooling: Pooling, units: range) -> NDArray[np.floating[Any]]:
+        """(rows, units) of every row; reads whole chunks once when `units` is a block of the layout.
 
         Raises:
             UserError: a shard is damaged.
         """
         with self._reading():
-            return np.asarray(self._arrays["responses"][: self.plan.layout.sentences, units.start : units.stop])
+            return np.asarray(self._arrays[f"responses/{pooling}"][:, units.start : units.stop])
 
     def read_tokens(self) -> NDArray[np.int32]:
-        """(sentences,) pooled tokens; 0 for a sentence that was dropped.
+        """(rows,) pooled tokens; 0 for a sentence that was dropped, and for a row without one.
 
         Raises:
             UserError: a chunk is damaged.
         """
         with self._reading():
-            return np.asarray(self._arrays["tokens"][: self.plan.layout.sentences])
+            return np.asarray(self._arrays["tokens"][:])
 
-    def write_scores(self, index: int, statistics: Mapping[str, NDArray[np.floating[Any]]]) -> str:
+    def write_scores(
+        self, pooling: Pooling, block: int, statistics: Mapping[str, NDArray[np.floating[Any]]]
+    ) -> dict[str, str]:
         """Store one block of every statistic, each (concepts, units of the block).
 
         Returns:
-            The checksum for its receipt.
+            The checksum of each object written, by its key, for the receipt.
+
+        Raises:
+            UserError: the disk is full or refuses.
         """
-        width = self.plan.layout.block_units
-        written = []
-        for name in STATISTICS:
-            array = self._arrays[f"expertise/{name}"]
-            padded = np.full((array.shape[0], width), np.nan, array.dtype)
-            padded[:, : statistics[name].shape[1]] = statistics[name]
-            with writing(self._path):
-                array[:, index * width : (index + 1) * width] = padded
-            written.append(padded)
-        return checksum(*written)
+        checksums: dict[str, str] = {}
+        for statistic in STATISTICS:
+            name = f"expertise/{pooling}/{statistic}"
+            values = statistics[statistic]
+            padded = np.full((len(values), self.plan.layout.block_units), np.nan, self._arrays[name].dtype)
+            padded[:, : values.shape[1]] = values
+            checksums |= self._put(name, (0, block), padded)
+        return checksums
 
-    def scores_checksum(self, index: int) -> str:
-        """Read a block of expertise back and give its checksum."""
-        width = self.plan.layout.block_units
-        span = slice(index * width, (index + 1) * width)
-        return checksum(*(np.asarray(self._arrays[f"expertise/{name}"][:, span]) for name in STATISTICS))
-
-    def read_scores(self, name: str, units: range) -> NDArray[np.floating[Any]]:
+    def read_scores(self, pooling: Pooling, statistic: str, units: range) -> NDArray[np.floating[Any]]:
         """One statistic, (concepts, units).
 
         Raises:
             UserError: a chunk is damaged.
         """
         with self._reading():
-            return np.asarray(self._arrays[f"expertise/{name}"][:, units.start : units.stop])
-
-
-def checksum(*arrays: NDArray[Any]) -> str:
-    """SHA-256 over the arrays' bytes in C order: of values, so that it does not depend on the codec."""
-    digest = hashlib.sha256()
-    for array in arrays:
-        digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()
+            return np.asarray(self._arrays[f"expertise/{pooling}/{statistic}"][:, units.start : units.stop])
 
 
 def create_store(run: Path, plan: Plan) -> None:
-    """Make the arrays of a run that are not there yet; for one process, before workers open the store."""
+    """Make the arrays of a run that are not there yet, and lengthen those of a run that has grown.
+
+    For one process, before workers open the store.
+
+    Raises:
+        UserError: the disk is full or refuses.
+    """
     path = run / "store.zarr"
     with writing(path):
         group = zarr.open_group(path, mode="a")
         for name, layout in _layouts(plan).items():
-            if name not in group:
-                group.create_array(name, **layout)
+            found = group.get(name)
+            if isinstance(found, zarr.Array) and found.shape == layout["shape"]:
+                continue
+            if isinstance(found, zarr.Array) and not name.startswith("expertise/"):
+                if found.shape[0] < layout["shape"][0]:
+                    found.resize(layout["shape"])
+                continue
+            group.create_array(name, overwrite=True, **layout)
+
+
+def encoded_size(responses: NDArray[np.floating[Any]], block_units: int, compression: Compression) -> int:
+    """Bytes that responses (sentences, units) take in chunks of `block_units` units and all these sentences."""
+    width = -(-responses.shape[1] // block_units) * block_units
+    padded = np.zeros((len(responses), width), responses.dtype)
+    padded[:, : responses.shape[1]] = responses
+    layout = _response_layout(compression, responses.dtype.name, (len(padded), block_units), padded.shape)
+    return len(_encode({**layout, "shape": padded.shape}, padded))
+
+
+def _encode(layout: Mapping[str, Any], values: NDArray[Any]) -> Buffer:
+    """One object of an array, a chunk or a shard, as bytes; `values` is all of it."""
+    objects: dict[str, Buffer] = {}
+    twin = zarr.create_array(MemoryStore(objects), **{**layout, "shape": values.shape})
+    twin[...] = values
+    (key,) = objects.keys() - {"zarr.json"}
+    return objects[key]
+
+
+def _sha256(encoded: Buffer) -> str:
+    return hashlib.sha256(encoded.as_numpy_array().data).hexdigest()
+
+
+def _response_layout(
+    compression: Compression, dtype: str, chunks: tuple[int, int], shards: tuple[int, int]
+) -> dict[str, Any]:
+    codecs: list[BloscCodec | Crc32cCodec] = [Crc32cCodec()]
+    if compression.codec != "none":
+        codecs.insert(0, BloscCodec(cname=compression.codec, clevel=compression.level, shuffle=compression.shuffle))
+    return {
+        "chunks": chunks,
+        "shards": shards,
+        "dtype": dtype,
+        "filters": [TransposeCodec(order=(1, 0))],
+        "compressors": codecs,
+        "fill_value": 0,
+    }
 
 
 def _layouts(plan: Plan) -> dict[str, dict[str, Any]]:
     """Every array of the store: its path in the group → shape, chunks, shards, type and codecs."""
     layout, concepts = plan.layout, plan.corpus.concepts
     rows = layout.partition_rows
+    chunks, shards = (rows, layout.block_units), (rows, layout.shard_units)
     responses = {
         "shape": layout.padded_shape,
-        "chunks": (rows, layout.block_units),
-        "shards": (rows, layout.shard_units),
-        "dtype": plan.responses.dtype,
-        "filters": [TransposeCodec(order=(1, 0))],
-        "compressors": [BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle"), Crc32cCodec()],
-        "fill_value": 0,
+        **_response_layout(plan.compression, plan.responses.dtype, chunks, shards),
     }
     tokens = {"shape": layout.padded_shape[:1], "chunks": (rows,), "dtype": "int32", "fill_value": 0}
     expertise = {
@@ -222,5 +281,13 @@ def _layouts(plan: Plan) -> dict[str, dict[str, Any]]:
         "compressors": [BloscCodec(cname="zstd", clevel=3, shuffle="shuffle")],
         "fill_value": float("nan"),
     }
-    scores = {f"expertise/{name}": {**expertise, "dtype": dtype} for name, dtype in STATISTICS.items()}
-    return {"responses": responses, "tokens": tokens, **scores}
+    poolings = plan.responses.poolings
+    return {
+        "tokens": tokens,
+        **{f"responses/{pooling}": responses for pooling in poolings},
+        **{
+            f"expertise/{pooling}/{name}": {**expertise, "dtype": dtype}
+            for pooling in poolings
+            for name, dtype in STATISTICS.items()
+        },
+    }

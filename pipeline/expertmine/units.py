@@ -6,7 +6,7 @@ Unit ids are contiguous: hookpoints in the order in which they run, channels in 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from fnmatch import fnmatchcase
 
 import torch
@@ -95,11 +95,11 @@ class _Reader:
 
 
 @contextmanager
-def reading(model: nn.Module, names: Sequence[str], record: Recorder) -> Iterator[None]:
+def reading(model: nn.Module, names: Sequence[str], record: Recorder) -> Iterator[object]:
     """While open, `record(name, output)` is called whenever a named module has run."""
     handles = [model.get_submodule(name).register_forward_hook(_Reader(name, record)) for name in names]
     try:
-        yield
+        yield nullcontext
     finally:
         for handle in handles:
             handle.remove()

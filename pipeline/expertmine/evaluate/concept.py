@@ -14,6 +14,7 @@ from expertmine.experts import Forcing
 from expertmine.generate import GenerationRequest, Generator
 from expertmine.ledger import load_plan, open_corpus
 from expertmine.progress import track
+from expertmine.specs import Pooling
 
 LADDER = (0, 10, 30, 100, 200, 300, 400)
 
@@ -51,15 +52,19 @@ def evaluate(
     samples: int = 100,
     forcing: Forcing = "mean",
     seed: int = 0,
+    pooling: Pooling | None = None,
 ) -> list[ConceptCurve]:
     """Curves of the concepts, or of `count` drawn by seed.
+
+    Args:
+        pooling: by which the experts were found; the run's first unless given.
 
     Raises:
         UserError: unknown concept, k out of range, or no held-out sentences to train a classifier on.
     """
     plan = load_plan(run)
     corpus = open_corpus(run, plan)
-    generator = Generator(run)
+    generator = Generator(run, pooling=pooling)
     for k in ladder:
         if not 0 <= k <= generator.experts.top_k:
             raise UserError(f"k is {k}: expected 0 to {generator.experts.top_k}, the experts that the index keeps")

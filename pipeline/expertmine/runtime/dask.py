@@ -12,7 +12,8 @@ import dask
 from distributed import Client, LocalCluster, Security, as_completed, get_worker
 from distributed.scheduler import KilledWorker
 
-from expertmine.errors import UserError
+from expertmine.errors import StageError, UserError
+from expertmine.runtime.failures import Failed
 
 Result = TypeVar("Result")
 
@@ -60,23 +61,27 @@ def cluster(address: str | None, workers: int) -> Iterator[Client]:
         yield client
 
 
-def run(client: Client, make_worker: Callable[[], Callable[[int], Result]], tasks: Sequence[int]) -> Iterator[Result]:
-    """Results as they come; each process makes its worker once for this call.
+def run(
+    client: Client, make_worker: Callable[[], Callable[[int], Result]], tasks: Sequence[int]
+) -> Iterator[Result | Failed]:
+    """Results as they come, and what was given up; each process makes its worker once for this call.
 
     Raises:
-        UserError: a task's own, or workers died under a task more often than Dask allows.
+        UserError: a worker could not be made, or its trouble is every task's.
     """
     call = uuid4().hex
     futures = client.map(_call, tasks, make_worker=make_worker, call=call, pure=False, key=f"task-{call}")
+    task_of = dict(zip(futures, tasks, strict=True))
     try:
         for future in as_completed(futures):
-            result = future.result()
+            try:
+                result = future.result()
+            except KilledWorker as error:
+                result = Failed(task_of[future], f"workers died under it: {error}", error.allowed_failures + 1)
             future.release()
             if isinstance(result, UserError):
                 raise result
             yield result
-    except KilledWorker as error:
-        raise UserError(f"workers died under a task: {error}. What is done is kept; run again") from error
     finally:
         client.cancel(futures)
 
@@ -84,8 +89,8 @@ def run(client: Client, make_worker: Callable[[], Callable[[int], Result]], task
 def _call(task: int, make_worker: Callable[[], Callable[[int], Any]], call: str) -> Any:
     """Run a task on this process's worker for the call of `run`, made at its first task.
 
-    One worker is kept a process, that of the latest call: a cluster may outlive many runs. A UserError is returned,
-    not raised: Dask's workers print what is raised in them, with a traceback.
+    One worker is kept a process, that of the latest call: a cluster may outlive many runs. Bad news is returned, not
+    raised: Dask's workers print what is raised in them, with a traceback.
     """
     here = get_worker().__dict__
     try:
@@ -93,6 +98,11 @@ def _call(task: int, make_worker: Callable[[], Callable[[int], Any]], call: str)
             if here.get("expertmine_call") != call:
                 here["expertmine_worker"] = make_worker()
                 here["expertmine_call"] = call
-        return here["expertmine_worker"](task)
     except UserError as error:
         return error
+    try:
+        return here["expertmine_worker"](task)
+    except StageError as error:
+        return error
+    except UserError as error:
+        return Failed(task, str(error))

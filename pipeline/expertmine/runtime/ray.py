@@ -9,18 +9,19 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import traceback
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import islice
+from dataclasses import dataclass, replace
+from threading import Lock
 from typing import Any, Generic, TypeVar
 
-from expertmine.errors import UserError
+from expertmine.errors import StageError, UserError
+from expertmine.runtime.failures import ATTEMPTS, Failed
 
 Request = TypeVar("Request")
 Result = TypeVar("Result")
-
-RESTARTS = 3
-"""How often an actor comes back, and a task is tried again, after a process or node was lost."""
 
 
 @contextmanager
@@ -68,26 +69,46 @@ def cluster(address: str | None, cpus: int | None = None) -> Iterator[None]:
         ray.shutdown()
 
 
+@dataclass(frozen=True, slots=True)
+class _Broken:
+    """An actor's answer when it could not be made, or met what is not its task's fault."""
+
+    reason: str
+    ends_all: bool
+    """Whether others would meet the same; otherwise its process may be spoilt."""
+
+
 class _Actor(Generic[Request, Result]):
     """A worker in a process of its own, made at its first request.
 
-    A UserError is returned, not raised: Ray prints what is raised in an actor, with a traceback.
+    Bad news is returned, not raised: Ray prints what is raised in an actor, with a traceback.
     """
 
     def __init__(self, make_worker: Callable[[], Callable[[Request], Result]]) -> None:
         self.make_worker = make_worker
         self.worker: Callable[[Request], Result] | None = None
+        self.making = Lock()
 
     def placed(self) -> None:
         """Answer once the cluster has found room."""
 
-    def work(self, request: Request) -> Result | UserError:
+    def work(self, request: Request) -> Result | Failed | _Broken:
         try:
-            if self.worker is None:
-                self.worker = self.make_worker()
-            return self.worker(request)
+            with self.making:
+                if self.worker is None:
+                    self.worker = self.make_worker()
         except UserError as error:
-            return error
+            return _Broken(str(error), ends_all=True)
+        try:
+            return self.worker(request)
+        except StageError as error:
+            return _Broken(str(error), ends_all=True)
+        except UserError as error:
+            return Failed(request, str(error))
+        except Exception as error:  # a driver's, a library's, a bug's
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            reason = f"{type(error).__name__}: {error} ({where.filename}, line {where.lineno})"
+            return _Broken(reason, ends_all=False)
 
 
 def gpus() -> int:
@@ -110,41 +131,139 @@ def run(
     actors: int,
     cpus_each: int,
     gpus_each: float,
-) -> Iterator[Result]:
-    """Results as they come; each actor has one request at a time, once the cluster has found room for it.
+    in_flight: int = 1,
+) -> Iterator[Result | Failed]:
+    """Results as they come, and what was given up.
+
+    An actor has at most `in_flight` requests at a time, once the cluster has found room for it. One that dies is
+    replaced, wherever there is room; what it was at goes to others. A request whose actor died while it was at others
+    too is tried again alone, and given up when it has taken `ATTEMPTS` actors with it.
 
     Raises:
-        UserError: a task's own, or an actor was lost more often than `RESTARTS` times.
+        UserError: a worker could not be made, its trouble is every task's, or actors die without finishing anything.
     """
-    import ray
-    from ray.exceptions import RayActorError
-
-    remote: Any = ray.remote(_Actor).options(
-        num_cpus=cpus_each, num_gpus=gpus_each, max_restarts=RESTARTS, max_task_retries=RESTARTS
-    )
-    handles = [remote.remote(make_worker) for _ in range(min(actors, len(requests)))]
-    waiting = iter(requests)
-    unfinished = len(requests)
-    # What was asked of whom; an actor that finds no room never answers, and the others do its share.
-    asked = {handle.placed.remote(): (handle, False) for handle in handles}
+    crew = _Crew(make_worker, requests, in_flight, {"num_cpus": cpus_each, "num_gpus": gpus_each})
     try:
-        while unfinished:
-            (answer,), _ = ray.wait(list(asked), num_returns=1)
-            handle, is_result = asked.pop(answer)
-            result = ray.get(answer)
-            for request in islice(waiting, 1):
-                asked[handle.work.remote(request)] = (handle, True)
-            if isinstance(result, UserError):
-                raise result
-            if is_result:
-                unfinished -= 1
-                yield result
-    except RayActorError as error:
-        raise UserError(
-            f"an actor was lost {RESTARTS + 1} times ({str(error).strip().splitlines()[0]}); what is done is kept: "
-            "see to the cause (memory, most often) and run the same command again"
-        ) from error
+        for _ in range(min(actors, len(requests))):
+            crew.hire()
+        while crew.unfinished:
+            yield from crew.next_news()
     finally:
-        # Actors end when nothing refers to them. Killing one that is at work would have Ray print that its task failed.
-        asked.clear()
-        handles.clear()
+        crew.dismiss()
+
+
+@dataclass(eq=False, slots=True)
+class _Asked(Generic[Request]):
+    """A request on its way."""
+
+    request: Request
+    attempts: int = 0
+    """Actors that it took with it when it was alone with them."""
+
+
+class _Crew(Generic[Request, Result]):
+    """The actors of one call of `run`, and who was asked for what."""
+
+    def __init__(
+        self,
+        make_worker: Callable[[], Callable[[Request], Result]],
+        requests: Sequence[Request],
+        in_flight: int,
+        resources: dict[str, float],
+    ) -> None:
+        self.make_worker = make_worker
+        self.in_flight = in_flight
+        self.resources = resources
+        self.waiting = deque(_Asked(request) for request in requests)
+        self.suspects: deque[_Asked[Request]] = deque()
+        """Requests that were with an actor when it died; tried alone when the others are done."""
+        self.unfinished = len(requests)
+        self.answers: dict[Any, tuple[Any, _Asked[Request] | None]] = {}
+        """Who was asked for what; None for whether it is placed."""
+        self.deaths_in_a_row = 0
+        self.actors = 0
+
+    def hire(self) -> None:
+        """Have one more actor; it is given work when it says that it is placed."""
+        import ray
+
+        made: Any = ray.remote(_Actor).options(
+            **self.resources, max_restarts=0, max_task_retries=0, max_concurrency=self.in_flight
+        )
+        actor = made.remote(self.make_worker)
+        self.answers[actor.placed.remote()] = (actor, None)
+        self.actors += 1
+
+    def next_news(self) -> Iterator[Result | Failed]:
+        """Wait for one answer, and hand out more work."""
+        import ray
+        from ray.exceptions import ObjectLostError, RayActorError
+
+        (answer,), _ = ray.wait(list(self.answers), num_returns=1)
+        actor, asked = self.answers.pop(answer)
+        try:
+            news = ray.get(answer)
+        except (RayActorError, ObjectLostError) as error:
+            yield from self._replace(actor, asked, str(error).strip().splitlines()[0])
+            return
+        if isinstance(news, _Broken):
+            if news.ends_all:
+                raise UserError(news.reason)
+            yield from self._replace(actor, asked, news.reason)
+            return
+        if asked is not None:
+            self.deaths_in_a_row = 0
+            self.unfinished -= 1
+            yield replace(news, attempts=asked.attempts + 1) if isinstance(news, Failed) else news
+        self._occupy(actor)
+
+    def _replace(self, actor: Any, asked: _Asked[Request] | None, reason: str) -> Iterator[Failed]:
+        """Take a lost actor's work from it, and have another in its place."""
+        import ray
+
+        ray.kill(actor)
+        lost = [] if asked is None else [asked]
+        for answer, (who, what) in list(self.answers.items()):
+            if who is actor:
+                del self.answers[answer]
+                lost += [] if what is None else [what]
+        self.deaths_in_a_row += 1
+        if self.waiting and self.deaths_in_a_row > ATTEMPTS * (self.actors + 1):
+            raise UserError(
+                f"{self.deaths_in_a_row} actors were lost in a row and nothing was done meanwhile ({reason}); what is "
+                "done is kept: see to the cause (memory, most often) and run the same command again"
+            )
+        if len(lost) == 1:
+            (alone,) = lost
+            alone.attempts += 1
+            if alone.attempts == ATTEMPTS:
+                self.unfinished -= 1
+                yield Failed(alone.request, f"its process was lost each time: {reason}", alone.attempts)
+                lost = []
+        self.suspects.extend(lost)
+        self.actors -= 1
+        self.hire()
+        for idle in {id(who): who for who, _ in self.answers.values()}.values():
+            self._occupy(idle)
+
+    def _occupy(self, actor: Any) -> None:
+        """Give an actor as much as it should have at once; when only suspects are left, one of them alone."""
+        inside = [what for who, what in self.answers.values() if who is actor]
+        if None in inside:
+            return  # not placed yet
+        while self.waiting and len(inside) < self.in_flight:
+            asked = self.waiting.popleft()
+            inside.append(asked)
+            self._ask(actor, asked)
+        if not inside and self.suspects:
+            self._ask(actor, self.suspects.popleft())
+
+    def _ask(self, actor: Any, asked: _Asked[Request]) -> None:
+        self.answers[actor.work.remote(asked.request)] = (actor, asked)
+
+    def dismiss(self) -> None:
+        """Let the actors go: they end when nothing refers to them.
+
+        Killing one that is at work would have Ray print that its task failed.
+        """
+        self.answers.clear()

@@ -1,0 +1,150 @@
+"""Begin a run, go on with it, or let its corpus grow: the only places where a plan is written."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from expertmine import sentences
+from expertmine.corpus import Corpus
+from expertmine.errors import UserError
+from expertmine.ledger import (
+    Receipt,
+    forget_receipts,
+    freeze,
+    load_plan,
+    plan_path,
+    read_receipts,
+    require_new_folder,
+)
+from expertmine.planning import (
+    Bill,
+    Sample,
+    make_bill,
+    make_plan,
+    measure_lengths,
+    refuse_what_will_not_fit,
+    require_concepts_kept,
+)
+from expertmine.specs import Plan, PlanRequest
+from expertmine.store import Store
+
+
+def plan_run(run: Path, corpus: Corpus, request: PlanRequest, force: bool) -> tuple[Plan, Bill | None]:
+    """Make the plan of a run folder, or find it there; when the corpus is another by now, the run goes on with that.
+
+    Args:
+        force: plan what the disk or memory may not hold.
+
+    Returns:
+        The plan, and the bill of what it adds; None where the same plan was there.
+
+    Raises:
+        UserError: bad input, a run of another model or other settings in the folder, or not enough disk or memory.
+    """
+    if not plan_path(run).exists():
+        require_new_folder(run)
+        plan, bill = make_plan(request, corpus)
+        if not force:
+            refuse_what_will_not_fit(run, bill)
+        begin(run, plan, corpus)
+        return plan, bill
+    frozen = load_plan(run)
+    _require_same(run, frozen, request)
+    return (frozen, None) if frozen.corpus == corpus.identity else _grow(run, frozen, corpus, force)
+
+
+def begin(run: Path, plan: Plan, corpus: Corpus) -> None:
+    """Make the run folder of a new plan: its sentences, its own copy of the corpus, and then the plan.
+
+    Raises:
+        UserError: the disk is full or refuses.
+    """
+    sentences.write_segment(run, 0, sentences.of_corpus(corpus), plan.layout.partition_rows)
+    freeze(run, plan, corpus)
+
+
+def _require_same(run: Path, frozen: Plan, request: PlanRequest) -> None:
+    named = frozen.model.name in (request.model, str(Path(request.model).resolve()))
+    pairs = {
+        "model": (frozen.model.name, frozen.model.name if named else request.model),
+        "revision": (frozen.model.revision, request.revision),
+        "hookpoints": (frozen.patterns, request.patterns),
+        **{name: (getattr(frozen.responses, name), getattr(request.responses, name)) for name in _fields(request)},
+        "compression": (frozen.compression, request.compression),
+    }
+    for name, (found, asked) in pairs.items():
+        if found != asked:
+            raise UserError(
+                f"{plan_path(run)} is another plan: its {name} is {found!r}, and {asked!r} was asked for; "
+                "give another run folder, or remove this one to start anew"
+            )
+
+
+def _fields(request: PlanRequest) -> tuple[str, ...]:
+    return tuple(request.responses.__dataclass_fields__)
+
+
+def _grow(run: Path, frozen: Plan, corpus: Corpus, force: bool) -> tuple[Plan, Bill]:
+    """Go on with another corpus: what is stored stays where it is, what is not there yet comes behind it.
+
+    Loads no model, and where no sentence is new no tokenizer.
+    """
+    corpus.check()
+    rows_of = sentences.rows_of(run, frozen, corpus)
+    new = np.flatnonzero(rows_of < 0)
+    table = sentences.of_corpus(corpus).take(new)
+    lengths = np.zeros(0, np.int64)
+    plan = replace(frozen, corpus=corpus.identity)
+    if len(new):
+        from expertmine.models import load_tokenizer
+
+        lengths = measure_lengths(load_tokenizer(frozen.model), table["text"], frozen.responses)
+        segments = (*frozen.segments, sentences.segment_of(table))
+        layout = replace(frozen.layout, segments=tuple(segment.sentences for segment in segments))
+        plan = replace(plan, segments=segments, layout=layout)
+    receipts = list(read_receipts(run, frozen, "extract"))
+    kept = _kept(run, frozen, receipts)[rows_of]
+    kept[new] = lengths > 0
+    require_concepts_kept(corpus, kept, frozen.responses)
+    bill = make_bill(plan, lengths, len(rows_of) - len(new), _so_far(run, frozen, receipts), weights=None)
+    if not force:
+        refuse_what_will_not_fit(run, bill)
+    if len(new):
+        sentences.write_segment(run, len(frozen.segments), table, plan.layout.partition_rows)
+    forget_receipts(run, "score")
+    freeze(run, plan, corpus)
+    return plan, bill
+
+
+def _kept(run: Path, plan: Plan, receipts: list[Receipt]) -> NDArray[np.bool_]:
+    """(rows,) whether the sentence there was run, or may yet be: what has no receipt counts as kept."""
+    kept = np.ones(plan.layout.padded_shape[0], np.bool_)
+    if receipts:
+        tokens = Store(run, plan).read_tokens()
+        for receipt in receipts:
+            rows = plan.layout.partition(receipt.task)
+            kept[rows.start : rows.stop] = tokens[rows.start : rows.stop] > 0
+    return kept
+
+
+def _so_far(run: Path, plan: Plan, receipts: list[Receipt]) -> Sample:
+    """What the run has shown of speed and compression; nothing where it has not begun."""
+    if not receipts:
+        return Sample(None, 1.0)
+    by_worker = defaultdict(list)
+    for receipt in receipts:
+        by_worker[receipt.worker].append(receipt)
+    seconds = sum(
+        max(receipt.finished for receipt in own) - min(receipt.finished - receipt.seconds for receipt in own)
+        for own in by_worker.values()
+    )
+    tokens = sum(receipt.counts["tokens"] for receipt in receipts)
+    raw = len(receipts) * plan.layout.partition_rows * plan.layout.padded_shape[1] * len(plan.responses.poolings)
+    itemsize = np.dtype(plan.responses.dtype).itemsize
+    stored = Store(run, plan).stored_bytes([key for receipt in receipts for key in receipt.checksums])
+    return Sample(seconds / max(tokens, 1), stored / (raw * itemsize))

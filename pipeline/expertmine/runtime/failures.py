@@ -1,0 +1,18 @@
+"""What a runtime yields for a task that it gave up, so that the rest completes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+ATTEMPTS = 3
+"""How often a task is tried whose worker dies under it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A task that was given up."""
+
+    task: Any
+    reason: str
+    attempts: int = 1

@@ -1,0 +1,107 @@
+"""The sentences of a run in the order in which they are stored: which text lies in which row.
+
+A run begins with the sentences of its corpus, in their order. When the corpus grows, those that are not there yet are
+added behind as another segment; what was stored stays where it is. On disk (``RUN/sentences/``): one Parquet file a
+segment, ``key`` and ``text``, a row group for each partition, so that an extracting process reads no more than its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from expertmine.corpus import Corpus
+from expertmine.errors import UserError
+from expertmine.files import write_atomically, writing
+from expertmine.specs import Plan, Segment
+from expertmine.texts import text_key
+
+SCHEMA = pa.schema([("key", pa.large_string()), ("text", pa.large_string())])
+_BATCH = 1 << 16
+
+
+def segment_of(table: pa.Table) -> Segment:
+    """What a plan says of a table of keys and texts."""
+    digest = hashlib.sha256()
+    for keys in table["key"].chunks:
+        for start in range(0, len(keys), _BATCH):
+            digest.update("".join(keys.slice(start, _BATCH).to_pylist()).encode())
+    return Segment(table.num_rows, digest.hexdigest())
+
+
+def of_corpus(corpus: Corpus) -> pa.Table:
+    """Keys and texts of a corpus, in its order."""
+    return corpus.table("sentences").select(["key", "text"]).cast(SCHEMA)
+
+
+def write_segment(run: Path, at: int, table: pa.Table, partition_rows: int) -> None:
+    """Write the sentences of a segment, whole or not at all.
+
+    Raises:
+        UserError: the disk is full or refuses.
+    """
+    path = _path(run, at)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd", row_group_size=partition_rows, use_dictionary=False)
+    write_atomically(path, buffer.getvalue())
+
+
+def texts(run: Path, plan: Plan, partition: int) -> list[str]:
+    """The sentences of one partition, in order of their rows.
+
+    Raises:
+        UserError: the file is missing, torn, or holds other texts than their keys say.
+    """
+    segment = plan.layout.segment_of(partition)
+    group = partition - plan.layout.first_row(segment) // plan.layout.partition_rows
+    path = _path(run, segment)
+    try:
+        with pq.ParquetFile(path) as file:
+            table = file.read_row_group(group)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{path}: cannot be read ({error}); plan the run again in another folder") from error
+    found: list[str] = table["text"].to_pylist()
+    if [text_key(text) for text in found] != table["key"].to_pylist():
+        raise UserError(f"{path}: texts do not match their keys; plan the run again in another folder")
+    return found
+
+
+def rows_of(run: Path, plan: Plan, corpus: Corpus) -> NDArray[np.int64]:
+    """The row in which each sentence of a corpus is stored, −1 for those that are not; (sentences,).
+
+    Raises:
+        UserError: the run's sentences cannot be read, or are not those of its plan.
+    """
+    segments = list(_keys(run, plan))
+    places = pc.index_in(corpus.table("sentences")["key"].cast(pa.large_string()), pa.chunked_array(segments))
+    first = np.concatenate(
+        [plan.layout.first_row(at) + np.arange(len(keys)) for at, keys in enumerate(segments)]
+    )  # by place among all keys
+    found = places.fill_null(-1).to_numpy().astype(np.int64)
+    return np.where(found >= 0, first[found], -1)
+
+
+def _keys(run: Path, plan: Plan) -> Iterator[pa.Array]:
+    for at, segment in enumerate(plan.segments):
+        path = _path(run, at)
+        try:
+            table = pq.read_table(path, columns=["key"])
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(f"{path}: cannot be read ({error}); plan the run again in another folder") from error
+        if segment_of(table) != segment:
+            raise UserError(f"{path}: not the sentences of this run's plan; plan the run again in another folder")
+        yield table["key"].combine_chunks()
+
+
+def _path(run: Path, at: int) -> Path:
+    return run / "sentences" / f"{at:05d}.parquet"

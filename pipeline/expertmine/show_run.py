@@ -1,0 +1,168 @@
+"""What the command line prints of a run: its bill, how far it is, whether it is sound."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.markup import escape
+from rich.table import Table
+
+from expertmine.errors import UserError
+from expertmine.progress import console as stderr
+from expertmine.progress import duration, size
+from expertmine.show import as_json, out, table
+
+if TYPE_CHECKING:
+    from expertmine.inspect_run import Damage, StageProgress, Worker
+    from expertmine.planning import Bill
+    from expertmine.specs import Hookpoint, ModelIdentity, Plan
+
+SHOWN_WORKERS = 12
+SHOWN_COUNTS = ("sentences", "tokens", "pairs")
+"""Counts that people follow; the others are in the JSON."""
+
+
+def bill(run: Path, plan: Plan, bill_: Bill | None) -> None:
+    """What a plan will cost, on standard error: it goes before the work."""
+    if bill_ is None:
+        stderr.print(f"{run} is planned already: {plan.corpus.sentences:,} sentences", markup=False, soft_wrap=True)
+        return
+    made = Table(box=None, pad_edge=False, show_header=False)
+    made.add_column(justify="left")
+    made.add_column(justify="left")
+    for label, text in _lines(plan, bill_):
+        made.add_row(label, escape(text))
+    stderr.print(made)
+
+
+def bill_as_json(run: Path, plan: Plan, bill_: Bill | None) -> None:
+    planned = {"partitions": plan.tasks("extract"), "scoring_tasks": plan.tasks("score")}
+    as_json({"run": str(run), "plan": plan.to_json(), **planned, "bill": None if bill_ is None else asdict(bill_)})
+
+
+def _lines(plan: Plan, bill_: Bill) -> Iterator[tuple[str, str]]:
+    model = plan.model
+    yield (
+        "model",
+        f"{model.name} ({model.architecture}), {bill_.units:,} units, {len(plan.hookpoints)} hookpoints",
+    )
+    dropped = f", {bill_.dropped:,} dropped" if bill_.dropped else ""
+    stored = f"; {bill_.stored:,} others are in the run already" if bill_.stored else ""
+    yield "sentences", f"{bill_.sentences:,} to run{dropped}, {bill_.tokens:,} tokens{stored}"
+    poolings = plan.responses.poolings
+    each = f", by each of {', '.join(poolings)}" if len(poolings) > 1 else ""
+    yield "pairs", f"{plan.corpus.concepts:,} concepts × {bill_.units:,} units = {bill_.pairs:,}{each}"
+    yield (
+        "disk",
+        f"{size(bill_.response_bytes)} responses, about {size(bill_.stored_bytes)} compressed, and "
+        f"{size(bill_.expertise_bytes)} expertise before compression, in {bill_.files:,} files",
+    )
+    extracting = "" if bill_.extract_memory is None else f"{size(bill_.extract_memory)} an extracting process, "
+    yield "memory", f"{extracting}{size(bill_.score_memory)} a scoring one, beside Python and its libraries"
+    yield "tasks", f"{plan.layout.partitions:,} partitions, {plan.tasks('score'):,} blocks of units"
+    if bill_.extract_seconds is not None:
+        took = f"about {duration(bill_.extract_seconds)} with one process"
+        yield "extraction", f"{took} on this machine, divided by the number of them"
+
+
+def index_written(folders: Sequence[Path]) -> None:
+    for folder in folders:
+        out.print(f"{folder}: expert index", soft_wrap=True, markup=False)
+
+
+def units(model: ModelIdentity, hookpoints: Sequence[Hookpoint], json_: bool) -> None:
+    """The hookpoints of a model, in order of execution."""
+    total = sum(hookpoint.width for hookpoint in hookpoints)
+    if json_:
+        as_json({"model": asdict(model), "units": total, "hookpoints": [asdict(each) for each in hookpoints]})
+        return
+    made = table("hookpoint", "width", "units")
+    for hookpoint in hookpoints:
+        first, last = hookpoint.units.start, hookpoint.units.stop - 1
+        made.add_row(escape(hookpoint.name), f"{hookpoint.width:,}", f"{first} – {last}")
+    out.print(made)
+    out.print(f"{model.name} ({model.architecture}): {len(hookpoints):,} hookpoints, {total:,} units", markup=False)
+
+
+def status(run: Path, stages: Sequence[StageProgress], workers: Sequence[Worker], json_: bool) -> None:
+    if json_:
+        document = {"stages": [asdict(stage) for stage in stages], "workers": [asdict(worker) for worker in workers]}
+        as_json({"run": str(run), **document})
+        return
+    made = table("stage", "tasks", "done", "left", "done so far", "a second")
+    for column in made.columns[-2:]:
+        column.justify = "left"
+    for stage in stages:
+        counts = [name for name in SHOWN_COUNTS if name in stage.counts]
+        made.add_row(
+            stage.stage,
+            f"{stage.done:,}/{stage.total:,}",
+            f"{stage.done / stage.total:.0%}",
+            "" if stage.seconds_left is None else duration(stage.seconds_left),
+            ", ".join(f"{stage.counts[name]:,} {name}" for name in counts),
+            ", ".join(f"{stage.per_second[name]:,.0f} {name}" for name in counts),
+        )
+    out.print(made)
+    for stage in stages:
+        for note in _notes(run, stage):
+            out.print(f"{stage.stage}: {note}", soft_wrap=True, markup=False)
+    _workers(workers)
+
+
+def _notes(run: Path, stage: StageProgress) -> Iterator[str]:
+    """What people should know of a stage beside its progress."""
+    if saturated := sum(count for name, count in stage.counts.items() if name.startswith("saturated ")):
+        yield f"{saturated:,} responses beyond what float16 holds were stored as its largest"
+    if stage.counts.get("dropped"):
+        yield f"{stage.counts['dropped']:,} sentences dropped, too long or without a token"
+    if stage.counts.get("halvings"):
+        yield "memory ran out and batches were made smaller; last bits may differ by that"
+    if len(stage.platforms) > 1:
+        kinds = "; ".join(stage.platforms)
+        yield f"ran on {len(stage.platforms)} kinds of machine ({kinds}); last bits may differ between them"
+    for failure in stage.failures:
+        where = run / "failures" / stage.stage / f"{failure.task:05d}.json"
+        yield f"task {failure.task} was given up: {failure.reason} ({where})"
+
+
+def _workers(workers: Sequence[Worker]) -> None:
+    if not workers:
+        return
+    made = table("worker", "stage", "doing", "for", "tasks", "on", left=3)
+    made.columns[-1].justify = "left"
+    for worker in workers[:SHOWN_WORKERS]:
+        state = worker.state
+        made.add_row(
+            escape(f"{state.machine}, process {state.process}"),
+            state.stage,
+            "ended" if worker.alive is False else escape(state.doing),
+            duration(worker.seconds),
+            f"{state.tasks:,}",
+            escape(state.platform),
+        )
+    out.print()
+    out.print(made)
+    if len(workers) > SHOWN_WORKERS:
+        out.print(f"… and {len(workers) - SHOWN_WORKERS:,} others; --json lists them")
+
+
+def verified(run: Path, verdicts: Iterator[Damage | None]) -> None:
+    """Print a verdict.
+
+    Raises:
+        UserError: something is damaged; says which receipts to remove.
+    """
+    checked = list(verdicts)
+    damaged = [verdict for verdict in checked if verdict is not None]
+    if damaged:
+        names = " ".join(str(run / "receipts" / d.stage / f"{d.task:05d}.json") for d in damaged[:10])
+        raise UserError(
+            f"{run}: {len(damaged)} of {len(checked)} tasks do not match their receipts, first {damaged[0].stage} task "
+            f"{damaged[0].task}. Remove these receipts and run the stage again: {names}"
+        )
+    if not checked:
+        raise UserError(f"{run}: nothing to verify yet, no task has a receipt; run `expertmine extract {run}`")
+    out.print(f"{run}: {len(checked):,} tasks match their receipts", soft_wrap=True)

@@ -1,0 +1,29 @@
+"""Runs that tests plan: a model, a corpus, and what is to be stored."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from expertmine.corpus import Corpus
+from expertmine.planning import Bill, make_plan
+from expertmine.runs import begin
+from expertmine.specs import Compression, Plan, PlanRequest, ResponseSpec
+
+
+def request(model: Path, compression: Compression | None = None, **responses: Any) -> PlanRequest:
+    spec = ResponseSpec(**{"max_tokens": 64, **responses})
+    return PlanRequest(str(model), responses=spec, compression=compression or Compression())
+
+
+def plan_new(
+    run: Path, model: Path, corpus: Path, partition_rows: int | None = None, **responses: Any
+) -> tuple[Plan, Bill]:
+    """A planned run, and its bill; cut into smaller partitions than it would be when asked."""
+    opened = Corpus.open(corpus)
+    plan, bill = make_plan(request(model, **responses), opened)
+    if partition_rows is not None:
+        plan = replace(plan, layout=replace(plan.layout, partition_rows=partition_rows))
+    begin(run, plan, opened)
+    return plan, bill

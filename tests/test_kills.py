@@ -1,0 +1,172 @@
+"""Extraction under fire: driver, actors and whole nodes are killed at random moments, over and over, and every byte is
+that of a run that nobody disturbed.
+
+The moments are drawn by a seed that the test prints; EXPERTMINE_KILLS sets how many there are of each kind.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from commands import succeed
+from plans import plan_new
+
+KILLS = int(os.environ.get("EXPERTMINE_KILLS", "2"))
+"""Of each kind."""
+SEED = int(os.environ.get("EXPERTMINE_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
+SENTENCES = 6000
+ENVIRONMENT = {
+    **os.environ,
+    "RAY_AUTH_MODE": "token",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # on loopback alone, on both sides
+    "RAY_worker_niceness": "0",
+}
+
+NODES = """
+import sys, time
+import ray
+from ray.cluster_utils import Cluster
+
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+print(cluster.address, flush=True)
+for line in sys.stdin:
+    nodes.append(cluster.add_node(num_cpus=1))
+    cluster.remove_node(nodes.pop(int(line)), allow_graceful=False)
+    print("removed", flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A run extracted to its end, and the same run planned only."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    texts = [f"the number {number} and its neighbour {number + 1} are known by name" for number in range(SENTENCES)]
+    document = {"concept": "early", "sentences": {"positive": texts[:3000], "negative": texts[3000:]}}
+    (folder / "early.json").write_text(json.dumps(document))
+    succeed("concepts", "json", folder / "early.json", "--out", folder / "corpus")
+    plan_new(folder / "planned", tiny_model, folder / "corpus", partition_rows=128, batch_tokens=64)
+    done = Path(shutil.copytree(folder / "planned", folder / "done"))
+    succeed("extract", done, "--executor", "serial")
+    return done, folder / "planned"
+
+
+@contextmanager
+def ray_nodes() -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """A Ray of a head and two nodes; the process removes the node whose number it is sent, and adds another."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", NODES],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=ENVIRONMENT,
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        address = process.stdout.readline().strip()
+        assert address, "Ray did not start"
+        yield address, process
+    finally:
+        family = [process, *psutil.Process(process.pid).children(recursive=True)]
+        for member in family:
+            with suppress(psutil.NoSuchProcess, ProcessLookupError):
+                member.kill()
+        process.wait()
+
+
+def extraction(run: Path, address: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "expertmine", "extract", str(run), "--address", address, "--workers", "2"]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+
+
+def actors(run: Path) -> list[int]:
+    """Processes that were at work on the run when they last said so."""
+    states = [json.loads(path.read_text()) for path in (run / "workers").glob("[!.]*.json")]
+    return [state["process"] for state in states if psutil.pid_exists(state["process"])]
+
+
+def receipts(run: Path) -> int:
+    return len(list((run / "receipts" / "extract").glob("[0-9]*.json")))
+
+
+def wait_for_receipts(run: Path, count: int, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while receipts(run) < count and process.poll() is None:
+        assert time.monotonic() < deadline, f"{receipts(run)} of {count} receipts in two minutes"
+        time.sleep(0.01)
+
+
+def assert_same_bytes(run: Path, done: Path) -> None:
+    for path in (done / "store.zarr").rglob("*"):
+        if path.is_file():
+            assert (run / path.relative_to(done)).read_bytes() == path.read_bytes(), path
+    assert receipts(run) == receipts(done)
+    for path in (done / "receipts" / "extract").iterdir():
+        ours, theirs = (json.loads((folder / path.relative_to(done)).read_text()) for folder in (run, done))
+        assert (ours["checksums"], ours["fingerprint"]) == (theirs["checksums"], theirs["fingerprint"])
+
+
+def test_killing_drivers_actors_and_nodes_changes_no_byte(undisturbed: tuple[Path, Path], tmp_path: Path) -> None:
+    done, planned = undisturbed
+    run = Path(shutil.copytree(planned, tmp_path / "run"))
+    lot = random.Random(SEED)
+    kinds = ["driver", "actor", "node"] * KILLS
+    lot.shuffle(kinds)
+    print(f"seed {SEED}: {', '.join(kinds)}")
+    total = receipts(done)
+    killed: dict[str, int] = {}
+    with ray_nodes() as (address, nodes):
+        assert nodes.stdin is not None
+        assert nodes.stdout is not None
+        process = extraction(run, address)
+        for at, kind in enumerate(kinds):
+            wait_for_receipts(run, total * (at + 1) // (len(kinds) + 3), process)
+            time.sleep(lot.random() * 0.3)
+            if process.poll() is not None:
+                break  # all was done before its turn came
+            if kind == "driver":
+                process.kill()
+                process.wait()
+                process = extraction(run, address)
+            elif kind == "actor" and (running := actors(run)):
+                with suppress(ProcessLookupError):
+                    os.kill(lot.choice(running), signal.SIGKILL)
+            elif kind == "node":
+                nodes.stdin.write(f"{lot.randrange(2)}\n")
+                nodes.stdin.flush()
+                assert nodes.stdout.readline() == "removed\n"
+            killed[kind] = killed.get(kind, 0) + 1
+        _, stderr = process.communicate(timeout=240)
+        assert process.returncode == 0, (SEED, stderr)
+    print(f"killed {killed}")
+    assert sum(killed.values()) >= len(kinds) // 2, (SEED, killed)
+    assert_same_bytes(run, done)
+
+
+@pytest.mark.parametrize("round_", range(KILLS))
+def test_killing_one_process_changes_no_byte(round_: int, undisturbed: tuple[Path, Path], tmp_path: Path) -> None:
+    """The serial executor, killed with its threads at any moment, until it gets through."""
+    done, planned = undisturbed
+    run = Path(shutil.copytree(planned, tmp_path / "run"))
+    lot = random.Random(SEED + round_)
+    command = [sys.executable, "-m", "expertmine", "extract", str(run), "--executor", "serial"]
+    for _ in range(3):
+        before = receipts(run)
+        process: subprocess.Popen[Any] = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        wait_for_receipts(run, before + 1, process)  # type: ignore[arg-type]
+        time.sleep(lot.random())
+        process.kill()
+        process.wait()
+    succeed("extract", run, "--executor", "serial")
+    assert_same_bytes(run, done)
