@@ -18,9 +18,9 @@ def request(model: Path, compression: Compression | None = None, **responses: An
 
 
 def plan_new(
-    run: Path, model: Path, corpus: Path, partition_rows: int | None = None, **responses: Any
+    run: Path, model: Path, corpus: Path, partition_rows: int | None = 32, **responses: Any
 ) -> tuple[Plan, Bill]:
-    """A planned run, and its bill; cut into smaller partitions than it would be when asked."""
+    """A planned run, and its bill; cut into small partitions unless None is given."""
     opened = Corpus.open(corpus)
     plan, bill = make_plan(request(model, **responses), opened)
     if partition_rows is not None:

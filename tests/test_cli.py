@@ -155,6 +155,41 @@ def test_looking_at_a_corpus_and_at_experts(serial_run: Path, corpus: Path) -> N
     assert str(expected[0]) in succeed("experts", serial_run, "tool", "-k", 5)
 
 
+def test_several_poolings_have_an_index_each(corpus: Path, tiny_model: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    options = ("--model", tiny_model, "--corpus", corpus, "--max-tokens", 64, "--pooling", "mean,max", "--codec", "lz4")
+    planned = json.loads(succeed("plan", run, *options, "--json"))
+    assert planned["plan"]["responses"]["poolings"] == ["mean", "max"]
+    assert planned["bill"]["units"] == 576
+    assert "is planned already" in expertmine("plan", run, *options).stderr
+    output = succeed("mine", run, *options, "--top-k", 20, "--extract-on", "serial", "--score-on", "serial")
+    assert output.splitlines() == [f"{run / 'experts'}: expert index", f"{run / 'experts-max'}: expert index"]
+    assert "tasks match their receipts" in succeed("verify", run)
+    found = {
+        pooling: json.loads(succeed("experts", run, "animal", "--pooling", pooling, "--json"), parse_constant=str)
+        for pooling in ("mean", "max")
+    }
+    assert found["mean"] != found["max"]
+    assert json.loads(succeed("experts", run, "animal", "--json"), parse_constant=str) == found["mean"]
+    assert "no experts by last pooling" in refused("experts", run, "animal", "--pooling", "last")
+    texts = [
+        succeed("generate", run, "--concept", "animal", "-k", 20, "--prompt", "the", "--pooling", pooling)
+        for pooling in ("mean", "max")
+    ]
+    assert texts[0] != texts[1]
+
+
+def test_listing_units(tiny_model: Path) -> None:
+    document = json.loads(succeed("units", "--model", tiny_model, "--hookpoint", "mlp", "--json"))
+    names = [hookpoint["name"] for hookpoint in document["hookpoints"]]
+    assert names == [f"transformer.h.{layer}.mlp.{name}" for layer in (0, 1) for name in ("c_fc", "c_proj")]
+    assert document["units"] == 2 * (128 + 32)
+    shown = succeed("units", "--model", tiny_model)
+    assert "transformer.h.1.mlp.c_fc" in shown
+    assert "8 hookpoints, 576 units" in shown
+    assert "matches no module" in refused("units", "--model", tiny_model, "--hookpoint", "nothing.*")
+
+
 def test_generating_in_this_process_and_in_a_ray_actor_writes_the_same(serial_run: Path) -> None:
     arguments = ("generate", serial_run, "--concept", "tool", "-k", 30, "--prompt", "the", "-n", 3, "--json")
     here = json.loads(succeed(*arguments))
@@ -171,7 +206,7 @@ def test_evaluating_concepts(serial_run: Path) -> None:
 
 
 def test_every_verb_has_help_with_an_example() -> None:
-    verbs = ["demo", "plan", "extract", "score", "reduce", "mine", "status", "verify", "experts", "generate"]
+    verbs = ["demo", "units", "plan", "extract", "score", "reduce", "mine", "status", "verify", "experts", "generate"]
     concepts = ["json", "table", "wordnet", "raganato", "lexical-sample", "merge", "split", "show"]
     for verb in [*([v] for v in verbs), *(["concepts", v] for v in concepts), ["evaluate", "concept"]]:
         assert "Example" in succeed(*verb, "--help"), verb

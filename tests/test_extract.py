@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plans import plan_new, request
+from transformers import GPT2Model
 
 from expertmine import extract
 from expertmine.corpus import Corpus
@@ -20,7 +22,7 @@ from expertmine.ledger import Receipt
 from expertmine.models import TokenisedText, load_model
 from expertmine.planning import make_layout, make_plan
 from expertmine.responses import Batch, find_runs, make_batches, pool, refuse_nan
-from expertmine.specs import Hookpoint, Pooling, ResponseSpec
+from expertmine.specs import Compression, Hookpoint, Pooling, ResponseSpec
 from expertmine.store import Store
 
 
@@ -60,6 +62,109 @@ def test_stored_responses_are_those_of_single_sentences(
     np.testing.assert_allclose(
         stored[: corpus.identity.sentences], naive_responses(tiny_model, corpus, pooling), atol=2e-6
     )
+
+
+def extracted(run: Path, model: Path, corpus: Path, **responses: Any) -> dict[str, np.ndarray]:
+    """Stored responses of each pooling, (sentences, units), of a run taken through extraction."""
+    plan, _ = plan_new(run, model, corpus, **responses)
+    extractor_tasks = extract.plan(run)
+    extractor = extract.Extractor(run, "cpu")
+    for task in extractor_tasks:
+        extractor(task)
+    store, units = Store(run, plan), range(plan.layout.units)
+    return {
+        pooling: store.read_responses(pooling, units)[: plan.layout.sentences] for pooling in plan.responses.poolings
+    }
+
+
+def test_several_poolings_of_one_pass_are_those_of_passes_of_their_own(
+    tiny_model: Path, tiny_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes: list[int] = []
+    forward = GPT2Model.forward
+
+    def counted(self: GPT2Model, *arguments: Any, **options: Any) -> Any:
+        passes.append(1)
+        return forward(self, *arguments, **options)
+
+    monkeypatch.setattr(GPT2Model, "forward", counted)
+    together = extracted(tmp_path / "all", tiny_model, tiny_corpus, poolings=("mean", "max", "last"))
+    assert list(together) == ["mean", "max", "last"]
+    passes_of_all = len(passes)
+    for pooling, responses in together.items():
+        passes.clear()
+        alone = extracted(tmp_path / pooling, tiny_model, tiny_corpus, poolings=(pooling,))
+        np.testing.assert_array_equal(responses, alone[pooling])
+        assert len(passes) == passes_of_all
+
+
+def test_the_references_pooling_takes_filling_and_special_tokens(
+    tiny_model: Path, tiny_corpus: Path, tmp_path: Path
+) -> None:
+    """Sentences filled up with the end's token, masked from attention, and the maximum over all positions."""
+    found = extracted(tmp_path / "run", tiny_model, tiny_corpus, poolings=("reference",), dtype="float32")["reference"]
+    loaded = load_model(str(tiny_model))
+    modules = [m for n, m in loaded.model.named_modules() if type(m).__name__ == "Conv1D" and ".h." in n]
+    texts = Corpus.open(tiny_corpus).texts(range(0, 72, 9))
+    for text, responses in zip(texts, found[::9], strict=True):
+        ids = loaded.tokenizer(text)["input_ids"]
+        outputs: list[torch.Tensor] = []
+        handles = [m.register_forward_hook(lambda m, i, out, o=outputs: o.append(out[0].amax(0))) for m in modules]
+        with torch.no_grad():
+            loaded.model(
+                torch.tensor([ids + [loaded.tokenizer.eos_token_id] * (64 - len(ids))]),
+                attention_mask=torch.tensor([[1] * len(ids) + [0] * (64 - len(ids))]),
+            )
+        for handle in handles:
+            handle.remove()
+        np.testing.assert_allclose(responses, torch.cat(outputs).numpy(), atol=2e-6)
+
+
+def test_special_tokens_are_pooled_when_asked(tiny_model: Path, tiny_corpus: Path, tmp_path: Path) -> None:
+    options = {"dtype": "float32", "poolings": ("max",)}
+    without = extracted(tmp_path / "without", tiny_model, tiny_corpus, **options)["max"]
+    with_them = extracted(tmp_path / "with", tiny_model, tiny_corpus, special_tokens=True, **options)["max"]
+    assert (with_them >= without).all()
+    # The start's token comes first, so that it is the same in every sentence and a floor under the maximum.
+    floor = with_them.min(0)
+    assert (with_them == np.maximum(without, floor)).mean() > 0.99
+    assert (with_them > without).any()
+
+
+@pytest.mark.parametrize("options", [{"autocast": "bfloat16"}, {"weights": "bfloat16"}])
+def test_lower_precision_is_near(options: dict[str, Any], tiny_model: Path, tiny_corpus: Path, tmp_path: Path) -> None:
+    exact = extracted(tmp_path / "exact", tiny_model, tiny_corpus)["max"].astype(float)
+    near = extracted(tmp_path / "near", tiny_model, tiny_corpus, **options)["max"].astype(float)
+    assert (near != exact).any()
+    np.testing.assert_allclose(near, exact, atol=0.03 * np.abs(exact).max())
+
+
+@pytest.mark.parametrize(
+    "codec, level, shuffle", [("lz4", 5, "shuffle"), ("none", 1, "noshuffle"), ("zstd", 9, "noshuffle")]
+)
+def test_codecs_change_files_and_no_value(
+    codec: Any, level: int, shuffle: Any, tiny_model: Path, tiny_corpus: Path, tmp_path: Path
+) -> None:
+    default = extracted(tmp_path / "default", tiny_model, tiny_corpus)["max"]
+    compression = Compression(codec, level, shuffle)
+    other = extracted(tmp_path / "other", tiny_model, tiny_corpus, compression=compression)["max"]
+    np.testing.assert_array_equal(other, default)
+
+
+@pytest.mark.parametrize("settings_, message", [
+    ({"poolings": ("max", "reference")}, "ask for it alone"),
+    ({"poolings": ("max", "max")}, "named twice"),
+    ({"poolings": ("maximum",)}, "pooling is 'maximum': expected max, mean, last or reference"),
+    ({"poolings": ()}, "no pooling is named"),
+    ({"poolings": ("reference",), "too_long": "truncate"}, "drops longer sentences"),
+    ({"autocast": "float8"}, "autocast is 'float8': expected none, bfloat16 or float16"),
+    ({"weights": "float16"}, "weights is 'float16': expected float32 or bfloat16"),
+    ({"batch_tokens": 100}, "expected at least one sentence of max_tokens, 128"),
+    ({"threads": 0}, "expected at least 1"),
+])  # fmt: skip
+def test_settings_that_do_not_go_together_are_refused(settings_: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        ResponseSpec(**settings_)
 
 
 def test_running_a_task_again_writes_the_same_bytes_in_any_order(new_run: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import platform
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ from expertmine.ledger import (
     worker_name,
     write_receipt,
 )
+from expertmine.memory import keep_freed_memory
 from expertmine.models import load_identical
 from expertmine.responses import (
     TYPES,
@@ -130,6 +132,7 @@ class Extractor:
         Raises:
             UserError: the model or store are not those of the plan.
         """
+        keep_freed_memory()
         self.run = run
         self.plan = load_plan(run)
         torch.set_num_threads(self.plan.responses.threads)
@@ -138,6 +141,8 @@ class Extractor:
         self.platform = _platform(self.loaded.model.device)
         self._rooms = {name: Lock() for name in ROOMS}
         self._inside: dict[str, int] = {}
+        # One thread for all passes: each that runs one keeps threads of its own behind it, which go on waiting busily.
+        self._passes = ThreadPoolExecutor(1, "passes")
         self._tokens_at_most = self.plan.responses.batch_tokens
         self._halvings = 0
         self._done = 0
@@ -157,7 +162,7 @@ class Extractor:
         with self._room("tokenising", partition):
             prepared = self._prepare(partition)
         with self._room("running", partition):
-            extracted = self._run(prepared.batches)
+            extracted = self._passes.submit(self._run, prepared.batches).result()
         with self._room("writing", partition):
             receipt = Receipt(
                 stage="extract",

@@ -28,6 +28,8 @@ from expertmine.units import find_hookpoints
 PARTITION_BYTES = 256 * 2**20
 """Most responses that an extracting process gathers before it writes them."""
 SHARD_BYTES = 64 * 2**20
+FEWEST_ROWS = 512
+"""Sentences of a partition, where that many fit."""
 SCORING_BYTES = 256 * 2**20
 """Most responses that a scoring task reads."""
 SAMPLE_SENTENCES = 256
@@ -177,7 +179,9 @@ def make_layout(sentences_: int, units: int, itemsize: int) -> Layout:
         itemsize: bytes of a response, of all poolings together.
     """
     block = _multiple(min(SCORING_BYTES // (sentences_ * itemsize), -(-units // 8)), 16, 16, 256)
-    rows = _multiple(min(PARTITION_BYTES // (units * itemsize), -(-sentences_ // 8)), 32, 32, 2048)
+    # Sentences of a batch should be of nearly one length, which takes some hundreds to choose among.
+    rows = _multiple(min(PARTITION_BYTES // (units * itemsize), max(-(-sentences_ // 8), FEWEST_ROWS)), 32, 32, 2048)
+    rows = min(rows, _multiple(sentences_, 32, 32, rows))
     blocks_a_shard = max(1, min(SHARD_BYTES // (rows * block * itemsize), -(-units // block)))
     return Layout((sentences_,), units, partition_rows=rows, block_units=block, shard_units=block * blocks_a_shard)
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from expertmine.errors import UserError
 from expertmine.models import TokenisedText, tokenise
 from expertmine.specs import Hookpoint, Pooling, ResponseSpec
-from expertmine.units import reading
+from expertmine.taps import reading
 
 LARGEST = float(torch.finfo(torch.float16).max)
 TYPES = {"float16": torch.float16, "float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -171,7 +171,7 @@ def forward_passes(
                 pooled = pooled.clamp(-LARGEST, LARGEST)
             responses[place, :, span.start : span.stop].copy_(pooled, non_blocking=True)
 
-    with reading(model, [hookpoint.name for hookpoint in hookpoints], record) as passes:
+    with reading(model, [hookpoint.name for hookpoint in hookpoints], record):
 
         def run(batch: Batch) -> Pooled:
             nonlocal running
@@ -180,11 +180,7 @@ def forward_passes(
             saturated = torch.zeros(len(hookpoints), dtype=torch.int64, device=device)
             running = (batch, responses, saturated)
             autocast = TYPES.get(spec.autocast)
-            with (
-                torch.inference_mode(),
-                torch.autocast(device.type, autocast, enabled=autocast is not None),
-                passes(),
-            ):
+            with torch.inference_mode(), torch.autocast(device.type, autocast, enabled=autocast is not None):
                 model.base_model(
                     input_ids=batch.ids.to(device, non_blocking=True),
                     attention_mask=None if batch.attended is None else batch.attended.to(device, non_blocking=True),

@@ -112,7 +112,7 @@ def test_extraction_against_the_bare_forward_pass(autocast: Any, tmp_path: Path)
     corpus = corpus_of(long_sentences(SENTENCES), tmp_path / "corpus")
     run = tmp_path / "run"
     options = {"max_tokens": PADDED, "threads": 2, "autocast": autocast}
-    plan, _ = plan_new(run, model, corpus, **options)
+    plan, _ = plan_new(run, model, corpus, None, **options)
     tasks = extract.plan(run)
     worker = extract.Extractor(run, "cpu")
     loaded = worker.loaded
@@ -180,7 +180,7 @@ def test_memory_does_not_grow_with_the_corpus(layers: int, width: int, tmp_path:
     for count in (10_000, 100_000):
         texts = [f"the number {at} and its neighbour {at + 1} are known by name" for at in range(count)]
         corpus = corpus_of(texts, tmp_path / f"corpus {count}")
-        plan, bill = plan_new(tmp_path / f"run {count}", model, corpus)
+        plan, bill = plan_new(tmp_path / f"run {count}", model, corpus, None)
         command = [sys.executable, "-m", "expertmine", "extract", str(tmp_path / f"run {count}")]
         started = time.perf_counter()
         process = subprocess.Popen([*command, "--executor", "serial"], stderr=subprocess.DEVNULL)
