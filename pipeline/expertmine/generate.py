@@ -11,7 +11,7 @@ import torch
 from expertmine.errors import UserError
 from expertmine.experts import Experts, Forcing
 from expertmine.interventions import steer
-from expertmine.models import load_identical, tokenise
+from expertmine.models import load_identical, refuse_encoder, tokenise
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +60,11 @@ class Generator:
         """Load the index and the model that it names.
 
         Raises:
-            UserError: there is no index, or the model is not the one that was mined.
+            UserError: there is no index, the model is not the one that was mined, or it writes no text.
         """
         self.experts = Experts.load(index)
         self.loaded = load_identical(self.experts.model, device)
+        refuse_encoder(self.loaded)
 
     def __call__(self, request: GenerationRequest) -> list[str]:
         """The continuations, without the prompt.

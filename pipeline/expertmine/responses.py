@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from expertmine.errors import UserError
 from expertmine.models import TokenisedText, tokenise
 from expertmine.specs import Hookpoint, Pooling, ResponseSpec, StoredType
-from expertmine.units import reading
+from expertmine.taps import reading
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +84,7 @@ def run_batch(
     marked = batch.pooled.to(model.device)
     pooled: dict[str, torch.Tensor] = {}
 
-    def record(name: str, output: object) -> None:
-        assert isinstance(output, torch.Tensor)  # checked when the hookpoints were found
+    def record(name: str, output: torch.Tensor) -> None:
         pooled[name] = pool(output.reshape(*marked.shape, -1), marked, pooling)
 
     with reading(model, [hookpoint.name for hookpoint in hookpoints], record), torch.inference_mode():
