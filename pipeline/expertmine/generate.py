@@ -11,7 +11,7 @@ import torch
 from expertmine.errors import UserError
 from expertmine.experts import Experts, Forcing
 from expertmine.interventions import steer
-from expertmine.models import load_identical, tokenise
+from expertmine.models import load_identical, refuse_encoder, tokenise
 from expertmine.specs import Pooling
 
 
@@ -65,10 +65,11 @@ class Generator:
             pooling: which of a run's indexes; its first unless given.
 
         Raises:
-            UserError: there is no index, or the model is not the one that was mined.
+            UserError: there is no index, the model is not the one that was mined, or it writes no text.
         """
         self.experts = Experts.load(index, pooling)
         self.loaded = load_identical(self.experts.model, device)
+        refuse_encoder(self.loaded)
 
     def __call__(self, request: GenerationRequest) -> list[str]:
         """The continuations, without the prompt.

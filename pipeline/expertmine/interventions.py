@@ -7,27 +7,27 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 from expertmine.experts import ConceptExperts, Forcing
 from expertmine.models import check_weights
+from expertmine.taps import changing
 
 
 class _Overwrite:
-    """Forward hook that sets chosen channels of a module's output to fixed values, at every token position."""
+    """Sets chosen channels of a hookpoint's response to fixed values, at every token that it is given."""
 
     def __init__(self, channels: list[int], values: list[float]) -> None:
         self.channels = torch.tensor(channels)
         self.values = torch.tensor(values)
 
-    def __call__(self, module: nn.Module, inputs: object, output: torch.Tensor) -> torch.Tensor:
-        """Output (…, channels) with the chosen ones replaced; the original stays as it is."""
-        changed = output.clone()
-        changed[..., self.channels.to(output.device)] = self.values.to(output)
+    def __call__(self, response: torch.Tensor) -> torch.Tensor:
+        """Response (…, channels) with the chosen ones replaced; the original stays as it is."""
+        changed = response.clone()
+        changed[..., self.channels.to(response.device)] = self.values.to(response)
         return changed
 
 
@@ -37,7 +37,9 @@ def steer(
 ) -> Iterator[None]:
     """While open, the concept's k best experts are set to their forcing values: do(c, k).
 
-    The hooks are removed on leaving, also after an exception, and the model's outputs are those from before.
+    An expert of a mixture is set at the tokens routed to it; a module that runs several times a pass, at the run that
+    the unit belongs to. The hooks are removed on leaving, also after an exception, and the model's outputs are those
+    from before.
 
     Args:
         k: how many experts; 0 changes nothing.
@@ -54,8 +56,5 @@ def steer(
     for expert in experts.top(k):
         channels[expert.hookpoint].append(expert.channel)
         values[expert.hookpoint].append(expert.forced(forcing))
-    with ExitStack() as hooks:
-        for name in channels:
-            hook = _Overwrite(channels[name], values[name])
-            hooks.callback(model.get_submodule(name).register_forward_hook(hook).remove)
+    with changing(model, {name: _Overwrite(channels[name], values[name]) for name in channels}):
         yield

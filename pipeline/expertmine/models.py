@@ -1,4 +1,4 @@
-"""Load a model and its tokenizer, say exactly which they are, and turn texts into tokens.
+"""Load a model of any architecture and its tokenizer, say exactly which they are, and turn texts into tokens.
 
 Safetensors only, and never code from a model's folder. Knows no corpus and no store.
 """
@@ -6,6 +6,7 @@ Safetensors only, and never code from a model's folder. Knows no corpus and no s
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,18 @@ from weakref import WeakKeyDictionary
 import torch
 from safetensors import SafetensorError
 from transformers import (
+    AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 from transformers.utils import logging as transformers_logging
 
@@ -27,6 +36,9 @@ from expertmine.specs import ModelIdentity
 
 EMBEDDED = "embedded"
 EMBEDDED_FOLDER = Path(__file__).parent / "embedded" / "model"
+
+SPLIT = "split"
+"""The device that stands for all visible GPUs, the model's layers spread over them."""
 
 _hashes: WeakKeyDictionary[PreTrainedModel, str] = WeakKeyDictionary()
 
@@ -38,6 +50,11 @@ class LoadedModel:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     identity: ModelIdentity
+
+    @property
+    def generates(self) -> bool:
+        """Whether it continues text; encoders and models without their head do not."""
+        return bool(self.model.can_generate())
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,26 +69,36 @@ class TokenisedText:
 def load_model(
     name: str, revision: str | None = None, device: str | None = None, dtype: torch.dtype = torch.float32
 ) -> LoadedModel:
-    """Load a causal language model.
+    """Load a causal language model, a masked one, or a model without a head, as its configuration says.
 
     Args:
         name: ``embedded``, a local folder, or a Hugging Face model id.
-        device: where to; a GPU when there is one, unless given.
+        device: where to; a GPU when there is one, unless given. ``split`` spreads the model over all visible GPUs.
+        dtype: of the weights in memory.
 
     Raises:
-        UserError: there is no such model, it has no safetensors, or it needs code of its own.
+        UserError: there is no such model, it has no safetensors, it needs code of its own, it is an encoder-decoder,
+            or it does not fit the GPUs that it is split over.
     """
     source = str(EMBEDDED_FOLDER) if name == EMBEDDED else name
+    if device == SPLIT and importlib.util.find_spec("accelerate") is None:
+        raise UserError("device `split` needs the package accelerate; install it, or name one device")
     transformers_logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+        if config.is_encoder_decoder:
+            raise UserError(f"model {name!r} is an encoder-decoder ({config.model_type}); expected one or the other")
+        loaded: Any = _auto_class(config).from_pretrained(
             source,
             revision=revision,
             dtype=dtype,
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
+            # The other implementations compute all experts at once, which leaves no map of one expert to see.
+            experts_implementation="eager",
+            device_map="auto" if device == SPLIT else None,
         )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, SafetensorError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
@@ -80,12 +107,20 @@ def load_model(
             "Expected `embedded`, a folder with config.json, safetensors and tokenizer, or a Hugging Face model id."
         ) from error
     model, report = loaded
-    if absent := [*report["missing_keys"], *report["mismatched_keys"]]:
+    absent = [*report["missing_keys"], *report["mismatched_keys"]]
+    if absent and all(str(key).startswith("pooler.") for key in absent):
+        # A pooler comes after all blocks; random, it would only make the hash of the weights another each time.
+        model.pooler = None
+        absent = []
+    if absent:
         raise UserError(f"model {name!r} lacks weights, of {absent[0]!r} for one; they would be random numbers")
     if not tokenizer("a word")["input_ids"]:
         raise UserError(f"model {name!r} has no tokenizer of its own; put its tokenizer.json into the folder")
     assert isinstance(model, PreTrainedModel)
-    model.to(torch.device(device or default_device()))  # type: ignore[arg-type]
+    if device != SPLIT:
+        model.to(torch.device(device or default_device()))  # type: ignore[arg-type]
+    elif any(parameter.is_meta for parameter in model.parameters()):
+        raise UserError(f"model {name!r} does not fit the visible GPUs; show it more of them, or load it as bfloat16")
     model.eval()
     identity = ModelIdentity(
         name=name if name == EMBEDDED or not Path(name).exists() else str(Path(name).resolve()),
@@ -95,6 +130,21 @@ def load_model(
         tokenizer=tokenizer_hash(tokenizer),
     )
     return LoadedModel(model, tokenizer, identity)
+
+
+def _auto_class(config: PreTrainedConfig) -> Any:
+    """The class to load with: the head that the checkpoint was saved with when it is a language model's, else none."""
+    saved = set(config.architectures or ())
+    for auto, classes in (
+        (AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
+        (AutoModelForMaskedLM, MODEL_FOR_MASKED_LM_MAPPING_NAMES),
+    ):
+        if saved & set(classes.values()):
+            return auto
+    if saved:
+        return AutoModel
+    # Nothing says what it was saved with; encoders are in both tables, decoders in the first alone.
+    return AutoModelForMaskedLM if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES else AutoModelForCausalLM
 
 
 def load_identical(
@@ -123,6 +173,19 @@ def check_weights(model: PreTrainedModel, identity: ModelIdentity) -> None:
             f"this {type(model).__name__} has other weights than {identity.name!r}, which the experts were mined from "
             f"(found {weights_hash(model)[:12]}, expected {identity.weights[:12]}); experts of one model mean nothing "
             "in another: load that model, or mine this one"
+        )
+
+
+def refuse_encoder(loaded: LoadedModel) -> None:
+    """Refuse a model that cannot continue text.
+
+    Raises:
+        UserError: an encoder, or a model without its head.
+    """
+    if not loaded.generates:
+        raise UserError(
+            f"{loaded.identity.name!r} is a {loaded.identity.architecture}, which writes no text; its experts can be "
+            "read, and set with `steer`, but generation needs a causal language model"
         )
 
 

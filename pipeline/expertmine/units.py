@@ -1,12 +1,13 @@
 """Hookpoints and unit ids: which module outputs of a model are looked at, and how their channels are numbered.
 
-Unit ids are contiguous: hookpoints in the order in which they run, channels in order.
+Unit ids are contiguous: hookpoints in the order in which they run, channels in order. Knows no hooks; see
+`expertmine.taps` for what a hookpoint's name means.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+import difflib
+from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 
 import torch
@@ -15,101 +16,182 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from expertmine.errors import UserError
+from expertmine.fused_experts import expert_maps, is_fused, is_readable, map_width
 from expertmine.specs import Hookpoint
+from expertmine.taps import Place, observing
 
-Recorder = Callable[[str, object], None]
-"""Takes a hookpoint's name and its module's output."""
+
+def blocks(model: PreTrainedModel) -> list[str]:
+    """Paths of the transformer blocks: the members of the lists that are as long as the model is deep.
+
+    Where a model runs fewer blocks over and over (ALBERT), those that transformers itself records hidden states of.
+    """
+    layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    names = {module: name for name, module in model.named_modules()}
+    found = [
+        names[block]
+        for module in names
+        if isinstance(module, nn.ModuleList) and len(module) == layers
+        for block in module
+        # A list of bare Linears may be as long by chance.
+        if list(block.children())
+    ]
+    if not found:
+        kind = (getattr(model, "_can_record_outputs", None) or {}).get("hidden_states")
+        if isinstance(kind, type):
+            found = [name for module, name in names.items() if isinstance(module, kind)]
+    outer = tuple(f"{name}." for name in found)
+    return [name for name in dict.fromkeys(found) if not name.startswith(outer)]
+
+
+def left_out_experts(model: PreTrainedModel) -> list[str]:
+    """Modules of fused experts that compute otherwise than by linear maps of gathered tokens: their maps have no units.
+
+    GPT-OSS and Llama 4 are such models; the rest of their blocks is hooked as ever.
+    """
+    return [name for name, module in model.named_modules() if is_fused(module) and not is_readable(module)]
 
 
 def default_names(model: PreTrainedModel) -> list[str]:
-    """Every ``Linear`` and ``Conv1D`` inside the transformer blocks: no LM head, embeddings or norms."""
-    blocks = tuple(f"{name}." for name in _block_lists(model))
-    return [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and name.startswith(blocks)
-    ]
+    """Every ``Linear`` and ``Conv1D`` inside the transformer blocks: no LM head, embeddings or norms.
+
+    In a mixture of experts also the linear maps of every expert, ``….experts.down_proj[3]``; see `left_out_experts`.
+    """
+    inside = tuple(f"{name}." for name in blocks(model))
+    names: list[str] = []
+    for name, module in model.named_modules():
+        if not name.startswith(inside):
+            continue
+        if isinstance(module, nn.Linear | Conv1D):
+            names.append(name)
+        elif is_readable(module):
+            names.extend(_map_names(name, module))
+    return names
+
+
+def _in_attention(model: PreTrainedModel, name: str) -> bool:
+    """Whether a hookpoint lies in an attention module, by the names and the classes of the modules around it."""
+    block = next(block for block in blocks(model) if name.startswith(f"{block}."))
+    around = name.removeprefix(f"{block}.").split(".")[:-1]
+    paths = [".".join([block, *around[: depth + 1]]) for depth in range(len(around))]
+    kinds = [type(model.get_submodule(path)).__name__ for path in paths]
+    return any("attn" in word.lower() or "attention" in word.lower() for word in [*around, *kinds])
+
+
+PRESETS: dict[str, Callable[[PreTrainedModel], list[str]]] = {
+    "linear": default_names,
+    "attention": lambda model: [name for name in default_names(model) if _in_attention(model, name)],
+    "mlp": lambda model: [name for name in default_names(model) if not _in_attention(model, name)],
+    "residual": blocks,
+}
+"""Hookpoints chosen by a name: the default, those of it inside attention modules, the others, the blocks' outputs."""
 
 
 def matching_names(model: PreTrainedModel, patterns: Sequence[str]) -> list[str]:
-    """Modules whose path matches one of the glob patterns.
+    """Modules and experts' maps that one of the patterns chooses, a preset's name or a glob over paths.
+
+    A module that goes by several paths is one module; any of them finds it, the first is its name.
 
     Raises:
-        UserError: a pattern matches nothing.
+        UserError: a pattern matches nothing, or only experts that cannot be read.
     """
-    names = [name for name, _ in model.named_modules() if name]
+    first: dict[nn.Module, str] = {}
+    paths: dict[str, str] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        name = first.setdefault(module, path)
+        if path:
+            paths[path] = name
+        if is_readable(module):
+            own = _map_names(name, module)
+            paths.update(zip(_map_names(path, module), own, strict=True))
+    chosen: set[str] = set()
     for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            leaves = [name for name, module in model.named_modules() if not list(module.children())]
-            raise UserError(
-                f"hookpoint pattern {pattern!r} matches no module; the model has {', '.join(leaves[:6])}, …"
+        found = PRESETS[pattern](model) if pattern in PRESETS else _glob(paths, pattern)
+        if not found:
+            raise UserError(_no_match(model, pattern, paths))
+        chosen.update(found)
+    return [name for name in dict.fromkeys(paths.values()) if name in chosen]
+
+
+def _glob(paths: dict[str, str], pattern: str) -> list[str]:
+    """Names of the paths that a glob matches; ``[3]`` at its end means that expert, not a set of characters."""
+    literal = pattern.replace("[", "[[]") if pattern.endswith("]") else pattern
+    return [name for path, name in paths.items() if fnmatchcase(path, pattern) or fnmatchcase(path, literal)]
+
+
+def _map_names(path: str, module: nn.Module) -> list[str]:
+    return [Place(path, parameter, expert).name for parameter, expert in expert_maps(module)]
+
+
+def _no_match(model: PreTrainedModel, pattern: str, paths: Iterable[str]) -> str:
+    """Why a pattern chooses nothing, and what would."""
+    for name in left_out_experts(model):
+        if any(fnmatchcase(path, pattern) for path in _map_names(name, model.get_submodule(name))):
+            return (
+                f"hookpoint pattern {pattern!r} asks for experts of {type(model.get_submodule(name)).__name__}, which "
+                f"does not compute by plain linear maps; hook the whole module, {name!r}"
             )
-    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
+    if pattern in PRESETS:
+        return f"{type(model).__name__} has no hookpoints of the preset {pattern!r}; name modules by a glob"
+    known = list(paths)
+    leaves = [name for name, module in model.named_modules() if not list(module.children())]
+    near = difflib.get_close_matches(pattern, [*known, *PRESETS], n=3, cutoff=0.6)
+    hint = f"did you mean {', '.join(near)}?" if near else f"the model has {', '.join(leaves[:6])}, …"
+    return f"hookpoint pattern {pattern!r} matches no module; {hint}"
 
 
 def find_hookpoints(model: PreTrainedModel, patterns: Sequence[str] = ()) -> tuple[Hookpoint, ...]:
-    """The model's hookpoints in execution order, found by running two tokens through it.
+    """The model's hookpoints in execution order, found by running two sentences of three tokens through it.
+
+    A module that runs n > 1 times a pass becomes n hookpoints, ``name#1`` to ``name#n``. The experts of a module stand
+    in their order, each with its maps in the order in which it runs them.
 
     Args:
-        patterns: globs over module paths; none means `default_names`.
+        patterns: presets (`PRESETS`) and globs over module paths; none means the preset ``linear``.
 
     Raises:
-        UserError: nothing to hook, or a module that does not run exactly once with output (batch, tokens, channels)
-            or (batch × tokens, channels).
+        UserError: nothing to hook, or a module that does not run, or does not give (batch, tokens, channels) or
+            (batch × tokens, channels), by itself or as the first element of a tuple.
     """
     names = matching_names(model, patterns) if patterns else default_names(model)
     if not names:
         raise UserError(f"{type(model).__name__} has no Linear or Conv1D inside transformer blocks; name hookpoints")
+    places = [Place.of(name) for name in names]
     widths: dict[str, int] = {}
 
-    def record(name: str, output: object) -> None:
-        if name in widths:
-            raise UserError(f"hookpoint {name!r} runs more than once a pass; leave it out")
-        # Some models (OPT) lay the tokens of a batch end to end for a part of their way.
-        if not isinstance(output, torch.Tensor) or output.shape[:-1] not in {(1, 2), (2,)}:
-            found = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
-            raise UserError(f"hookpoint {name!r} gives {found}, expected a tensor (batch, tokens, channels)")
-        widths[name] = output.shape[-1]
+    def record(name: str, response: torch.Tensor) -> None:
+        widths[name] = response.shape[-1]
 
-    with reading(model, names, record), torch.inference_mode():
-        model.base_model(input_ids=torch.tensor([[1, 2]], device=model.device))
-    if silent := [name for name in names if name not in widths]:
-        raise UserError(f"hookpoint {silent[0]!r} does not run in a forward pass; leave it out")
+    with observing(model, places, record) as runs, torch.inference_mode():
+        # Two sentences of three tokens: no axis of a module's output that is not over tokens looks like one.
+        model.base_model(input_ids=torch.tensor([[2, 3, 4], [4, 3, 2]], device=model.device))
+    for place in places:
+        if not runs.runs[place.path]:
+            raise UserError(f"hookpoint {place.name!r} does not run in a forward pass; leave it out")
     hookpoints: list[Hookpoint] = []
-    first = 0
-    for name, width in widths.items():
-        hookpoints.append(Hookpoint(name, width, first))
-        first += width
+    for name, width in _ordered(model, places, widths).items():
+        first = hookpoints[-1].units.stop if hookpoints else 0
+        run = Place.of(name).run
+        only = runs.runs[Place.of(name).path] == 1
+        hookpoints.append(Hookpoint(name.removesuffix(f"#{run}") if only else name, width, first))
     return tuple(hookpoints)
 
 
-class _Reader:
-    """Forward hook that passes a module's output on under the hookpoint's name."""
-
-    def __init__(self, name: str, record: Recorder) -> None:
-        self.name = name
-        self.record = record
-
-    def __call__(self, module: nn.Module, inputs: object, output: object) -> None:
-        self.record(self.name, output)
-
-
-@contextmanager
-def reading(model: nn.Module, names: Sequence[str], record: Recorder) -> Iterator[object]:
-    """While open, `record(name, output)` is called whenever a named module has run."""
-    handles = [model.get_submodule(name).register_forward_hook(_Reader(name, record)) for name in names]
-    try:
-        yield nullcontext
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _block_lists(model: PreTrainedModel) -> list[str]:
-    """Paths of the lists that hold the transformer blocks: as many modules as the model has layers, all alike."""
-    layers = getattr(model.config, "num_hidden_layers", None)
-    return [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == layers and len({type(block) for block in module}) == 1
-    ]
+def _ordered(model: PreTrainedModel, places: Sequence[Place], widths: dict[str, int]) -> dict[str, int]:
+    """Widths in an order that does not hang on the tokens run: experts that none reached stand among the others."""
+    maps: dict[str, list[Place]] = {}
+    for place in places:
+        if place.parameter is not None:
+            maps.setdefault(place.path, []).append(place)
+    ordered: dict[str, int] = {}
+    for name, width in widths.items():
+        place = Place.of(name)
+        if place.parameter is None:
+            ordered[name] = width
+            continue
+        for each in maps[place.path]:
+            module = model.get_submodule(each.path)
+            ordered.setdefault(
+                Place(each.path, each.parameter, each.expert, place.run).name, map_width(module, str(each.parameter))
+            )
+    return ordered

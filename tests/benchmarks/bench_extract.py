@@ -33,7 +33,8 @@ from expertmine.models import EMBEDDED, EMBEDDED_FOLDER, load_model
 from expertmine.responses import Batch, filling, forward_passes, make_batches, prepare
 from expertmine.runtime import serial
 from expertmine.specs import ResponseSpec
-from expertmine.units import find_hookpoints, reading
+from expertmine.taps import reading
+from expertmine.units import find_hookpoints
 
 ROUNDS = 5
 SENTENCES = 1024

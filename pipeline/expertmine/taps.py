@@ -1,0 +1,278 @@
+"""Hooks at hookpoints: read what they give, or put something else in its place, for as long as a context is open.
+
+Says what a hookpoint's name means. ``path`` is a module's output; ``path#2`` that of its second run in a pass;
+``path.parameter[3]`` the linear map of expert 3 in a module of fused experts. Knows no units and no pooling.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.utils.generic import ModelOutput
+
+from expertmine.errors import UserError
+from expertmine.fused_experts import Map, watching
+
+Recorder = Callable[[str, torch.Tensor], None]
+"""Takes a hookpoint's name and what it gives: (batch, tokens, channels) or (batch × tokens, channels)."""
+
+Change = Callable[[torch.Tensor], torch.Tensor]
+"""Takes (…, channels) and gives the same with some channels changed; the argument stays as it is."""
+
+_NAME = re.compile(r"(?P<path>.+?)(?:\[(?P<expert>\d+)\])?(?:#(?P<run>\d+))?")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where in a model a hookpoint is."""
+
+    path: str
+    """Of the module that runs; for an expert's map, that of its experts module."""
+    parameter: str | None = None
+    """The experts' parameter, for an expert's map."""
+    expert: int | None = None
+    run: int | None = None
+    """From 1, for a module that runs more than once a pass; None for one that runs once."""
+
+    @classmethod
+    def of(cls, name: str) -> Place:
+        """The place that a hookpoint's name means."""
+        parts = _NAME.fullmatch(name)
+        assert parts is not None
+        run = int(parts["run"]) if parts["run"] else None
+        if parts["expert"] is None:
+            return cls(parts["path"], run=run)
+        path, _, parameter = parts["path"].rpartition(".")
+        return cls(path, parameter, int(parts["expert"]), run)
+
+    @property
+    def name(self) -> str:
+        inside = "" if self.parameter is None else f".{self.parameter}[{self.expert}]"
+        return f"{self.path}{inside}" + ("" if self.run is None else f"#{self.run}")
+
+
+def response_of(output: object) -> torch.Tensor | None:
+    """What a module gives to the units: its output, or the first element of a tuple; None when that is no tensor."""
+    if isinstance(output, ModelOutput):
+        output = output.to_tuple()
+    if isinstance(output, tuple | list) and output:
+        output = output[0]
+    return output if isinstance(output, torch.Tensor) else None
+
+
+def with_response(output: Any, response: torch.Tensor) -> Any:
+    """A module's output with another response in it, and all else handed on; the output itself stays as it is."""
+    if isinstance(output, ModelOutput):
+        changed = copy.copy(output)
+        changed[next(iter(output.keys()))] = response
+        return changed
+    if isinstance(output, tuple) and hasattr(output, "_replace"):
+        return output._replace(**{output._fields[0]: response})  # type: ignore[attr-defined]
+    if isinstance(output, tuple | list):
+        return type(output)([response, *output[1:]])
+    return response
+
+
+class _Runs:
+    """How often each hooked module has run since the pass began, and over how many tokens the pass goes."""
+
+    def __init__(self) -> None:
+        self.runs: dict[str, int] = defaultdict(int)
+        self.shapes: set[tuple[int, ...]] = set()
+
+    def begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Forward pre-hook of the base model."""
+        self.runs.clear()
+        self.shapes = set()
+        tokens = kwargs.get("input_ids", args[0] if args else None)
+        if isinstance(tokens, torch.Tensor):
+            self.shapes = {tuple(tokens.shape), (tokens.numel(),)}
+
+    def check_shape(self, name: str, output: object, response: torch.Tensor | None) -> torch.Tensor:
+        if response is None or (self.shapes and response.shape[:-1] not in self.shapes):
+            found = type(output).__name__ if response is None else tuple(response.shape)
+            batch = next((shape for shape in self.shapes if len(shape) == 2), "(batch, tokens)")
+            raise UserError(
+                f"hookpoint {name!r} gives {found} for {batch} tokens, expected a tensor (batch, tokens, channels); "
+                "leave it out"
+            )
+        return response
+
+
+@contextmanager
+def _counting(model: PreTrainedModel, runs: _Runs) -> Iterator[None]:
+    """While open, each forward pass of the base model starts the counts anew."""
+    handle = model.base_model.register_forward_pre_hook(runs.begin, with_kwargs=True, prepend=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def observing(model: PreTrainedModel, places: Sequence[Place], record: Recorder) -> Iterator[_Runs]:
+    """While open, `record(name, response)` is called at every run of the places' modules, whatever their `run` is.
+
+    The names it is called with all end in the run's number, ``#1`` for the first. Yields the counts of the pass.
+    """
+    runs = _Runs()
+    maps: dict[str, list[Map]] = defaultdict(list)
+    paths: dict[str, None] = {}
+    for place in places:
+        if place.parameter is None or place.expert is None:
+            paths[place.path] = None
+        else:
+            maps[place.path].append((place.parameter, place.expert))
+
+    def reader(path: str) -> Callable[..., None]:
+        def read(module: nn.Module, inputs: object, output: object) -> None:
+            runs.runs[path] += 1
+            record(Place(path, run=runs.runs[path]).name, runs.check_shape(path, output, response_of(output)))
+
+        return read
+
+    with ExitStack() as hooks:
+        hooks.enter_context(_counting(model, runs))
+        for path in paths:
+            hooks.callback(module_at(model, path).register_forward_hook(reader(path)).remove)
+        for path, chosen in maps.items():
+            hooks.enter_context(_observing_experts(module_at(model, path), path, chosen, runs, record))
+        yield runs
+
+
+@contextmanager
+def _observing_experts(
+    module: nn.Module, path: str, maps: Sequence[Map], runs: _Runs, record: Recorder
+) -> Iterator[None]:
+    """`observing` for one experts module: dense responses, 0 at tokens that are not routed to the expert."""
+    wanted = frozenset(maps)
+
+    def name(found: Map) -> str:
+        return Place(path, *found, run=runs.runs[path] + 1).name
+
+    def on_map(found: Map, tokens: torch.Tensor, output: torch.Tensor, count: int) -> None:
+        if found in wanted:
+            dense = output.new_zeros(count, output.shape[-1])
+            dense[tokens] = output
+            record(name(found), runs.check_shape(path, dense, dense))
+
+    def on_done(ran: set[Map], count: int) -> None:
+        for found in maps:
+            if found not in ran:
+                stacked = getattr(module, found[0])
+                record(name(found), stacked.new_zeros(1, 1).expand(count, stacked.shape[1]))
+        runs.runs[path] += 1
+
+    with watching(module, maps, on_map, on_done):
+        yield
+
+
+@contextmanager
+def reading(model: PreTrainedModel, names: Sequence[str], record: Recorder) -> Iterator[None]:
+    """While open, `record(name, response)` is called for each hookpoint at every forward pass of ``model.base_model``.
+
+    Stays open over any number of passes. `record` is called in order of execution, experts that no token of the pass
+    is routed to after the others of their module; their response is zeros that take no memory.
+
+    Raises:
+        UserError: at the end of a pass, when a module ran another number of times than `names` say; within it, when
+            its output is none over the pass's tokens.
+    """
+    places = [Place.of(name) for name in names]
+    expected: dict[str, int] = {}
+    for place in places:
+        expected[place.path] = max(expected.get(place.path, 1), place.run or 1)
+    # A module's only run has no number in its name.
+    known = {Place(p.path, p.parameter, p.expert, p.run or 1).name: p.name for p in places}
+
+    def record_known(name: str, response: torch.Tensor) -> None:
+        if name in known:
+            record(known[name], response)
+
+    with observing(model, places, record_known) as runs, ExitStack() as hooks:
+
+        def check(module: nn.Module, args: object, output: object) -> None:
+            for path, times in expected.items():
+                if runs.runs[path] != times:
+                    raise UserError(
+                        f"hookpoint {path!r} ran {runs.runs[path]} times in this pass, expected {times} as when the "
+                        "hookpoints were found; leave it out"
+                    )
+
+        hooks.callback(model.base_model.register_forward_hook(check).remove)
+        yield
+
+
+@contextmanager
+def changing(model: PreTrainedModel, changes: Mapping[str, Change]) -> Iterator[None]:
+    """While open, each named hookpoint gives what its change makes of its response, at every forward pass.
+
+    An expert's map is changed at the tokens routed to that expert only.
+    """
+    runs = _Runs()
+    at_modules: dict[str, dict[int | None, Change]] = defaultdict(dict)
+    at_experts: dict[str, dict[tuple[Map, int | None], Change]] = defaultdict(dict)
+    for name, change in changes.items():
+        place = Place.of(name)
+        if place.parameter is None or place.expert is None:
+            at_modules[place.path][place.run] = change
+        else:
+            at_experts[place.path][(place.parameter, place.expert), place.run] = change
+    with ExitStack() as hooks:
+        hooks.enter_context(_counting(model, runs))
+        for path, by_run in at_modules.items():
+            hooks.callback(module_at(model, path).register_forward_hook(_changer(path, by_run, runs)).remove)
+        for path, by_map in at_experts.items():
+            hooks.enter_context(_changing_experts(module_at(model, path), path, by_map, runs))
+        yield
+
+
+def _changer(path: str, by_run: Mapping[int | None, Change], runs: _Runs) -> Callable[..., Any]:
+    def change_run(module: nn.Module, inputs: object, output: Any) -> Any:
+        runs.runs[path] += 1
+        change = by_run.get(runs.runs[path]) or by_run.get(None)
+        response = response_of(output)
+        if change is None or response is None:
+            return output
+        return with_response(output, change(response))
+
+    return change_run
+
+
+@contextmanager
+def _changing_experts(
+    module: nn.Module, path: str, by_map: Mapping[tuple[Map, int | None], Change], runs: _Runs
+) -> Iterator[None]:
+    def on_map(found: Map, tokens: torch.Tensor, output: torch.Tensor, count: int) -> torch.Tensor | None:
+        change = by_map.get((found, runs.runs[path] + 1)) or by_map.get((found, None))
+        return None if change is None else change(output)
+
+    def on_done(ran: set[Map], count: int) -> None:
+        runs.runs[path] += 1
+
+    with watching(module, [found for found, _ in by_map], on_map, on_done):
+        yield
+
+
+def module_at(model: nn.Module, path: str) -> nn.Module:
+    """The module of that path.
+
+    Raises:
+        UserError: there is none.
+    """
+    try:
+        return model.get_submodule(path)
+    except AttributeError as error:
+        raise UserError(
+            f"{type(model).__name__} has no module {path!r}, which a hookpoint names; the hookpoints are those of "
+            "another model, or of its class with or without a head"
+        ) from error
