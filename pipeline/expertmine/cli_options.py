@@ -67,10 +67,10 @@ class ResponseOptions:
     ] = None
     threads: Annotated[int, typer.Option("--threads", help="CPU threads of an extracting process.", min=1)] = 1
     codec: Annotated[Codec, typer.Option("--codec", help="Compression of stored responses.")] = "zstd"
-    level: Annotated[int, typer.Option("--level", help="Of the codec, 1 (fast) to 9 (small).")] = 3
+    level: Annotated[int, typer.Option("--level", help="Of the codec, 1 (fast) to 9 (small).")] = 1
     shuffle: Annotated[
         Shuffle, typer.Option("--shuffle", help="Parts of neighbouring values that the codec sees side by side.")
-    ] = "bitshuffle"
+    ] = "noshuffle"
 
 
 def request(units: UnitOptions, responses: ResponseOptions) -> PlanRequest:

@@ -121,9 +121,9 @@ class Compression:
     """How chunks of responses are compressed; the values are the same with any."""
 
     codec: Codec = "zstd"
-    level: int = 3
+    level: int = 1
     """Of zstd and lz4, 1 (fast) to 9 (small)."""
-    shuffle: Shuffle = "bitshuffle"
+    shuffle: Shuffle = "noshuffle"
     """Which parts of neighbouring values are put side by side first: bits, bytes, or none."""
 
     def __post_init__(self) -> None:
