@@ -6,7 +6,21 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from tiny_models import BUILDERS, SAME, save_model, save_tokenizer
+from torch import nn
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GptOssConfig,
+    GptOssForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from expertmine.errors import UserError
 from expertmine.models import (
@@ -14,12 +28,13 @@ from expertmine.models import (
     check_weights,
     load_identical,
     load_model,
+    refuse_encoder,
     tokenise,
     tokenizer_hash,
     weights_hash,
 )
 from expertmine.taps import reading
-from expertmine.units import find_hookpoints
+from expertmine.units import default_names, find_hookpoints, left_out_experts
 
 
 def gpt2(layers: int = 2, width: int = 32) -> GPT2LMHeadModel:
@@ -71,6 +86,148 @@ def test_modules_that_cannot_be_hooked_are_refused() -> None:
         find_hookpoints(gpt2(), ["lm_head"])
     with pytest.raises(UserError, match=r"\(1, 3, 32\) for \(2, 3\) tokens, expected a tensor"):
         find_hookpoints(gpt2(), ["transformer.wpe"])
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "mixtral", "bert", "albert"])
+def test_attention_and_mlp_share_out_the_default(name: str) -> None:
+    model = BUILDERS[name]()
+    attention, mlp, both = (find_hookpoints(model, list(p)) for p in (["attention"], ["mlp"], ["mlp", "attention"]))
+    assert all("att" in hookpoint.name for hookpoint in attention) and attention
+    assert not any("att" in hookpoint.name for hookpoint in mlp) and mlp
+    assert both == find_hookpoints(model) == find_hookpoints(model, ["linear"])
+
+
+def test_residual_is_each_blocks_output() -> None:
+    assert [h.name for h in find_hookpoints(gpt2(3), ["residual"])] == [f"transformer.h.{n}" for n in range(3)]
+    albert = [h.name.rpartition(".")[2] for h in find_hookpoints(BUILDERS["albert"](), ["residual"])]
+    assert albert == ["0#1", "0#2", "0#3"]
+
+
+def test_a_pattern_that_matches_nothing_names_what_is_near() -> None:
+    with pytest.raises(UserError, match="did you mean residual"):
+        find_hookpoints(gpt2(), ["residuals"])
+    with pytest.raises(UserError, match=r"did you mean .*transformer\.h\.0\.mlp\.c_fc"):
+        find_hookpoints(gpt2(), ["transformer.h.0.mlp.cfc"])
+
+
+def shared_gpt2() -> GPT2LMHeadModel:
+    """Both blocks run the first one's MLP."""
+    model = gpt2()
+    model.transformer.h[1].mlp = model.transformer.h[0].mlp
+    return model
+
+
+def test_a_shared_module_has_units_for_each_run_and_is_found_by_each_of_its_paths() -> None:
+    model = shared_gpt2()
+    expected = ["transformer.h.0.mlp.c_fc#1", "transformer.h.0.mlp.c_fc#2"]
+    assert [h.name for h in find_hookpoints(model, ["transformer.h.1.mlp.c_fc"])] == expected
+    assert [h.name for h in find_hookpoints(model, ["*.h.0.mlp.c_fc"])] == expected
+    assert sum(h.width for h in find_hookpoints(model)) == 9 * 32 * 2
+
+
+def test_a_pass_in_which_a_module_runs_another_number_of_times_is_refused() -> None:
+    model, ids = gpt2(), torch.tensor([[1, 2, 3]])
+    names = [h.name for h in find_hookpoints(model, ["*.mlp.c_fc"])]
+    seen: list[str] = []
+    with reading(model, names, lambda name, response: seen.append(name)):
+        for _ in range(2):
+            model.base_model(input_ids=ids)
+        assert seen == names * 2
+        model.transformer.h[1].mlp = model.transformer.h[0].mlp
+        with pytest.raises(UserError, match=r"'transformer\.h\.0\.mlp\.c_fc' ran 2 times in this pass, expected 1"):
+            model.base_model(input_ids=ids)
+
+
+def test_a_module_that_runs_on_some_tokens_only_is_refused() -> None:
+    class HalfOfThem(nn.Module):
+        def __init__(self, mlp: nn.Module) -> None:
+            super().__init__()
+            self.mlp = mlp
+
+        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+            return torch.cat([hidden[:, :1], self.mlp(hidden[:, 1:].contiguous())], 1)
+
+    model = gpt2()
+    model.transformer.h[0].mlp = HalfOfThem(model.transformer.h[0].mlp)
+    with pytest.raises(UserError, match=r"c_fc' gives \(2, 2, 128\) for \(2, 3\) tokens"):
+        find_hookpoints(model)
+
+
+def test_the_first_element_of_a_tuple_is_the_response() -> None:
+    model, seen = gpt2(), {}
+    (hookpoint,) = find_hookpoints(model, ["transformer.h.0.attn"])
+    assert hookpoint.width == 32
+    with reading(model, [hookpoint.name], seen.__setitem__):
+        model.base_model(input_ids=torch.tensor([[1, 2, 3]]))
+    assert seen[hookpoint.name].shape == (1, 3, 32)
+
+
+def test_experts_are_in_order_whichever_the_tokens_reach_and_those_not_reached_respond_0() -> None:
+    model, seen = BUILDERS["mixtral"](), {}
+    names = [h.name for h in find_hookpoints(model, ["*.0.mlp.experts.*_proj*", "*.1.mlp.experts.down_proj[[]3]"])]
+    assert [name.rpartition(".")[2] for name in names[:4]] == [
+        "gate_up_proj[0]", "down_proj[0]", "gate_up_proj[1]", "down_proj[1]"
+    ]  # fmt: skip
+    assert len(names) == 9 and names[-1] == "model.layers.1.mlp.experts.down_proj[3]"
+    implementation = model.config._experts_implementation
+    with reading(model, names, seen.__setitem__):
+        model.base_model(input_ids=torch.tensor([[7]]))
+    assert model.config._experts_implementation == implementation
+    assert "forward" not in model.get_submodule("model.layers.0.mlp.experts").__dict__
+    assert seen.keys() == set(names)
+    silent = [name for name in names[:8] if not seen[name].any()]
+    assert len(silent) == 4  # one token reaches two experts of four, of two maps each
+    assert all(seen[name].shape[0] == 1 for name in names)
+
+
+def test_experts_that_compute_otherwise_are_left_out_and_refused_when_asked_for() -> None:
+    config = GptOssConfig(**{**SAME, "num_key_value_heads": 2, "head_dim": 8, "num_local_experts": 4})
+    model = GptOssForCausalLM(config).eval()
+    assert not any("experts" in name for name in default_names(model))
+    assert left_out_experts(model) == ["model.layers.0.mlp.experts", "model.layers.1.mlp.experts"]
+    with pytest.raises(UserError, match="does not compute by plain linear maps; hook the whole module"):
+        find_hookpoints(model, ["*.experts.down_proj*"])
+    assert [h.width for h in find_hookpoints(model, ["*.experts"])] == [32, 32]
+
+
+def test_encoders_load_with_the_head_they_were_saved_with_or_without_one(tmp_path: Path) -> None:
+    loaded = load_model(str(save_model("bert", tmp_path / "masked")))
+    assert loaded.identity.architecture == "BertForMaskedLM"
+    with pytest.raises(UserError, match="writes no text"):
+        refuse_encoder(loaded)
+    half = load_model(str(tmp_path / "masked"), dtype=torch.bfloat16)
+    assert half.model.dtype == torch.bfloat16 and half.identity.weights == loaded.identity.weights
+    for name, model in {
+        "bare": BertModel(BertConfig(**SAME)),
+        "without pooler": BertModel(BertConfig(**SAME), add_pooling_layer=False),
+        "classifier": BertForSequenceClassification(BertConfig(**SAME)),
+    }.items():
+        folder = tmp_path / name
+        model.save_pretrained(folder)
+        save_tokenizer(folder, closing=True)
+        loaded = load_model(str(folder))
+        assert loaded.identity.architecture == "BertModel"
+        assert loaded.identity == load_model(str(folder)).identity
+        assert sum(h.width for h in find_hookpoints(loaded.model)) == 2 * (4 * 32 + 48 + 32)
+
+
+def test_encoder_decoders_and_a_split_without_accelerate_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    T5ForConditionalGeneration(T5Config(vocab_size=6000, d_model=16, d_ff=16, num_layers=1)).save_pretrained(tmp_path)
+    save_tokenizer(tmp_path)
+    with pytest.raises(UserError, match=r"encoder-decoder \(t5\)"):
+        load_model(str(tmp_path))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="needs the package accelerate"):
+        load_model("embedded", device="split")
+
+
+def test_experts_are_loaded_in_the_implementation_that_shows_them(tmp_path: Path) -> None:
+    loaded = load_model(str(save_model("mixtral", tmp_path)))
+    assert loaded.model.config._experts_implementation == "eager"
+    assert loaded.generates
+    assert load_model(str(tmp_path), dtype=torch.bfloat16).identity.weights == loaded.identity.weights
 
 
 def test_reading_removes_its_hooks_also_after_an_exception() -> None:

@@ -1,18 +1,23 @@
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
+from tiny_models import BUILDERS, save_model
+from transformers import PreTrainedModel
 
 from expertmine import Experts, steer
 from expertmine.errors import UserError
-from expertmine.experts import Forcing
+from expertmine.experts import ConceptExperts, Expert, Forcing
 from expertmine.generate import GenerationRequest, Generator
 from expertmine.models import LoadedModel, load_model
+from expertmine.taps import reading
+from expertmine.units import find_hookpoints
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +76,121 @@ def test_outputs_after_leaving_are_those_from_before_also_after_an_exception(
         raise RuntimeError
     assert torch.equal(outputs(loaded, [])[0], before)
     assert not any(module._forward_hooks for module in loaded.model.modules())
+
+
+def forced_to(value: float, hookpoint: str, channels: list[int]) -> ConceptExperts:
+    """Experts by hand, all with the same forcing value."""
+    experts = tuple(
+        Expert(rank + 1, channel, hookpoint, channel, 1.0, 1.0, 1.0, value, value, value, 0.0)
+        for rank, channel in enumerate(channels)
+    )
+    return ConceptExperts("anything", "", None, experts)  # type: ignore[arg-type]
+
+
+def all_responses(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """Every response of two sentences, by hookpoint, as read beneath whatever is set."""
+    seen: dict[str, torch.Tensor] = {}
+    names = [hookpoint.name for hookpoint in find_hookpoints(model, ["linear", "residual"])]
+    with reading(model, names, seen.__setitem__), torch.no_grad():
+        # Token 0 is the filling one of some models: its embedding is 0, and so is all that an expert makes of it.
+        model.base_model(input_ids=torch.tensor([[3, 17, 23, 99], [4, 5, 8, 1000]]))
+    return seen
+
+
+@pytest.mark.parametrize("architecture, name", [
+    ("albert", "albert.encoder.albert_layer_groups.0.albert_layers.0.ffn#2"),
+    ("mixtral", "model.layers.0.mlp.experts.down_proj[1]"),
+    ("mixtral", "model.layers.0.mlp.experts.gate_up_proj[2]"),
+])  # fmt: skip
+def test_one_run_or_one_expert_is_set_and_what_ran_before_it_is_not(architecture: str, name: str) -> None:
+    model = BUILDERS[architecture]()
+    before = all_responses(model)
+    with steer(model, forced_to(7.0, name, [3, 5]), 2, check=False):
+        during = all_responses(model)
+    earlier = list(before)[: list(before).index(name)]
+    assert all(torch.equal(during[each], before[each]) for each in earlier)
+    routed = before[name].any(-1)  # of a mixture's tokens; elsewhere all
+    assert routed.any() and (during[name][routed][:, [3, 5]] == 7).all()
+    assert (during[name][~routed] == 0).all()
+    others = torch.ones(before[name].shape[-1], dtype=torch.bool)
+    others[[3, 5]] = False
+    assert torch.equal(during[name][..., others], before[name][..., others])
+    assert any(not torch.equal(during[each], before[each]) for each in list(before)[len(earlier) + 1 :])
+    after = all_responses(model)
+    assert all(torch.equal(after[each], before[each]) for each in before)
+
+
+def test_setting_an_expert_changes_the_experts_output_by_its_routing_weight_only() -> None:
+    """Against an own computation of what the module adds up."""
+    model = BUILDERS["mixtral"]()
+    experts = model.get_submodule("model.layers.0.mlp.experts")
+    taken: dict[str, tuple[torch.Tensor, ...]] = {}
+    outputs: list[torch.Tensor] = []
+    handles = [
+        experts.register_forward_pre_hook(lambda m, inputs: taken.__setitem__("inputs", inputs)),
+        experts.register_forward_hook(lambda m, inputs, output: outputs.append(output)),
+    ]
+    ids = torch.tensor([[0, 17, 23, 99, 5, 8, 1000]])
+    name = "model.layers.0.mlp.experts.down_proj[1]"
+    natural = {}
+    with torch.no_grad():
+        with reading(model, [name], natural.__setitem__):
+            model(ids)
+        with steer(model, forced_to(2.0, name, [4]), 1, check=False):
+            model(ids)
+    for handle in handles:
+        handle.remove()
+    _, index, weights = taken["inputs"]
+    weight = torch.where(index == 1, weights, 0).sum(-1)
+    expected = outputs[0].clone()
+    expected[:, 4] += weight * (2.0 - natural[name][:, 4])
+    assert (weight > 0).sum() > 0
+    torch.testing.assert_close(outputs[1], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_tuples_first_element_is_set_and_the_rest_handed_on() -> None:
+    model, seen = BUILDERS["gpt2"](), []
+    attention = model.get_submodule("transformer.h.0.attn")
+    with steer(model, forced_to(2.0, "transformer.h.0.attn", [1]), 1, check=False), torch.no_grad():
+        handle = attention.register_forward_hook(lambda m, i, output: seen.append(output))
+        model(torch.tensor([[0, 17, 23]]))
+        handle.remove()
+    assert isinstance(seen[0], tuple) and len(seen[0]) == 2
+    assert (seen[0][0][..., 1] == 2).all() and not (seen[0][0][..., 0] == 2).any()
+
+
+@pytest.mark.parametrize("architecture", ["mixtral", "gpt2"])
+def test_steered_generation_with_a_cache_is_that_without_and_ends_clean(architecture: str) -> None:
+    model = BUILDERS[architecture]()
+    name = find_hookpoints(model, ["mlp"])[1].name
+    prompt = torch.tensor([[0, 17, 23]])
+    before = model(prompt).logits
+    settings = {"max_new_tokens": 6, "do_sample": False, "attention_mask": torch.ones_like(prompt)}
+    with pytest.raises(RuntimeError), steer(model, forced_to(9.0, name, [0, 1, 2]), 3, check=False):
+        cached = model.generate(prompt, **settings, use_cache=True)  # type: ignore[operator]
+        whole = model.generate(prompt, **settings, use_cache=False)  # type: ignore[operator]
+        assert torch.equal(cached, whole)
+        raise RuntimeError
+    assert torch.equal(model(prompt).logits, before)
+    assert not any(m._forward_hooks or m._forward_pre_hooks or "forward" in m.__dict__ for m in model.modules())
+
+
+def test_a_hookpoint_of_another_model_is_refused() -> None:
+    with (
+        pytest.raises(UserError, match=r"has no module 'model\.nothing'"),
+        steer(BUILDERS["gpt2"](), forced_to(1.0, "model.nothing", [0]), 1, check=False),
+    ):
+        pass
+
+
+def test_an_encoder_is_mined_but_not_generated_with(mined: Path, tmp_path: Path) -> None:
+    shutil.copytree(mined / "experts", tmp_path / "experts")
+    loaded = load_model(str(save_model("bert", tmp_path / "model")))
+    facts = json.loads((tmp_path / "experts" / "index.json").read_text())
+    facts["model"] = asdict(loaded.identity)
+    (tmp_path / "experts" / "index.json").write_text(json.dumps(facts))
+    with pytest.raises(UserError, match="BertForMaskedLM, which writes no text"):
+        Generator(tmp_path / "experts", "cpu")
 
 
 def test_k_zero_changes_nothing(loaded: LoadedModel, experts: Experts) -> None:

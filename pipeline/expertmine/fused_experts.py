@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -102,6 +103,46 @@ class _Watch(TorchFunctionMode):
         return None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Watcher:
+    """What one open context wants to see."""
+
+    wanted: frozenset[str]
+    on_map: OnMap
+    on_done: OnDone
+
+
+class _WatchedForward:
+    """Stands for an experts module's forward while contexts watch it; the one opened last sees what others change."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.original = module.forward
+        self.is_own = "forward" in module.__dict__
+        self.watchers: list[_Watcher] = []
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with ExitStack() as modes:
+            watches = [
+                (each, modes.enter_context(_Watch(self.module, each.wanted, each.on_map))) for each in self.watchers
+            ]
+            output = self.original(*args, **kwargs)
+        for watcher, watch in watches:
+            if not watch.ran:
+                raise UserError(
+                    f"{type(self.module).__name__} runs no linear map with a slice of "
+                    f"{', '.join(sorted(watcher.wanted))}; leave the experts out of the hookpoints"
+                )
+            watcher.on_done(watch.ran, watch.count)
+        return output
+
+    def restore(self) -> None:
+        if self.is_own:
+            self.module.forward = self.original
+        else:
+            del self.module.forward
+
+
 @contextmanager
 def watching(module: nn.Module, maps: Sequence[Map], on_map: OnMap, on_done: OnDone) -> Iterator[None]:
     """While open, `on_map` is called at each run of a map that some token is routed to, and the module runs eagerly.
@@ -113,30 +154,19 @@ def watching(module: nn.Module, maps: Sequence[Map], on_map: OnMap, on_done: OnD
     Raises:
         UserError: in a forward pass, when the module computes in another way than by linear maps of gathered tokens.
     """
-    wanted = frozenset(name for name, _ in maps)
-    own = module.__dict__.get("forward")
-    original = module.forward
-
-    def watched(*args: Any, **kwargs: Any) -> Any:
-        with _Watch(module, wanted, on_map) as watch:
-            output = original(*args, **kwargs)
-        if not watch.ran:
-            raise UserError(
-                f"{type(module).__name__} runs no linear map with a slice of {', '.join(sorted(wanted))}; "
-                "leave the experts out of the hookpoints"
-            )
-        on_done(watch.ran, watch.count)
-        return output
-
-    with _eager(module):
-        module.forward = watched
-        try:
+    watcher = _Watcher(frozenset(name for name, _ in maps), on_map, on_done)
+    # The class's forward is wrapped, not hooked: what is entered there is left whatever the forward raises.
+    forward = module.__dict__.get("forward")
+    if not isinstance(forward, _WatchedForward):
+        forward = module.forward = _WatchedForward(module)
+    forward.watchers.append(watcher)
+    try:
+        with _eager(module):
             yield
-        finally:
-            if own is None:
-                del module.forward
-            else:
-                module.forward = own
+    finally:
+        forward.watchers.remove(watcher)
+        if not forward.watchers:
+            forward.restore()
 
 
 @contextmanager

@@ -87,7 +87,7 @@ def load_model(
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
-        if config.is_encoder_decoder:
+        if getattr(config, "is_encoder_decoder", False):
             raise UserError(f"model {name!r} is an encoder-decoder ({config.model_type}); expected one or the other")
         loaded: Any = _auto_class(config).from_pretrained(
             source,
