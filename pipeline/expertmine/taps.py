@@ -162,7 +162,7 @@ def _observing_experts(
     def on_map(found: Map, tokens: torch.Tensor, output: torch.Tensor, count: int) -> None:
         if found in wanted:
             dense = output.new_zeros(count, output.shape[-1])
-            dense[tokens] = output
+            dense.index_copy_(0, tokens, output)
             record(name(found), runs.check_shape(path, dense, dense))
 
     def on_done(ran: set[Map], count: int) -> None:
