@@ -137,12 +137,14 @@ class Extractor:
         self.plan = load_plan(run)
         torch.set_num_threads(self.plan.responses.threads)
         self.store = Store(run, self.plan)
-        self.loaded = load_identical(self.plan.model, device, TYPES[self.plan.responses.weights])
+        # One thread for all that PyTorch computes: each that calls it keeps a team of its own, and where there are more
+        # of those than processors they wait for each other asleep, not at the ready.
+        self.passes = ThreadPoolExecutor(1, "passes")
+        weights = TYPES[self.plan.responses.weights]
+        self.loaded = self.passes.submit(load_identical, self.plan.model, device, weights).result()
         self.platform = _platform(self.loaded.model.device)
         self._rooms = {name: Lock() for name in ROOMS}
         self._inside: dict[str, int] = {}
-        # One thread for all passes: each that runs one keeps threads of its own behind it, which go on waiting busily.
-        self._passes = ThreadPoolExecutor(1, "passes")
         self._tokens_at_most = self.plan.responses.batch_tokens
         self._halvings = 0
         self._done = 0
@@ -162,7 +164,7 @@ class Extractor:
         with self._room("tokenising", partition):
             prepared = self._prepare(partition)
         with self._room("running", partition):
-            extracted = self._passes.submit(self._run, prepared.batches).result()
+            extracted = self.passes.submit(self._run, prepared.batches).result()
         with self._room("writing", partition):
             receipt = Receipt(
                 stage="extract",
