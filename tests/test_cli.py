@@ -284,3 +284,25 @@ def test_an_error_inside_a_worker_arrives_as_the_same_message(
     else:
         (next((run / "corpus").iterdir()) / "corpus.json").write_text("{}")
         assert "corpus.json: not a corpus" in refused(stage, run, "--executor", executor)
+
+
+def test_mining_a_grown_corpus_tells_what_is_new(
+    serial_run: Path, tiny_model: Path, concept_files: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(serial_run, tmp_path / "run"))
+    folder = Path(shutil.copytree(concept_files, tmp_path / "concepts"))
+    animals, _ = animal_and_tool()
+    sentences = {"positive": ["a pale red wall", "a deep blue wall"], "negative": animals.positives}
+    (folder / "colour.json").write_text(json.dumps({"concept": "colour", "group": "test", "sentences": sentences}))
+    succeed("concepts", "json", folder, "--out", tmp_path / "grown")
+    on = ("--extract-on", "serial", "--score-on", "serial")
+    mine = ("mine", run, "--model", tiny_model, "--corpus", tmp_path / "grown", "--max-tokens", 64, *on)
+    done = expertmine(*mine)
+    assert done.returncode == 0, done.stderr
+    assert "2 to run" in done.stderr
+    assert "72 others are in the run already" in done.stderr
+    assert "extract: 2 of 2" in done.stderr
+    assert "colour" in succeed("experts", run, "colour")
+    again = expertmine(*mine)
+    assert "is planned already: 74 sentences" in again.stderr
+    assert "extract" not in again.stderr

@@ -91,10 +91,11 @@ def units(units_: UnitOptions, as_json: AsJson = False) -> None:
     Example: `expertmine units --model gpt2 --hookpoint mlp`
     """
     from expertmine.models import load_model
-    from expertmine.units import find_hookpoints
+    from expertmine.units import find_hookpoints, left_out_experts
 
     loaded = load_model(units_.model, units_.revision)
-    show_run.units(loaded.identity, find_hookpoints(loaded.model, tuple(units_.hookpoints or ())), as_json)
+    hookpoints = find_hookpoints(loaded.model, tuple(units_.hookpoints or ()))
+    show_run.units(loaded.identity, hookpoints, left_out_experts(loaded.model), as_json)
 
 
 @app.command()

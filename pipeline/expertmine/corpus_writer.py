@@ -99,7 +99,7 @@ def require_place(out: Path) -> None:
     Raises:
         UserError: it is no folder, or belongs to a run.
     """
-    for run in (out, out.parent):
+    for run in (out, *out.absolute().parents[:2]):  # RUN/corpus/<fingerprint>
         if (run / "plan.json").exists():
             raise UserError(f"{out} belongs to the run {run}, which would be lost; write the corpus elsewhere")
     if (out.exists() or out.is_symlink()) and not out.is_dir():

@@ -82,7 +82,9 @@ def load_model(
     """
     source = str(EMBEDDED_FOLDER) if name == EMBEDDED else name
     if device == SPLIT and importlib.util.find_spec("accelerate") is None:
-        raise UserError("device `split` needs the package accelerate; install it, or name one device")
+        raise UserError(
+            "device `split` needs the package accelerate: install `expertmine[split]`, or give each actor one GPU"
+        )
     transformers_logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)

@@ -6,7 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ from expertmine.progress import size
 from expertmine.responses import TYPES, filling, forward_passes, make_batches, prepare
 from expertmine.specs import Layout, Plan, PlanRequest, ResponseSpec
 from expertmine.store import STATISTICS, encoded_size
-from expertmine.units import find_hookpoints
+from expertmine.units import find_hookpoints, left_out_experts
 
 PARTITION_BYTES = 256 * 2**20
 """Most responses that an extracting process gathers before it writes them."""
@@ -53,6 +53,8 @@ class Bill:
     tokens: int
     """Special ones included, padding not."""
     units: int
+    left_out: tuple[str, ...]
+    """Modules of experts that have no units, since they do not compute by linear maps that can be seen."""
     pairs: int
     """(concept, unit) pairs to score, a pooling."""
     response_bytes: int
@@ -111,7 +113,8 @@ def make_plan(request: PlanRequest, corpus: Corpus) -> tuple[Plan, Bill]:
     spread = kept[np.linspace(0, len(kept) - 1, min(SAMPLE_SENTENCES, len(kept))).astype(int)]
     sample = _run_sample(loaded, plan, table["text"].take(spread).to_pylist())
     weights = sum(parameter.numel() * parameter.element_size() for parameter in loaded.model.parameters())
-    return plan, make_bill(plan, lengths, 0, sample, weights)
+    bill = make_bill(plan, lengths, 0, sample, weights)
+    return plan, bill if request.patterns else replace(bill, left_out=tuple(left_out_experts(loaded.model)))
 
 
 def make_bill(plan: Plan, lengths: NDArray[np.int64], stored: int, sample: Sample, weights: int | None) -> Bill:
@@ -138,6 +141,7 @@ def make_bill(plan: Plan, lengths: NDArray[np.int64], stored: int, sample: Sampl
         dropped=int((lengths == 0).sum()),
         tokens=tokens,
         units=layout.units,
+        left_out=(),
         pairs=pairs,
         response_bytes=rows * layout.padded_shape[1] * itemsize,
         stored_bytes=round(len(lengths) * layout.padded_shape[1] * itemsize * sample.compressed),

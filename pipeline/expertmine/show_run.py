@@ -49,6 +49,8 @@ def _lines(plan: Plan, bill_: Bill) -> Iterator[tuple[str, str]]:
         "model",
         f"{model.name} ({model.architecture}), {bill_.units:,} units, {len(plan.hookpoints)} hookpoints",
     )
+    if bill_.left_out:
+        yield "left out", f"experts that do not compute by plain linear maps, {bill_.left_out[0]} for one"
     dropped = f", {bill_.dropped:,} dropped" if bill_.dropped else ""
     stored = f"; {bill_.stored:,} others are in the run already" if bill_.stored else ""
     yield "sentences", f"{bill_.sentences:,} to run{dropped}, {bill_.tokens:,} tokens{stored}"
@@ -73,11 +75,12 @@ def index_written(folders: Sequence[Path]) -> None:
         out.print(f"{folder}: expert index", soft_wrap=True, markup=False)
 
 
-def units(model: ModelIdentity, hookpoints: Sequence[Hookpoint], json_: bool) -> None:
-    """The hookpoints of a model, in order of execution."""
+def units(model: ModelIdentity, hookpoints: Sequence[Hookpoint], left_out: Sequence[str], json_: bool) -> None:
+    """The hookpoints of a model, in order of execution, and modules of experts that cannot be looked into."""
     total = sum(hookpoint.width for hookpoint in hookpoints)
     if json_:
-        as_json({"model": asdict(model), "units": total, "hookpoints": [asdict(each) for each in hookpoints]})
+        listed = {"hookpoints": [asdict(each) for each in hookpoints], "left_out": left_out}
+        as_json({"model": asdict(model), "units": total, **listed})
         return
     made = table("hookpoint", "width", "units")
     for hookpoint in hookpoints:
@@ -85,6 +88,8 @@ def units(model: ModelIdentity, hookpoints: Sequence[Hookpoint], json_: bool) ->
         made.add_row(escape(hookpoint.name), f"{hookpoint.width:,}", f"{first} – {last}")
     out.print(made)
     out.print(f"{model.name} ({model.architecture}): {len(hookpoints):,} hookpoints, {total:,} units", markup=False)
+    for name in left_out:
+        out.print(f"{name}: experts that do not compute by plain linear maps; they have no units", markup=False)
 
 
 def status(run: Path, stages: Sequence[StageProgress], workers: Sequence[Worker], json_: bool) -> None:
