@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import numpy as np
@@ -178,7 +178,8 @@ def forward_passes(
             shape = (len(spec.poolings), len(batch.rows), units)
             responses = torch.empty(shape, dtype=TYPES[spec.dtype], device=device)
             saturated = torch.zeros(len(hookpoints), dtype=torch.int64, device=device)
-            running = (batch, responses, saturated)
+            # The marks of pooled tokens go to the device once, not for every hookpoint.
+            running = (replace(batch, pooled=batch.pooled.to(device, non_blocking=True)), responses, saturated)
             autocast = TYPES.get(spec.autocast)
             with torch.inference_mode(), torch.autocast(device.type, autocast, enabled=autocast is not None):
                 model.base_model(
