@@ -12,9 +12,11 @@ from expertmine.runs import begin
 from expertmine.specs import Compression, Plan, PlanRequest, ResponseSpec
 
 
-def request(model: Path, compression: Compression | None = None, **responses: Any) -> PlanRequest:
+def request(
+    model: Path, compression: Compression | None = None, scoring: dict[str, Any] | None = None, **responses: Any
+) -> PlanRequest:
     spec = ResponseSpec(**{"max_tokens": 64, **responses})
-    return PlanRequest(str(model), responses=spec, compression=compression or Compression())
+    return PlanRequest(str(model), responses=spec, compression=compression or Compression(), scoring=scoring or {})
 
 
 def plan_new(

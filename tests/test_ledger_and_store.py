@@ -52,7 +52,7 @@ def test_an_edited_plan_is_refused(new_run: Path, edit_json: Edit) -> None:
 
 
 @pytest.mark.parametrize("content, message", [
-    ("", "not JSON"), ("[]", "not a plan"), ('{"format": 99}', "plan format 99"), ('{"format": 2}', "not a plan"),
+    ("", "not JSON"), ("[]", "not a plan"), ('{"format": 99}', "plan format 99"), ('{"format": 3}', "not a plan"),
 ])  # fmt: skip
 def test_a_damaged_plan_is_refused(content: str, message: str, tmp_path: Path) -> None:
     plan_path(tmp_path).write_text(content)

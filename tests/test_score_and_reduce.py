@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import random
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -13,11 +15,13 @@ from hypothesis import strategies as st
 from plans import plan_new
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from expertmine import ranking
 from expertmine.errors import UserError
 from expertmine.experts import Experts
 from expertmine.ledger import load_plan, open_corpus
 from expertmine.mine import Cluster, run_all
-from expertmine.reduce import merge_top, reduce
+from expertmine.ranking import Extremes
+from expertmine.reduce import reduce
 from expertmine.store import STATISTICS, Store
 
 
@@ -88,23 +92,26 @@ def test_reducing_again_writes_the_same_bytes_and_top_k_is_checked(mined: Path) 
     ap=st.lists(st.sampled_from([0.1, 0.25, 0.5, 0.9]), min_size=1, max_size=24),
     cuts=st.lists(st.integers(0, 24), max_size=4),
     k=st.integers(1, 30),
-    reverse=st.booleans(),
+    worst=st.booleans(),
+    order=st.randoms(use_true_random=False),
 )
 @settings(deadline=None)
-def test_merging_does_not_depend_on_how_or_in_which_order_blocks_come(
-    ap: list[float], cuts: list[int], k: int, reverse: bool
+def test_the_best_do_not_depend_on_how_or_in_which_order_blocks_come(
+    ap: list[float], cuts: list[int], k: int, worst: bool, order: random.Random
 ) -> None:
     values = np.array([ap, ap[::-1]])
-    edges = sorted({0, len(ap), *(min(cut, len(ap)) for cut in cuts)})
-    blocks = list(itertools.pairwise(edges))
-    best, units = np.empty((2, 0)), np.empty((2, 0), np.int64)
-    for start, stop in reversed(blocks) if reverse else blocks:
-        block = values[:, start:stop]
-        places, units = merge_top(best, units, block, start, k)
-        best = np.take_along_axis(np.concatenate([best, block], axis=1), places, axis=1)
+    blocks = list(itertools.pairwise(sorted({0, len(ap), *(min(cut, len(ap)) for cut in cuts)})))
+    order.shuffle(blocks)
+    extremes = Extremes(2, k, worst)
+    with mock.patch.object(ranking, "_SPARE", 5):  # sift often
+        for start, stop in blocks:
+            extremes.add(values[:, start:stop], start)
+        units, found = extremes.found()
     for row in range(2):
-        expected = sorted(range(len(ap)), key=lambda unit: (-values[row, unit], unit))[:k]
+        sign = 1 if worst else -1
+        expected = sorted(range(len(ap)), key=lambda unit: (sign * values[row, unit], unit))[:k]
         assert units[row].tolist() == expected
+        assert found[row].tolist() == values[row, expected].tolist()
 
 
 def test_a_shared_pool_scores_as_the_same_negatives_listed(tmp_path: Path, tiny_model: Path) -> None:

@@ -12,8 +12,9 @@ from typing import Annotated
 
 import typer
 
-from expertmine import cli_concepts, show, show_run
-from expertmine.cli_options import ResponseOptions, UnitOptions, request
+from expertmine import cli_concepts, show, show_experts, show_run
+from expertmine.cli_options import Memory, ResponseOptions, ScoringOptions, UnitOptions, request
+from expertmine.distribution import Grouping
 from expertmine.errors import UserError
 from expertmine.experts import Forcing
 from expertmine.mine import (
@@ -27,7 +28,7 @@ from expertmine.mine import (
     run_score,
 )
 from expertmine.option_groups import with_groups
-from expertmine.specs import Pooling
+from expertmine.specs import SCORING_MEMORY, Pooling
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
@@ -105,18 +106,21 @@ def plan(
     corpus: CorpusOption,
     units_: UnitOptions,
     responses: ResponseOptions,
+    scoring: ScoringOptions,
+    scoring_memory: Memory = SCORING_MEMORY,
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Freeze what a run is made of, and print the bill before anything is run.
 
-    Of a run that is planned already, say that; when its corpus has grown, plan what is new.
+    Of a run that is planned already, say that; when its corpus has grown, or other options of scoring are given, plan
+    what is to be done anew.
 
     Example: `expertmine plan run --model embedded --corpus corpus`
     """
     from expertmine.mine import freeze_plan
 
-    planned = freeze_plan(run, corpus, request(units_, responses), force)
+    planned = freeze_plan(run, corpus, request(units_, responses, scoring, scoring_memory), force)
     (show_run.bill_as_json if as_json else show_run.bill)(run, *planned)
 
 
@@ -141,19 +145,22 @@ def extract(
 def score(
     run: Run,
     executor: Annotated[ScoreExecutor, typer.Option(help="Who runs it.")] = "dask",
-    address: Annotated[str | None, typer.Option(help="A running Dask scheduler. [default: one of its own]")] = None,
+    address: Annotated[
+        str | None, typer.Option(help="A running Dask scheduler, or a Ray cluster. [default: one of its own]")
+    ] = None,
     workers: Workers = None,
+    scoring_memory: Memory = SCORING_MEMORY,
 ) -> None:
-    """Stage 2: the average precision of every unit for every concept. Resumes.
+    """Stage 2: the average precision of every unit for every concept, and how sure the best are. Resumes.
 
     Example: `expertmine score run --workers 4`
     """
-    run_score(run, executor, Cluster(address, workers))
+    run_score(run, executor, Cluster(address, workers, memory=int(scoring_memory)))
 
 
 @app.command()
 def reduce(run: Run, top_k: TopK = None) -> None:
-    """Stage 3: the best units of every concept, as the expert index.
+    """Stage 3: the best and the worst units of every concept, as the expert index.
 
     Example: `expertmine reduce run --top-k 1000`
     """
@@ -167,12 +174,14 @@ def mine(
     corpus: CorpusOption,
     units_: UnitOptions,
     responses: ResponseOptions,
+    scoring: ScoringOptions,
     extract_on: Annotated[ExtractExecutor, typer.Option(help="Who extracts.")] = "ray",
     score_on: Annotated[ScoreExecutor, typer.Option(help="Who scores.")] = "dask",
     ray_address: Annotated[str | None, typer.Option(help="A running Ray cluster.")] = None,
     dask_address: Annotated[str | None, typer.Option(help="A running Dask scheduler.")] = None,
     workers: Workers = None,
     gpus_each: GpusEach = None,
+    scoring_memory: Memory = SCORING_MEMORY,
     top_k: TopK = None,
     force: Force = False,
 ) -> None:
@@ -185,11 +194,13 @@ def mine(
     """
     from expertmine.mine import freeze_plan
 
-    show_run.bill(run, *freeze_plan(run, corpus, request(units_, responses), force))
+    asked = request(units_, responses, scoring, scoring_memory)
+    show_run.bill(run, *freeze_plan(run, corpus, asked, force))
+    scoring_address = ray_address if score_on == "ray" else dask_address
     indexes = run_all(
         run,
         (extract_on, Cluster(ray_address, workers, gpus_each)),
-        (score_on, Cluster(dask_address, workers)),
+        (score_on, Cluster(scoring_address, workers, memory=asked.scoring_memory)),
         top_k,
     )
     show_run.index_written(indexes)
@@ -220,18 +231,47 @@ def verify(run: Run) -> None:
 @app.command()
 def experts(
     run: Run,
-    concept: Annotated[str, typer.Argument(help="Concept name.", show_default=False)],
+    concept: Annotated[
+        str | None, typer.Argument(help="Concept name; none for all of them.", show_default=False)
+    ] = None,
     k: Annotated[int, typer.Option("-k", help="How many.", min=1)] = 10,
     pooling: WhichPooling = None,
     as_json: AsJson = False,
 ) -> None:
-    """The best units of a concept.
+    """The best units of a concept; or of every concept its best, and whether that is more than chance.
 
     Example: `expertmine experts run bird.n.01 -k 20`
     """
     from expertmine.experts import Experts
 
-    show.experts(Experts.load(run, pooling)[concept], k, as_json)
+    index = Experts.load(run, pooling)
+    if concept is None:
+        show_experts.every_concept(index, as_json)
+    else:
+        show_experts.one_concept(index, concept, k, as_json)
+
+
+@app.command()
+def distribution(
+    run: Run,
+    concept: Annotated[
+        str | None, typer.Argument(help="Concept name; none for all together.", show_default=False)
+    ] = None,
+    by: Annotated[Grouping, typer.Option("--by", help="What the rows are.")] = "layer",
+    pooling: WhichPooling = None,
+    as_json: AsJson = False,
+) -> None:
+    """How average precision is distributed over the model's layers, kinds of module, or hookpoints.
+
+    Example: `expertmine distribution run bird.n.01 --by hookpoint`
+    """
+    from expertmine.distribution import grouped
+    from expertmine.experts import Experts
+
+    index = Experts.load(run, pooling)
+    if concept is not None:
+        index.concept_facts(concept)  # refuses one that is not there
+    show_experts.distribution(grouped(index.distribution, concept, by), concept, by, as_json)
 
 
 @app.command()

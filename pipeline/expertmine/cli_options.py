@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 import typer
 
+from expertmine.errors import UserError
 from expertmine.specs import (
     BATCH_TOKENS,
     Autocast,
     Codec,
     Compression,
+    Null,
     PlanRequest,
     Pooling,
     ResponseSpec,
@@ -73,7 +76,83 @@ class ResponseOptions:
     ] = "noshuffle"
 
 
-def request(units: UnitOptions, responses: ResponseOptions) -> PlanRequest:
+@dataclass(frozen=True, slots=True)
+class ScoringOptions:
+    """What is computed of them; what is not given is as the run was planned."""
+
+    keep: Annotated[
+        str | None,
+        typer.Option(
+            "--keep",
+            help="Of which units statistics beside average precision are stored: `all`, or a number: so many best and "
+            "worst of each block. [default: all]",
+        ),
+    ] = None
+    permutations: Annotated[
+        int | None,
+        typer.Option("--permutations", help="Shuffles of labels that show what chance does. [default: 20]", min=0),
+    ] = None
+    null: Annotated[
+        Null | None,
+        typer.Option(
+            "--null", help="Whose labels: one concept's for all of like size, or each one's own. [default: shared]"
+        ),
+    ] = None
+    resamples: Annotated[
+        int | None,
+        typer.Option(
+            "--resamples", help="Times that sentences are drawn anew for the best units. [default: 100]", min=0
+        ),
+    ] = None
+    scoring_seed: Annotated[
+        int | None, typer.Option("--scoring-seed", help="Of shuffling and drawing. [default: 0]", min=0)
+    ] = None
+
+    def given(self) -> dict[str, Any]:
+        """Those that were given, as fields of a `ScoringSpec`.
+
+        Raises:
+            UserError: `--keep` is neither a number nor `all`.
+        """
+        found: dict[str, Any] = {}
+        if self.keep is not None:
+            if self.keep != "all" and not self.keep.isdecimal():
+                raise UserError(f"--keep is {self.keep!r}: expected `all`, or a number of units a block")
+            found["keep"] = None if self.keep == "all" else int(self.keep)
+        others = (("permutations", self.permutations), ("null", self.null), ("resamples", self.resamples))
+        found |= {name: value for name, value in (*others, ("seed", self.scoring_seed)) if value is not None}
+        return found
+
+
+def parse_size(text: str | int) -> int:
+    """Bytes from text such as ``800MB``, ``2GB`` or ``1.5GiB``.
+
+    Raises:
+        typer.BadParameter: it is something else.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kMGT]?)(i?)B?\s*", str(text))
+    if not found:
+        raise typer.BadParameter(f"{text!r}: expected bytes such as 800MB, 2GB or 1.5GiB")
+    value, prefix, binary = found.groups()
+    power = ("", "k", "M", "G", "T").index(prefix)
+    return int(float(value) * (1024 if binary else 1000) ** power)
+
+
+Memory = Annotated[
+    int,
+    typer.Option(
+        "--scoring-memory",
+        parser=parse_size,
+        metavar="SIZE",
+        help="Most that a scoring process may hold, such as 800MB or 2GB.",
+        show_default="1GiB",
+    ),
+]
+
+
+def request(
+    units: UnitOptions, responses: ResponseOptions, scoring: ScoringOptions, scoring_memory: int
+) -> PlanRequest:
     """What these options ask for.
 
     Raises:
@@ -92,4 +171,5 @@ def request(units: UnitOptions, responses: ResponseOptions) -> PlanRequest:
         threads=responses.threads,
     )
     compression = Compression(responses.codec, responses.level, responses.shuffle)
-    return PlanRequest(units.model, units.revision, tuple(units.hookpoints or ()), spec, compression)
+    patterns = tuple(units.hookpoints or ())
+    return PlanRequest(units.model, units.revision, patterns, spec, compression, scoring.given(), int(scoring_memory))

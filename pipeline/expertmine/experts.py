@@ -1,8 +1,9 @@
 """The expert index: the top K units of every concept, on disk and in memory. Needs pyarrow alone.
 
-On disk (``experts/``): ``experts.parquet``, a row for each concept and rank, and ``index.json``: what they were mined
-from, concepts with their counts, and the checksum of the table. A run with several poolings has an index for each: that
-of the first is ``experts/``, that of another ``experts-mean/``, say.
+On disk (``experts/``): ``experts.parquet``, the best units, a row for each concept and rank; ``worst.parquet``, the
+worst, likewise; ``distribution.parquet``, how average precision is distributed over each hookpoint; and ``index.json``:
+what they were mined from, concepts with their counts and with what chance does, and the checksums of the tables. A run
+with several poolings has an index for each: that of the first is ``experts/``, that of another ``experts-mean/``, say.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from expertmine.errors import UnknownConcept, UserError
 from expertmine.files import read_json, sha256_file, write_atomically, write_json
 from expertmine.specs import ModelIdentity, Plan, Pooling
 
-FORMAT = 2
+FORMAT = 3
+TABLES = ("experts", "worst", "distribution")
 
 Forcing = Literal["mean", "p50", "p90", "zero"]
 """Value that do(c, k) sets a unit to: the mean of its responses to positives (the paper's), their median (the
@@ -37,7 +39,10 @@ SCHEMA = pa.schema(
         ("channel", pa.int32()),
         ("ap", pa.float64()),
         ("auroc", pa.float64()),
+        ("p_value", pa.float64()),
         ("held_out_ap", pa.float64()),
+        ("held_out_low", pa.float64()),
+        ("held_out_high", pa.float64()),
         ("on_mean", pa.float32()),
         ("on_p50", pa.float32()),
         ("on_p90", pa.float32()),
@@ -58,8 +63,13 @@ class Expert:
     ap: float
     """Average precision on the mined sentences."""
     auroc: float
+    p_value: float
+    """Chance that the best of all units does as well under shuffled labels; NaN where none were shuffled."""
     held_out_ap: float
     """On sentences that mining did not see; NaN where there are none."""
+    held_out_low: float
+    """Lower end of a 95 % bootstrap interval of that; NaN where it was not assessed."""
+    held_out_high: float
     on_mean: float
     """Mean response to the mined positives."""
     on_p50: float
@@ -135,12 +145,10 @@ class Experts(Mapping[str, ConceptExperts]):
         elif (folder / "plan.json").exists():
             raise UserError(f"{folder} has no expert index yet; run `expertmine mine {folder}` or `reduce` to its end")
         facts = read_json(folder / "index.json", "an expert index, or a run folder that holds one")
-        needed = {"checksum", "top_k", "plan", "pooling", "model", "concepts"}
+        needed = {"checksums", "top_k", "plan", "pooling", "model", "concepts"}
         if not isinstance(facts, dict) or facts.get("format") != FORMAT or not needed <= facts.keys():
             raise UserError(f"{folder / 'index.json'}: not an expert index of format {FORMAT}; reduce the run again")
-        table = folder / "experts.parquet"
-        if not table.is_file() or sha256_file(table) != facts["checksum"]:
-            raise UserError(f"{table} is missing or does not match index.json's checksum; reduce the run again")
+        _require_table(folder, facts, "experts")
         if pooling not in (None, facts["pooling"]):
             raise UserError(f"{path} has no experts by {pooling} pooling; those of {folder} are by {facts['pooling']}")
         return cls(folder, facts)
@@ -160,13 +168,25 @@ class Experts(Mapping[str, ConceptExperts]):
         Raises:
             UnknownConcept: there is none of that name; suggests the nearest.
         """
-        if concept not in self._places:
-            raise UnknownConcept.among(concept, list(self), str(self.folder))
         kept = self.facts["top_k"]
-        at = self._places[concept]
+        at = self._place_of(concept)
         rows = self.table.slice(at * kept, kept).drop_columns(["concept", "group"]).to_pylist()
         description = self.facts["concepts"][at]["description"]
         return ConceptExperts(concept, description, self.model, tuple(Expert(**row) for row in rows))
+
+    def concept_facts(self, concept: str) -> dict[str, Any]:
+        """What is known of a concept: counts of its sentences, what chance does, how stable its best units are.
+
+        Raises:
+            UnknownConcept: there is none of that name.
+        """
+        facts: dict[str, Any] = self.facts["concepts"][self._place_of(concept)]
+        return facts
+
+    def _place_of(self, concept: str) -> int:
+        if concept not in self._places:
+            raise UnknownConcept.among(concept, list(self), str(self.folder))
+        return self._places[concept]
 
     @property
     def top_k(self) -> int:
@@ -176,11 +196,40 @@ class Experts(Mapping[str, ConceptExperts]):
     @cached_property
     def table(self) -> pa.Table:
         """The whole index, a row for each concept and rank."""
-        return pq.read_table(self.folder / "experts.parquet", memory_map=True)
+        return self._read("experts")
+
+    @cached_property
+    def worst(self) -> pa.Table:
+        """The units of lowest average precision, as `table` has those of the highest: the lowest has rank 1."""
+        return self._read("worst")
+
+    @cached_property
+    def distribution(self) -> pa.Table:
+        """How average precision is distributed, a row for each concept and hookpoint.
+
+        Columns: ``concept``, ``hookpoint``, ``layer`` (null for none), ``units``, ``mean_ap``, ``max_ap``,
+        ``above_chance`` (units above the concept's threshold) and ``bins`` (units in each twentieth of 0 to 1).
+        """
+        return self._read("distribution")
+
+    def _read(self, name: str) -> pa.Table:
+        return pq.read_table(_require_table(self.folder, self.facts, name), memory_map=True)
 
     @cached_property
     def _places(self) -> dict[str, int]:
         return {concept["name"]: at for at, concept in enumerate(self.facts["concepts"])}
+
+
+def _require_table(folder: Path, facts: Mapping[str, Any], name: str) -> Path:
+    """The path of an index's table.
+
+    Raises:
+        UserError: it is missing, or is not the one that was written.
+    """
+    table = folder / f"{name}.parquet"
+    if not table.is_file() or sha256_file(table) != facts["checksums"].get(name):
+        raise UserError(f"{table} is missing or does not match index.json's checksum; reduce the run again")
+    return table
 
 
 def index_folder(run: Path, plan: Plan, pooling: Pooling) -> Path:
@@ -188,22 +237,35 @@ def index_folder(run: Path, plan: Plan, pooling: Pooling) -> Path:
     return run / ("experts" if pooling == plan.responses.poolings[0] else f"experts-{pooling}")
 
 
-def write_index(folder: Path, table: pa.Table, plan: Plan, pooling: Pooling, concepts: list[dict[str, Any]]) -> Path:
-    """Write an index folder; ``index.json`` comes last and makes it whole."""
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    write_atomically(folder / "experts.parquet", buffer.getvalue())
+def write_index(
+    folder: Path,
+    tables: Mapping[str, pa.Table],
+    plan: Plan,
+    pooling: Pooling,
+    concepts: list[dict[str, Any]],
+    alpha: float,
+) -> Path:
+    """Write an index folder; ``index.json`` comes last and makes it whole.
+
+    Args:
+        alpha: of the thresholds that concepts are said to have.
+    """
+    for name in TABLES:
+        buffer = io.BytesIO()
+        pq.write_table(tables[name], buffer, compression="zstd")
+        write_atomically(folder / f"{name}.parquet", buffer.getvalue())
     write_json(
         folder / "index.json",
         {
             "format": FORMAT,
-            "checksum": sha256_file(folder / "experts.parquet"),
-            "top_k": table.num_rows // len(concepts),
+            "checksums": {name: sha256_file(folder / f"{name}.parquet") for name in TABLES},
+            "top_k": tables["experts"].num_rows // len(concepts),
             "plan": plan.fingerprint,
             "pooling": pooling,
             "model": asdict(plan.model),
             "corpus": asdict(plan.corpus),
             "responses": asdict(plan.responses),
+            "scoring": {**asdict(plan.scoring), "alpha": alpha},
             "hookpoints": [asdict(hookpoint) for hookpoint in plan.hookpoints],
             "concepts": concepts,
         },

@@ -23,7 +23,8 @@ from expertmine.ledger import (
     read_receipts,
     read_workers,
 )
-from expertmine.specs import Stage
+from expertmine.side_tables import is_table, tables_are_sound
+from expertmine.specs import STAGES, Stage
 from expertmine.store import Store
 
 RECENT = 600.0
@@ -73,10 +74,10 @@ class Damage:
 def progress_of(run: Path) -> list[StageProgress]:
     """Progress of each stage, from the receipts alone."""
     plan = load_plan(run)
-    stages: tuple[Stage, ...] = ("extract", "score")
     found = [
         _progress(stage, list(read_receipts(run, plan, stage)), plan.tasks(stage), read_failures(run, stage))
-        for stage in stages
+        for stage in STAGES
+        if plan.tasks(stage)
     ]
     folders = [index_folder(run, plan, pooling) for pooling in plan.responses.poolings]
     reduced = sum(_index_belongs(folder, plan.fingerprint) for folder in folders)
@@ -142,10 +143,11 @@ def verify(run: Path) -> Iterator[Damage | None]:
     corpus.check()
     sentences.rows_of(run, plan, corpus)
     store = Store(run, plan)
-    stages: tuple[Stage, ...] = ("extract", "score")
-    for stage in stages:
+    for stage in STAGES:
         for receipt in read_receipts(run, plan, stage):
-            yield None if store.sound(receipt.checksums) else Damage(stage, receipt.task)
+            of_store = {key: value for key, value in receipt.checksums.items() if not is_table(key)}
+            sound = store.sound(of_store) and tables_are_sound(run, receipt.checksums)
+            yield None if sound else Damage(stage, receipt.task)
     for pooling in plan.responses.poolings:
         folder = index_folder(run, plan, pooling)
         if (folder / "index.json").exists() and not _index_belongs(folder, plan.fingerprint):

@@ -208,9 +208,10 @@ def require_complete(run: Path, plan: Plan, stage: Stage) -> None:
     """
     if missing := missing_tasks(run, plan, stage):
         first = ", ".join(map(str, missing[:5])) + (", …" if len(missing) > 5 else "")
+        command = "extract" if stage == "extract" else "score"
         raise UserError(
             f"{run}: {len(missing)} of {plan.tasks(stage)} {stage} tasks are not done ({first}); "
-            f"run `expertmine {stage} {run}`"
+            f"run `expertmine {command} {run}`"
         )
 
 

@@ -1,22 +1,25 @@
-"""The stages in a row: plan, extract, score, reduce, each on the runtime that was asked for. Resumable at any point."""
+"""The stages in a row: plan, extract, score and assess, reduce, each on the runtime that was asked for. Resumable."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Literal
 
-from expertmine import reduce, score
+from expertmine import assess, reduce, score
 from expertmine.corpus import Corpus
 from expertmine.errors import UserError
 from expertmine.experts import Experts
 from expertmine.ledger import Failure, Receipt, load_plan, write_failures
-from expertmine.progress import track
+from expertmine.progress import console, track
 from expertmine.runtime import serial
 from expertmine.runtime.failures import Failed
-from expertmine.specs import Plan, PlanRequest, Pooling
+from expertmine.specs import SCORING_MEMORY, Plan, PlanRequest, Pooling, Stage
 
 if TYPE_CHECKING:
     from expertmine.generate import GenerationRequest
@@ -26,7 +29,19 @@ DEFAULT_TOP_K = 500
 """Experts kept a concept."""
 
 ExtractExecutor = Literal["ray", "serial"]
-ScoreExecutor = Literal["dask", "serial"]
+ScoreExecutor = Literal["dask", "ray", "serial"]
+
+
+FOLLOWED = ("pairs", "experts", "sentences")
+"""Counts of receipts whose rate is shown."""
+
+_RunTasks = tuple[Callable[[Callable[[], Callable[[int], Receipt]], Sequence[int]], Iterator[Receipt | Failed]], int]
+
+
+_SCORING: tuple[tuple[Stage, ModuleType, Callable[[Path, int, int], Callable[[], Callable[[int], Receipt]]]], ...] = (
+    ("score", score, score.NewScorer),
+    ("assess", assess, assess.NewAssessor),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +54,8 @@ class Cluster:
     """Processes; None takes what the machine or cluster has."""
     gpus_each: float | None = None
     """GPUs an extracting actor, also a fraction; None gives each one whole where there are any."""
+    memory: int = SCORING_MEMORY
+    """Bytes that a scoring process may hold."""
 
 
 def freeze_plan(run: Path, corpus: Path, request: PlanRequest, force: bool = False) -> tuple[Plan, Bill | None]:
@@ -81,21 +98,25 @@ def run_extract(run: Path, executor: ExtractExecutor, cluster: Cluster) -> None:
 
 
 def run_score(run: Path, executor: ScoreExecutor, cluster: Cluster) -> None:
-    """Stage 2 to its end.
+    """Stage 2 to its end: every pair is scored, then the best units are assessed.
 
     Raises:
         UserError: a worker could not be made, or tasks were given up; what is done is kept.
     """
     run = run.absolute()
     plan = load_plan(run)
-    tasks = score.plan(run)
-    if tasks:
-        results = (
-            serial.run(score.NewScorer(run), tasks) if executor == "serial" else _score_on_dask(run, tasks, cluster)
-        )
-        failed = _drain(results, "score", plan.tasks("score"), tasks)
-        _report(run, [Failure("score", each.task, each.reason, each.attempts, []) for each in failed], len(tasks))
-    score.finish(run)
+    with ExitStack() as open_clusters:
+        run_tasks: _RunTasks | None = None
+        for stage, module, new_worker in _SCORING:
+            tasks = module.plan(run)
+            if tasks:
+                # One cluster for both, and none where nothing is left to do.
+                run_tasks = run_tasks or open_clusters.enter_context(_scoring_on(executor, cluster, len(tasks)))
+                results, threads = run_tasks
+                found = results(new_worker(run, cluster.memory, threads), tasks)
+                failed = _drain(found, stage, plan.tasks(stage), tasks)
+                _report(run, [Failure(stage, each.task, each.reason, each.attempts, []) for each in failed], len(tasks))
+            module.finish(run)
 
 
 def run_reduce(run: Path, top_k: int | None) -> list[Path]:
@@ -113,7 +134,7 @@ def _top_k(run: Path, asked: int | None) -> int:
         return asked
     if (run / "experts" / "index.json").exists():
         return Experts.load(run).top_k
-    return min(DEFAULT_TOP_K, load_plan(run).layout.units)
+    return min(DEFAULT_TOP_K, reduce.most_experts(load_plan(run)))
 
 
 def run_all(
@@ -175,12 +196,24 @@ def _extract_on_ray(run: Path, tasks: Sequence[int], threads: int, cluster: Clus
         yield from ray.run(make, tasks, actors, cpus_each=threads, gpus_each=gpus_each, in_flight=IN_FLIGHT)
 
 
-def _score_on_dask(run: Path, tasks: Sequence[int], cluster: Cluster) -> Iterator[Receipt | Failed]:
-    from expertmine.runtime import dask
+@contextmanager
+def _scoring_on(executor: ScoreExecutor, cluster: Cluster, tasks: int) -> Iterator[_RunTasks]:
+    """While open, something that runs tasks of scoring, and how many a process of it may run at a time."""
+    workers = min(cluster.workers or os.cpu_count() or 1, tasks)
+    if executor == "serial":
+        yield serial.run, 1
+    elif executor == "dask":
+        from expertmine.runtime import dask
 
-    workers = min(cluster.workers or os.cpu_count() or 1, len(tasks))
-    with dask.cluster(cluster.address, workers) as client:
-        yield from dask.run(client, score.NewScorer(run), tasks)
+        with dask.cluster(cluster.address, workers) as client:
+            console.print(f"Dask dashboard: {client.dashboard_link}", markup=False, highlight=False, soft_wrap=True)
+            yield partial(dask.run, client), dask.threads(client)
+    else:
+        from expertmine.runtime import ray
+
+        with ray.cluster(cluster.address, None if cluster.address else workers):
+            actors = cluster.workers or max(1, min(int(ray.cpus()), tasks))
+            yield partial(ray.run, actors=actors, cpus_each=1, gpus_each=0), 1
 
 
 def _drain(results: Iterator[Receipt | Failed], label: str, total: int, tasks: Sequence[int]) -> list[Failed]:
@@ -194,9 +227,14 @@ def _drain(results: Iterator[Receipt | Failed], label: str, total: int, tasks: S
             else:
                 yield result
 
-    for _ in track(done(), label, total, total - len(tasks)):
+    for _ in track(done(), label, total, total - len(tasks), _amount):
         pass
     return failed
+
+
+def _amount(receipt: Receipt) -> tuple[int, str]:
+    """What a task has done, in the unit that people follow."""
+    return next(((receipt.counts[name], name) for name in FOLLOWED if name in receipt.counts), (0, ""))
 
 
 def _report(run: Path, failures: Sequence[Failure], tasks: int) -> None:

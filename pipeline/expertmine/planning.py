@@ -21,8 +21,10 @@ from expertmine.errors import UserError
 from expertmine.models import LoadedModel, load_model
 from expertmine.progress import size
 from expertmine.responses import TYPES, filling, forward_passes, make_batches, prepare
-from expertmine.specs import Layout, Plan, PlanRequest, ResponseSpec
-from expertmine.store import STATISTICS, encoded_size
+from expertmine.scored_rows import null_classes
+from expertmine.scoring_memory import BASE, Work
+from expertmine.specs import Layout, Plan, PlanRequest, ResponseSpec, ScoringSpec
+from expertmine.store import STATISTICS, encoded_size, statistics_of
 from expertmine.units import find_hookpoints, left_out_experts
 
 PARTITION_BYTES = 256 * 2**20
@@ -30,12 +32,12 @@ PARTITION_BYTES = 256 * 2**20
 SHARD_BYTES = 64 * 2**20
 FEWEST_ROWS = 512
 """Sentences of a partition, where that many fit."""
-SCORING_BYTES = 256 * 2**20
-"""Most responses that a scoring task reads."""
 SAMPLE_SENTENCES = 256
 """Sentences of the timing sample."""
 SAMPLE_BYTES = 64 * 2**20
 """Most responses of the sample that are compressed to see how far they shrink."""
+KEEP_SHOWN = (16, 64)
+"""Values of --keep whose bytes the bill tells for comparison."""
 PARTITIONS_AT_ONCE = 3
 """Held by an extracting process: one that fills up, one that waits, one that is written."""
 
@@ -63,13 +65,17 @@ class Bill:
     """After compression, by how far a sample, or what is stored, shrank."""
     expertise_bytes: int
     """Before compression."""
+    expertise_choices: dict[str, int]
+    """What that would be if other statistics were kept, see `expertmine.specs.ScoringSpec.keep`."""
     files: int
     """That the run will write."""
     extract_memory: int | None
     """Bytes an extracting process holds beside torch itself: weights, a pass, partitions. None where no model was
     loaded."""
     score_memory: int
-    """Bytes a scoring process holds: one block and its keys."""
+    """Bytes a scoring process holds, Python and its libraries included: a block, its ranks, its statistics."""
+    null_sets: int
+    """Shuffles of labels that are scored beside the concepts."""
     extract_seconds: float | None
     """For one process on this machine, from a timed sample, or from what the run has done; None where it has not."""
 
@@ -98,7 +104,10 @@ def make_plan(request: PlanRequest, corpus: Corpus) -> tuple[Plan, Bill]:
     lengths = measure_lengths(loaded.tokenizer, table["text"], spec)
     require_concepts_kept(corpus, lengths > 0, spec)
     segment = sentences.segment_of(table)
+    scoring = ScoringSpec(**request.scoring)
+    units = sum(hookpoint.width for hookpoint in hookpoints)
     itemsize = np.dtype(spec.dtype).itemsize * len(spec.poolings)
+    work = scoring_work(corpus, lengths > 0, segment.sentences, spec, scoring)
     plan = Plan(
         model=loaded.identity,
         patterns=request.patterns,
@@ -107,23 +116,27 @@ def make_plan(request: PlanRequest, corpus: Corpus) -> tuple[Plan, Bill]:
         responses=spec,
         compression=request.compression,
         segments=(segment,),
-        layout=make_layout(segment.sentences, sum(hookpoint.width for hookpoint in hookpoints), itemsize),
+        layout=make_layout(segment.sentences, units, itemsize, widest_block(work, request.scoring_memory)),
+        scoring=scoring,
     )
     kept = np.flatnonzero(lengths)
     spread = kept[np.linspace(0, len(kept) - 1, min(SAMPLE_SENTENCES, len(kept))).astype(int)]
     sample = _run_sample(loaded, plan, table["text"].take(spread).to_pylist())
     weights = sum(parameter.numel() * parameter.element_size() for parameter in loaded.model.parameters())
-    bill = make_bill(plan, lengths, 0, sample, weights)
+    bill = make_bill(plan, lengths, 0, sample, weights, work)
     return plan, bill if request.patterns else replace(bill, left_out=tuple(left_out_experts(loaded.model)))
 
 
-def make_bill(plan: Plan, lengths: NDArray[np.int64], stored: int, sample: Sample, weights: int | None) -> Bill:
+def make_bill(
+    plan: Plan, lengths: NDArray[np.int64], stored: int, sample: Sample, weights: int | None, work: Work
+) -> Bill:
     """Add up what a plan will cost.
 
     Args:
         lengths: (sentences that are new,) tokens of each, 0 for those that will be dropped.
         stored: sentences that are not new.
         weights: bytes of the model, when it was loaded.
+        work: of scoring.
     """
     layout, spec = plan.layout, plan.responses
     itemsize = np.dtype(spec.dtype).itemsize * len(spec.poolings)
@@ -134,7 +147,13 @@ def make_bill(plan: Plan, lengths: NDArray[np.int64], stored: int, sample: Sampl
     pairs = plan.corpus.concepts * layout.units
     tokens = int(lengths.sum())
     partitions = rows // layout.partition_rows
-    scores = layout.blocks * len(spec.poolings)
+    scores = plan.tasks("score")
+    choices = {"all": expertise_bytes(replace(plan, scoring=replace(plan.scoring, keep=None)))}
+    choices |= {
+        str(keep): expertise_bytes(replace(plan, scoring=replace(plan.scoring, keep=keep)))
+        for keep in KEEP_SHOWN
+        if 2 * keep < layout.block_units
+    }
     return Bill(
         sentences=int((lengths > 0).sum()),
         stored=stored,
@@ -145,10 +164,14 @@ def make_bill(plan: Plan, lengths: NDArray[np.int64], stored: int, sample: Sampl
         pairs=pairs,
         response_bytes=rows * layout.padded_shape[1] * itemsize,
         stored_bytes=round(len(lengths) * layout.padded_shape[1] * itemsize * sample.compressed),
-        expertise_bytes=pairs * len(spec.poolings) * sum(np.dtype(dtype).itemsize for dtype in STATISTICS.values()),
-        files=partitions * (2 + layout.objects_a_partition * len(spec.poolings)) + scores * (1 + len(STATISTICS)),
+        expertise_bytes=expertise_bytes(plan),
+        expertise_choices=choices,
+        files=partitions * (2 + layout.objects_a_partition * len(spec.poolings))
+        + scores * (2 + len(STATISTICS))
+        + 2 * plan.tasks("assess"),
         extract_memory=None if weights is None else weights + a_pass + PARTITIONS_AT_ONCE * partition,
-        score_memory=3 * layout.padded_shape[0] * layout.block_units * np.dtype(spec.dtype).itemsize,
+        score_memory=BASE + work.needed(layout.block_units, layout.block_units),
+        null_sets=work.sets - 2 * work.concepts,
         extract_seconds=None if sample.seconds_a_token is None else sample.seconds_a_token * tokens,
     )
 
@@ -176,13 +199,50 @@ def refuse_what_will_not_fit(run: Path, bill: Bill) -> None:
         )
 
 
-def make_layout(sentences_: int, units: int, itemsize: int) -> Layout:
+def scoring_work(corpus: Corpus, kept: NDArray[np.bool_], rows: int, spec: ResponseSpec, scoring: ScoringSpec) -> Work:
+    """What every unit will be scored on.
+
+    Args:
+        kept: (sentences,) those that are run.
+        rows: stored sentences, those of earlier corpora too.
+    """
+    mined = corpus.counts(kept & ~corpus.held_out)
+    shuffled = scoring.permutations * len(np.unique(null_classes(*mined, scoring.null)))
+    concepts = corpus.identity.concepts
+    return Work(rows, concepts, 2 * concepts + shuffled, spec.dtype)
+
+
+def widest_block(work: Work, memory: int) -> int:
+    """Units of a block that a scoring process of so much memory takes on whole.
+
+    Raises:
+        UserError: not even one.
+    """
+    units = work.widest_block(memory - BASE)
+    if units < 1:
+        raise UserError(
+            f"--scoring-memory is {size(memory)}, and scoring one unit with {work.rows:,} sentences and "
+            f"{work.concepts:,} concepts takes about {size(BASE + work.needed(1, 1))}; give it that"
+        )
+    return units
+
+
+def expertise_bytes(plan: Plan) -> int:
+    """Bytes of all stored statistics before compression."""
+    return len(plan.responses.poolings) * sum(
+        plan.corpus.concepts * plan.layout.blocks * columns * np.dtype(dtype).itemsize
+        for dtype, columns in statistics_of(plan).values()
+    )
+
+
+def make_layout(sentences_: int, units: int, itemsize: int, widest_block: int) -> Layout:
     """Cut the store so that every task fits its memory budget and there is work for several workers.
 
     Args:
         itemsize: bytes of a response, of all poolings together.
+        widest_block: units that a scoring process can take on.
     """
-    block = _multiple(min(SCORING_BYTES // (sentences_ * itemsize), -(-units // 8)), 16, 16, 256)
+    block = _multiple(min(widest_block // 16 * 16, -(-units // 8)), 16, 16, 256)
     # Sentences of a batch should be of nearly one length, which takes some hundreds to choose among.
     rows = _multiple(min(PARTITION_BYTES // (units * itemsize), max(-(-sentences_ // 8), FEWEST_ROWS)), 32, 32, 2048)
     rows = min(rows, _multiple(sentences_, 32, 32, rows))

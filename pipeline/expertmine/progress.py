@@ -27,14 +27,22 @@ console = Console(stderr=True, width=None if sys.stderr.isatty() else 160)
 """Standard error; a file has no width of its own, and nothing must be folded there."""
 
 
-def track(items: Iterable[Item], label: str, total: int, done: int = 0) -> Iterator[Item]:
+def track(
+    items: Iterable[Item],
+    label: str,
+    total: int,
+    done: int = 0,
+    amount: Callable[[Item], tuple[int, str]] = lambda _: (0, ""),
+) -> Iterator[Item]:
     """Pass items through and show how many of `total` have come.
 
     Args:
         done: how many were there before this call; they count, but not towards the speed.
+        amount: how much work an item was, and in what unit, for showing how much is done a second.
     """
+    rate = _Rate()
     if not console.is_terminal:
-        yield from _plain(items, label, total, done)
+        yield from _plain(rate.of(items, amount), label, total, done, rate)
         return
     columns = (
         TextColumn("{task.description:<10}"),
@@ -43,15 +51,36 @@ def track(items: Iterable[Item], label: str, total: int, done: int = 0) -> Itera
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
+        TextColumn("{task.fields[rate]}"),
     )
     with Progress(*columns, console=console) as bar:
-        task = bar.add_task(label, total=total, completed=done)
-        for item in items:
-            bar.advance(task)
+        task = bar.add_task(label, total=total, completed=done, rate="")
+        for item in rate.of(items, amount):
+            bar.update(task, advance=1, rate=str(rate))
             yield item
 
 
-def _plain(items: Iterable[Item], label: str, total: int, done: int) -> Iterator[Item]:
+class _Rate:
+    """How much is done a second, since the first item was asked for."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+        self._amount, self._unit = 0, ""
+
+    def of(self, items: Iterable[Item], amount: Callable[[Item], tuple[int, str]]) -> Iterator[Item]:
+        """Pass items through and add up what they amount to."""
+        for item in items:
+            more, self._unit = amount(item)
+            self._amount += more
+            yield item
+
+    def __str__(self) -> str:
+        if not self._amount:
+            return ""
+        return f"{number(self._amount / max(time.monotonic() - self._started, 1e-3))} {self._unit}/s"
+
+
+def _plain(items: Iterable[Item], label: str, total: int, done: int, rate: _Rate) -> Iterator[Item]:
     started = said = time.monotonic()
     new = 0
     for item in items:
@@ -60,11 +89,15 @@ def _plain(items: Iterable[Item], label: str, total: int, done: int) -> Iterator
         if now - said >= PLAIN_INTERVAL and done + new < total:
             said = now
             left = (now - started) / new * (total - done - new)
-            console.print(f"{label}: {done + new:,} of {total:,}, about {duration(left)} left", highlight=False)
+            _say(f"{label}: {done + new:,} of {total:,}", str(rate), f"about {duration(left)} left")
         yield item
     if new:
         took = duration(time.monotonic() - started)
-        console.print(f"{label}: {done + new:,} of {total:,} in {took}", highlight=False)
+        _say(f"{label}: {done + new:,} of {total:,} in {took}", str(rate))
+
+
+def _say(*parts: str) -> None:
+    console.print(", ".join(part for part in parts if part), highlight=False)
 
 
 def track_bytes(chunks: Iterable[Item], label: str, total: int, position: Callable[[], int]) -> Iterator[Item]:
@@ -106,6 +139,14 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def number(value: float) -> str:
+    """A number as people say it: ``870``, ``12,300``, ``4.56 million``."""
+    for limit, word in ((1e9, "thousand million"), (1e6, "million")):
+        if value >= limit:
+            return f"{value / limit:.3g} {word}"
+    return f"{value:,.0f}"
 
 
 def size(bytes_: float) -> str:

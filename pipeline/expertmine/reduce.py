@@ -1,11 +1,11 @@
-"""Stage 3: expertise → expert index: the top K units of every concept.
+"""Stage 3: expertise → expert index: the best and the worst units of every concept, and whether they are real.
 
-Streams over blocks of units and keeps K candidates a concept; merging is associative, and ties go to the lower unit id,
-so the index does not depend on the order in which blocks were scored or merged.
+Streams over blocks of units; what it gathers does not depend on the order in which blocks were scored or come.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,46 +13,38 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from expertmine.chance import ALPHA, expected_ap, p_values, thresholds
 from expertmine.corpus import Corpus
+from expertmine.distribution import Distribution
 from expertmine.errors import UserError
 from expertmine.experts import SCHEMA, index_folder, write_index
 from expertmine.ledger import load_plan, open_corpus, require_complete
 from expertmine.progress import track
+from expertmine.ranking import Extremes
+from expertmine.scored_rows import mined_and_held_out, null_classes
+from expertmine.side_tables import read_assessments, read_null
 from expertmine.specs import Plan, Pooling
-from expertmine.store import STATISTICS, Store
-from expertmine_kernels import top_k
+from expertmine.store import KEPT, STATISTICS, Store
+
+STABILITY_AT = (10, 50)
+"""Values of k for which it is told how many of the k best stay among them when sentences are drawn anew."""
 
 
-def merge_top(
-    ap: NDArray[np.floating], units: NDArray[np.int64], more_ap: NDArray[np.floating], first_unit: int, k: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Merge a block into the best so far: by average precision descending, unit id ascending.
-
-    Args:
-        ap, units: (concepts, kept) the best so far.
-        more_ap: (concepts, width) of the units from `first_unit` on.
-
-    Returns:
-        (concepts, at most k): places in the two put side by side, and unit ids.
-    """
-    all_ap = np.concatenate([ap, more_ap], axis=1)
-    new_units = np.broadcast_to(np.arange(first_unit, first_unit + more_ap.shape[1]), more_ap.shape)
-    all_units = np.concatenate([units, new_units], axis=1)
-    by_unit = np.argsort(all_units, axis=1)  # top_k prefers what comes first among equals
-    ap_by_unit = np.take_along_axis(all_ap, by_unit, axis=1)
-    best = np.stack([top_k(scores, min(k, scores.size)) for scores in ap_by_unit])
-    places = np.take_along_axis(by_unit, best, axis=1)
-    return places, np.take_along_axis(all_units, places, axis=1)
+def most_experts(plan: Plan) -> int:
+    """How many experts a concept the index may hold: all units, or as many as statistics were kept of."""
+    return plan.layout.units if plan.kept_columns is None else min(plan.kept_columns // 2, plan.layout.units)
 
 
 def require_top_k(plan: Plan, kept: int) -> None:
     """Check how many experts are to be kept.
 
     Raises:
-        UserError: more than there are units, or none.
+        UserError: more than there are, or none.
     """
-    if not 1 <= kept <= plan.layout.units:
-        raise UserError(f"--top-k is {kept}: expected 1 to {plan.layout.units}, the model's units")
+    most = most_experts(plan)
+    if not 1 <= kept <= most:
+        why = "the model's units" if most == plan.layout.units else "as many as --keep had statistics stored of"
+        raise UserError(f"--top-k is {kept}: expected 1 to {most}, {why}")
 
 
 def reduce(run: Path, kept: int) -> list[Path]:
@@ -63,38 +55,122 @@ def reduce(run: Path, kept: int) -> list[Path]:
     """
     plan = load_plan(run)
     require_complete(run, plan, "score")
+    require_complete(run, plan, "assess")
     require_top_k(plan, kept)
-    store = Store(run, plan)
-    concepts = _concepts(open_corpus(run, plan))
-    folders = []
-    for pooling in plan.responses.poolings:
-        units, best = _best(store, plan, pooling, kept)
-        table = _table(plan, concepts, units, best)
-        folders.append(write_index(index_folder(run, plan, pooling), table, plan, pooling, concepts))
-    return folders
+    store, corpus = Store(run, plan), open_corpus(run, plan)
+    chance = _Chance.of(run, plan, corpus, store)
+    return [_reduce(run, plan, pooling, store, corpus, chance, kept) for pooling in plan.responses.poolings]
 
 
-def _best(
-    store: Store, plan: Plan, pooling: Pooling, kept: int
-) -> tuple[NDArray[np.int64], dict[str, NDArray[np.floating]]]:
-    """The best units of every concept, and their statistics, each (concepts, kept)."""
-    concepts = plan.corpus.concepts
-    units = np.empty((concepts, 0), np.int64)
-    best: dict[str, NDArray[np.floating]] = {name: np.empty((concepts, 0), dtype) for name, dtype in STATISTICS.items()}
+def _reduce(run: Path, plan: Plan, pooling: Pooling, store: Store, corpus: Corpus, chance: _Chance, kept: int) -> Path:
+    null = chance.null(run, plan, pooling)
+    best, worst = Extremes(plan.corpus.concepts, kept), Extremes(plan.corpus.concepts, kept, worst=True)
+    distribution = Distribution(plan.corpus.concepts, plan.hookpoints, chance.expected + thresholds(null))
     label = "reduce" if len(plan.responses.poolings) == 1 else f"reduce {pooling}"
     for block in track(range(plan.layout.blocks), label, plan.layout.blocks):
-        span = plan.layout.block(block)
-        found = {name: store.read_scores(pooling, name, span) for name in STATISTICS}
-        places, units = merge_top(best["ap"], units, found["ap"], span.start, kept)
-        best = {
-            name: np.take_along_axis(np.concatenate([best[name], found[name]], axis=1), places, axis=1)
-            for name in STATISTICS
+        units = plan.layout.block(block)
+        ap = store.read_scores(pooling, "ap", units)
+        for extremes in (best, worst):
+            extremes.add(ap, units.start)
+        distribution.add(ap, units)
+    tables = {"distribution": distribution.table([concept.name for concept in corpus.concepts])}
+    interval, stability = _assessed(run, plan, pooling, kept)
+    for name, extremes in (("experts", best), ("worst", worst)):
+        chosen, ap = extremes.found()
+        values = {**_statistics(store, plan, pooling, chosen), "ap": ap}
+        values["p_value"] = p_values(ap - chance.expected[:, np.newaxis], null)
+        values["held_out_low"], values["held_out_high"] = np.moveaxis(interval, 2, 0)
+        tables[name] = _table(plan, corpus, chosen, values)
+        interval = np.full_like(interval, np.nan)  # the worst are not assessed
+    concepts = _concepts(corpus)
+    for at, facts in enumerate(concepts):
+        threshold = distribution.thresholds[at]
+        known = not np.isnan(threshold)
+        facts["chance"] = {
+            "expected_ap": float(chance.expected[at]),
+            "threshold": float(threshold) if known else None,
+            "units_above": int(distribution.above[at].sum()) if known else None,
+            "labels_of": corpus.concepts[chance.classes[at]].name if plan.scoring.permutations else None,
         }
-    return units, best
+        facts["stability"] = {str(k): float(shares[at]) for k, shares in stability.items()}
+    return write_index(index_folder(run, plan, pooling), tables, plan, pooling, concepts, ALPHA)
+
+
+@dataclass(frozen=True)
+class _Chance:
+    """What shuffled labels say, the same for every pooling but for the maxima."""
+
+    expected: NDArray[np.float64]
+    """(concepts,) average precision that a random order is expected to have."""
+    classes: NDArray[np.int64]
+    """(concepts,) whose labels were shuffled for each."""
+
+    @classmethod
+    def of(cls, run: Path, plan: Plan, corpus: Corpus, store: Store) -> _Chance:
+        mined, _, _ = mined_and_held_out(run, plan, corpus, store)
+        classes = null_classes(mined.positives, mined.negatives, plan.scoring.null)
+        return cls(expected_ap(mined.positives, mined.negatives), classes)
+
+    def null(self, run: Path, plan: Plan, pooling: Pooling) -> NDArray[np.float64]:
+        """(concepts, permutations) by how much the best of all units exceeds the expected average precision."""
+        shuffled, max_ap = read_null(run, plan, pooling)
+        lifts = (max_ap - self.expected[shuffled]).reshape(-1, max(plan.scoring.permutations, 1))
+        if not plan.scoring.permutations:
+            return np.empty((len(self.classes), 0))
+        place_of = np.empty(len(self.classes), np.int64)
+        place_of[shuffled[:: plan.scoring.permutations]] = np.arange(len(lifts))
+        return lifts[place_of[self.classes]]
+
+
+def _assessed(
+    run: Path, plan: Plan, pooling: Pooling, kept: int
+) -> tuple[NDArray[np.float64], dict[int, NDArray[np.float64]]]:
+    """Intervals on held-out sentences, (concepts, kept, 2), and for some k the share that stays, (concepts,)."""
+    interval = np.full((plan.corpus.concepts, kept, 2), np.nan)
+    if not plan.scoring.resamples:
+        return interval, {}
+    resampled, found = read_assessments(run, plan, pooling)
+    known = min(kept, found.shape[1])
+    interval[:, :known] = found[:, :known]
+    ks = [k for k in STABILITY_AT if 2 * k <= found.shape[1]]
+    return interval, {k: np.array([stability(each, k) for each in resampled]) for k in ks}
+
+
+def stability(resampled: NDArray[np.floating[Any]], k: int) -> float:
+    """Share of the k best units that are among the k best of a resample, on average.
+
+    Args:
+        resampled: (units, resamples) average precision of a concept's units, the best on all sentences first; ties go
+            to the earlier one.
+    """
+    best = np.argsort(-resampled, axis=0, kind="stable")[:k]
+    return float((best < k).mean())
+
+
+def _statistics(
+    store: Store, plan: Plan, pooling: Pooling, chosen: NDArray[np.int64]
+) -> dict[str, NDArray[np.floating[Any]]]:
+    """Every stored statistic of chosen units, each (concepts, chosen)."""
+    found = {name: np.full(chosen.shape, np.nan, dtype) for name, dtype in STATISTICS.items()}
+    blocks = chosen // plan.layout.block_units
+    for block in np.unique(blocks).tolist():
+        units = plan.layout.block(block)
+        at = np.nonzero(blocks == block)
+        if plan.kept_columns is None:
+            places = at[0], chosen[at] - units.start
+        else:
+            kept = store.read_kept(pooling, KEPT, block)
+            places = at[0], (kept[at[0]] == chosen[at][:, np.newaxis]).argmax(axis=1)
+        for name in STATISTICS:
+            if plan.kept_columns is None:
+                found[name][at] = store.read_scores(pooling, name, units)[places]
+            elif name != "ap":
+                found[name][at] = store.read_kept(pooling, name, block)[places]
+    return found
 
 
 def _concepts(corpus: Corpus) -> list[dict[str, Any]]:
-    """What the index says of each concept."""
+    """What the index says of each concept, its sentences."""
     positives, negatives = corpus.counts(np.ones(corpus.identity.sentences, np.bool_))
     held_out = np.sum(corpus.counts(corpus.held_out), axis=0)
     return [
@@ -111,21 +187,21 @@ def _concepts(corpus: Corpus) -> list[dict[str, Any]]:
 
 
 def _table(
-    plan: Plan, concepts: list[dict[str, Any]], units: NDArray[np.int64], best: dict[str, NDArray[np.floating]]
+    plan: Plan, corpus: Corpus, units: NDArray[np.int64], values: dict[str, NDArray[np.floating[Any]]]
 ) -> pa.Table:
-    """The index as a table, a row for each concept and rank."""
+    """Units as a table, a row for each concept and rank."""
     ranks = units.shape[1]
     flat = units.ravel()
     starts = np.array([hookpoint.first_unit for hookpoint in plan.hookpoints])
     at = np.searchsorted(starts, flat, side="right") - 1
     hookpoints = np.array([hookpoint.name for hookpoint in plan.hookpoints])
     columns = {
-        "concept": pa.array(np.repeat(np.array([concept["name"] for concept in concepts], dtype=object), ranks)),
-        "group": pa.array(np.repeat(np.array([concept["group"] for concept in concepts], dtype=object), ranks)),
-        "rank": pa.array(np.tile(np.arange(1, ranks + 1, dtype=np.int32), len(concepts))),
+        "concept": pa.array(np.repeat(np.array([each.name for each in corpus.concepts], dtype=object), ranks)),
+        "group": pa.array(np.repeat(np.array([each.group for each in corpus.concepts], dtype=object), ranks)),
+        "rank": pa.array(np.tile(np.arange(1, ranks + 1, dtype=np.int32), len(units))),
         "unit": pa.array(flat),
         "hookpoint": pa.array(hookpoints[at]),
         "channel": pa.array((flat - starts[at]).astype(np.int32)),
-        **{name: pa.array(values.ravel()) for name, values in best.items()},
+        **{name: pa.array(column.ravel()) for name, column in values.items()},
     }
-    return pa.table(columns, schema=SCHEMA)
+    return pa.table({name: columns[name] for name in SCHEMA.names}, schema=SCHEMA)

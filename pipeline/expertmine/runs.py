@@ -29,13 +29,15 @@ from expertmine.planning import (
     measure_lengths,
     refuse_what_will_not_fit,
     require_concepts_kept,
+    scoring_work,
 )
 from expertmine.specs import Plan, PlanRequest
 from expertmine.store import Store
 
 
 def plan_run(run: Path, corpus: Corpus, request: PlanRequest, force: bool) -> tuple[Plan, Bill | None]:
-    """Make the plan of a run folder, or find it there; when the corpus is another by now, the run goes on with that.
+    """Make the plan of a run folder, or find it there; when the corpus is another by
+    now, or its pairs are to be scored otherwise, the run goes on with that.
 
     Args:
         force: plan what the disk or memory may not hold.
@@ -55,7 +57,10 @@ def plan_run(run: Path, corpus: Corpus, request: PlanRequest, force: bool) -> tu
         return plan, bill
     frozen = load_plan(run)
     _require_same(run, frozen, request)
-    return (frozen, None) if frozen.corpus == corpus.identity else _grow(run, frozen, corpus, force)
+    scoring = replace(frozen.scoring, **request.scoring)
+    if frozen.corpus == corpus.identity and frozen.scoring == scoring:
+        return frozen, None
+    return _go_on(run, frozen, replace(frozen, scoring=scoring), corpus, force)
 
 
 def begin(run: Path, plan: Plan, corpus: Corpus) -> None:
@@ -89,17 +94,18 @@ def _fields(request: PlanRequest) -> tuple[str, ...]:
     return tuple(request.responses.__dataclass_fields__)
 
 
-def _grow(run: Path, frozen: Plan, corpus: Corpus, force: bool) -> tuple[Plan, Bill]:
-    """Go on with another corpus: what is stored stays where it is, what is not there yet comes behind it.
+def _go_on(run: Path, frozen: Plan, wanted: Plan, corpus: Corpus, force: bool) -> tuple[Plan, Bill]:
+    """Go on with another corpus, or have its pairs scored otherwise; all scores are made anew.
 
-    Loads no model, and where no sentence is new no tokenizer.
+    Responses stay where they are, those that are not there yet come behind them. Loads no model, and where no sentence
+    is new no tokenizer.
     """
     corpus.check()
     rows_of = sentences.rows_of(run, frozen, corpus)
     new = np.flatnonzero(rows_of < 0)
     table = sentences.of_corpus(corpus).take(new)
     lengths = np.zeros(0, np.int64)
-    plan = replace(frozen, corpus=corpus.identity)
+    plan = replace(wanted, corpus=corpus.identity)
     if len(new):
         from expertmine.models import load_tokenizer
 
@@ -111,12 +117,14 @@ def _grow(run: Path, frozen: Plan, corpus: Corpus, force: bool) -> tuple[Plan, B
     kept = _kept(run, frozen, receipts)[rows_of]
     kept[new] = lengths > 0
     require_concepts_kept(corpus, kept, frozen.responses)
-    bill = make_bill(plan, lengths, len(rows_of) - len(new), _so_far(run, frozen, receipts), weights=None)
+    work = scoring_work(corpus, kept, plan.layout.padded_shape[0], plan.responses, plan.scoring)
+    bill = make_bill(plan, lengths, len(rows_of) - len(new), _so_far(run, frozen, receipts), None, work)
     if not force:
         refuse_what_will_not_fit(run, bill)
     if len(new):
         sentences.write_segment(run, len(frozen.segments), table, plan.layout.partition_rows)
     forget_receipts(run, "score")
+    forget_receipts(run, "assess")
     freeze(run, plan, corpus)
     return plan, bill
 

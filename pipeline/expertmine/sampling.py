@@ -18,7 +18,7 @@ Ids = NDArray[np.int32]
 def lots(keys: NDArray[np.uint64], salt: str) -> NDArray[np.uint64]:
     """(texts,) the lots of texts by their content hashes (texts, 2)."""
     # The finaliser of SplitMix64 (Steele, Lea and Flood 2014): a bijection that scatters the salted hashes anew.
-    mixed = keys[:, 1] ^ np.uint64(_number(salt))
+    mixed = keys[:, 1] ^ np.uint64(salted_number(salt))
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     drawn: NDArray[np.uint64] = mixed ^ (mixed >> np.uint64(31))
@@ -46,7 +46,7 @@ def draw_others(by_key: Ids, without: Ids, count: int, salt: str) -> Ids:
         by_key: all ids, in order of their content hashes.
     """
     total = len(by_key)
-    start, stride = _number(salt + " start") % total, _number(salt + " stride") % total or 1
+    start, stride = salted_number(salt + " start") % total, salted_number(salt + " stride") % total or 1
     while math.gcd(stride, total) != 1:
         stride += 1
     found = np.empty(0, np.int32)
@@ -62,8 +62,9 @@ def draw_others(by_key: Ids, without: Ids, count: int, salt: str) -> Ids:
 
 def draw_names(names: Iterable[str], count: int | None, salt: str) -> list[str]:
     """The `count` names of lowest lot; all of them for None."""
-    return sorted(names, key=lambda name: _number(f"{salt} {name}"))[:count]
+    return sorted(names, key=lambda name: salted_number(f"{salt} {name}"))[:count]
 
 
-def _number(text: str) -> int:
+def salted_number(text: str) -> int:
+    """A number below 2⁶⁴ that a text decides, and the same everywhere."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")

@@ -1,22 +1,22 @@
 """Stage 2: a block of units → expertise of every concept. Needs no model and no torch.
 
-A task reads its units' responses to all sentences once and scores every concept on them: on the mined sentences, and,
-where a concept has held-out ones, their average precision too.
+A task reads its units' responses to all sentences once and scores every set of labels on them: the mined sentences of
+each concept, its held-out ones, and shuffled labels, which tell what the best of all units reaches by chance.
 """
 
 from __future__ import annotations
 
 import platform
 import time
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from expertmine import sentences
-from expertmine.corpus import Corpus, membership
-from expertmine.errors import UserError
 from expertmine.ledger import (
     Receipt,
     load_plan,
@@ -28,8 +28,11 @@ from expertmine.ledger import (
     worker_name,
     write_receipt,
 )
-from expertmine.sampling import Ids
-from expertmine.store import Store, create_store
+from expertmine.scored_rows import mined_and_held_out, scored_rows
+from expertmine.scoring_memory import Work, strip_units, strips
+from expertmine.side_tables import write_null
+from expertmine.specs import SCORING_MEMORY
+from expertmine.store import KEPT, STATISTICS, Store, create_store
 from expertmine_kernels import ConceptRows, expertise
 
 
@@ -55,88 +58,48 @@ def finish(run: Path) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Labels:
-    """The rows that each concept is scored on."""
-
-    concepts: NDArray[np.int64]
-    """Ids of the concepts, one for each concept of `rows`."""
-    rows: ConceptRows
-
-
-def labels(corpus: Corpus, usable: NDArray[np.bool_], rows_of: NDArray[np.int64]) -> Labels | None:
-    """Labels among the usable sentences, for the concepts that have both kinds there; None when none has.
-
-    Args:
-        usable: (sentences,)
-        rows_of: (sentences,) the row of each usable one.
-    """
-    kept = np.flatnonzero((np.array(corpus.counts(usable)) > 0).all(axis=0))
-    usable_pools = [pool[usable[pool]] for pool in corpus.pools]
-    in_pool = membership(usable_pools, len(usable))
-    positives, removed, pool_of = [], [], []
-    pools: list[Ids] = []
-    places: dict[int | bytes, int] = {}
-    for concept_id in kept.tolist():
-        own = corpus.labels(concept_id)
-        pool = corpus.concepts[concept_id].pool
-        identity: int | bytes
-        if pool is not None and not len(own.negatives):
-            identity, rows = pool, usable_pools[pool]
-            taken = np.concatenate([own.positives, own.neither])
-            removed.append(taken[in_pool[pool, taken]])
-        else:
-            negatives = corpus.rows(concept_id).negatives
-            rows = negatives[usable[negatives]]
-            identity = rows.tobytes()
-            removed.append(rows[:0])
-        if identity not in places:
-            places[identity] = len(pools)
-            pools.append(rows)
-        pool_of.append(places[identity])
-        positives.append(own.positives[usable[own.positives]])
-    if not len(kept):
-        return None
-    stored = [[np.sort(rows_of[ids]) for ids in sets] for sets in (positives, pools, removed)]
-    return Labels(kept, ConceptRows.from_pools(stored[0], stored[1], pool_of, stored[2]))
-
-
-@dataclass(frozen=True, slots=True)
 class NewScorer:
     """Makes a `Scorer` wherever it is called; travels to workers in its stead."""
 
     run: Path
+    memory: int = SCORING_MEMORY
+    threads: int = 1
 
     def __call__(self) -> Scorer:
-        return Scorer(self.run)
+        return Scorer(self.run, self.memory, self.threads)
 
 
 class Scorer:
     """Holds the labels; each call scores one block of units, pooled in one way."""
 
-    def __init__(self, run: Path) -> None:
+    def __init__(self, run: Path, memory: int = SCORING_MEMORY, threads: int = 1) -> None:
         """Open the store and lay the labels out.
+
+        Args:
+            memory: bytes that this process may hold, all that it holds already included.
+            threads: calls that may come at the same time.
 
         Raises:
             UserError: a concept has no positive or no negative sentence left, or responses are lost.
+            StageError: the memory is too little for one unit.
         """
         self.run = run
         self.plan = load_plan(run)
         corpus = open_corpus(run, self.plan)
         self.store = Store(run, self.plan)
         self.store.require_every_shard()
-        rows_of = sentences.rows_of(run, self.plan, corpus)
-        ran = (rows_of >= 0) & (self.store.read_tokens() > 0)[rows_of]
-        mined = labels(corpus, ran & ~corpus.held_out, rows_of)
-        if mined is None or len(mined.concepts) < len(corpus.concepts):
-            scored = set(mined.concepts.tolist()) if mined else set()
-            lost = next(concept for concept in corpus.concepts if concept.concept_id not in scored)
-            raise UserError(
-                f"concept {lost.name!r} has no positive or no negative sentence of at most "
-                f"{self.plan.responses.max_tokens} tokens; raise --max-tokens, or use --too-long truncate"
-            )
-        self.mined = mined
+        mined, held_out, rows_of = mined_and_held_out(run, self.plan, corpus, self.store)
+        scored = scored_rows(mined, held_out, rows_of, self.plan.scoring)
+        self.concepts = scored.mined
+        self.held_out = scored.held_out
+        self.shuffled = scored.shuffled
+        sets = scored.sets
+        self.rows = ConceptRows.from_pools(sets.positives, sets.pools, sets.pool_of, sets.removed)
+        layout, dtype = self.plan.layout, self.plan.responses.dtype
+        _compile(dtype)  # first: that takes memory too
+        work = Work(layout.padded_shape[0], self.concepts, self.rows.concepts, dtype)
+        self.strip_units = strip_units(run, work, layout.block_units, memory, threads)
         self._done = 0
-        self.held_out = labels(corpus, ran & corpus.held_out, rows_of)
 
     def __call__(self, task: int) -> Receipt:
         """Score a block, store its statistics, and write its receipt.
@@ -144,44 +107,95 @@ class Scorer:
         Raises:
             UserError: responses are damaged, or the disk is full.
         """
-        self._report(f"scoring {task}")
-        started = time.perf_counter()
+        report_worker(self.run, "score", platform.machine(), f"scoring {task}", self._done)
+        clock = _Clock()
         pooling, block = self.plan.scoring_task(task)
-        responses = self.store.read_responses(pooling, self.plan.layout.block(block))
-        read = time.perf_counter()
-        found = expertise(responses, self.mined.rows)
-        held_out_ap = np.full(found.ap.shape, np.nan)
-        if self.held_out is not None:
-            held_out_ap[self.held_out.concepts] = expertise(responses, self.held_out.rows).ap
-        scored = time.perf_counter()
-        statistics = {
-            "ap": found.ap,
-            "auroc": found.auroc,
-            "held_out_ap": held_out_ap,
-            "on_mean": found.on_mean,
-            "on_p50": found.on_p50,
-            "on_p90": found.on_p90,
-            "off_mean": found.off_mean,
+        units = self.plan.layout.block(block)
+        statistics: dict[str, NDArray[np.floating]] = {
+            name: np.full((self.concepts, len(units)), np.nan, dtype) for name, dtype in STATISTICS.items()
         }
+        null = np.full(len(self.shuffled), -np.inf)
+        for strip in strips(units, self.strip_units):
+            responses = self.store.read_responses(pooling, strip)
+            clock.lap("read_ms")
+            found = expertise(responses, self.rows)
+            columns = slice(strip.start - units.start, strip.stop - units.start)
+            for name in STATISTICS.keys() - {"held_out_ap"}:
+                statistics[name][:, columns] = getattr(found, name)[: self.concepts]
+            shuffled_from = self.concepts + len(self.held_out)
+            statistics["held_out_ap"][self.held_out, columns] = found.ap[self.concepts : shuffled_from]
+            null = np.maximum(null, found.ap[shuffled_from:].max(axis=1, initial=-np.inf))
+            clock.lap("kernel_ms")
+        keep = self.plan.kept_columns
+        kept: Mapping[str, NDArray[Any]] = statistics if keep is None else select(statistics, keep // 2, units.start)
+        checksums = self.store.write_scores(pooling, block, kept)
+        checksums |= write_null(self.run, pooling, block, self.shuffled, null)
+        clock.lap("write_ms")
         receipt = Receipt(
             stage="score",
             task=task,
             fingerprint=self.plan.task_fingerprint("score", task),
-            checksums=self.store.write_scores(pooling, block, statistics),
-            seconds=round(time.perf_counter() - started, 3),
+            checksums=checksums,
+            seconds=clock.seconds,
             finished=now(),
             worker=worker_name(),
             platform=platform.machine(),
-            counts={
-                "pairs": found.ap.size,
-                "read_ms": round(1000 * (read - started)),
-                "kernel_ms": round(1000 * (scored - read)),
-            },
+            counts={"pairs": statistics["ap"].size, **clock.laps},
         )
         write_receipt(self.run, receipt)
         self._done += 1
-        self._report("waiting")
+        report_worker(self.run, "score", platform.machine(), "waiting", self._done)
         return receipt
 
-    def _report(self, doing: str) -> None:
-        report_worker(self.run, "score", platform.machine(), doing, self._done)
+
+def select(statistics: Mapping[str, NDArray[np.floating]], keep: int, first_unit: int) -> dict[str, NDArray[Any]]:
+    """The statistics of the best and the worst units of a block, and which those are; average precision stays of all.
+
+    Args:
+        statistics: each (concepts, units of the block).
+        keep: of each kind; a narrow block has fewer.
+
+    Returns:
+        Each (concepts, 2 × keep): the best first, ties by ascending unit, then the worst, ties by ascending unit too.
+        What a narrow block does not fill is NaN, and -1 for units.
+    """
+    ap = statistics["ap"]
+    concepts, width = ap.shape
+    taken = min(keep, width)
+    places = np.full((concepts, 2 * keep), -1)
+    places[:, :taken] = np.argsort(-ap, axis=1, kind="stable")[:, :taken]
+    places[:, keep : keep + taken] = np.argsort(ap, axis=1, kind="stable")[:, :taken]
+    some = {
+        name: np.where(places >= 0, np.take_along_axis(values, places, axis=1), np.nan).astype(values.dtype)
+        for name, values in statistics.items()
+        if name != "ap"
+    }
+    return {"ap": ap, KEPT: np.where(places >= 0, places + first_unit, -1), **some}
+
+
+def _compile(dtype: str) -> None:
+    """Have the kernels compiled for responses of a type."""
+    rows = ConceptRows.from_pools([[0], [1]], [[1, 2, 3]], [0, 0], [[], [1]])
+    expertise(np.arange(4, dtype=dtype).reshape(4, 1), rows)
+
+
+class _Clock:
+    """How long the parts of a task take."""
+
+    def __init__(self) -> None:
+        self._started = self._last = time.perf_counter()
+        self._laps: dict[str, float] = defaultdict(float)
+
+    def lap(self, name: str) -> None:
+        """Add the time since the last lap to a part."""
+        last, self._last = self._last, time.perf_counter()
+        self._laps[name] += 1000 * (self._last - last)
+
+    @property
+    def laps(self) -> dict[str, int]:
+        """Milliseconds of each part."""
+        return {name: round(milliseconds) for name, milliseconds in self._laps.items()}
+
+    @property
+    def seconds(self) -> float:
+        return round(time.perf_counter() - self._started, 3)

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from expertmine.corpus import Corpus
     from expertmine.drafts import Draft
     from expertmine.evaluate.concept import ConceptCurve
-    from expertmine.experts import ConceptExperts
     from expertmine.generate import GenerationRequest
     from expertmine.specs import CorpusIdentity
 
@@ -198,28 +197,6 @@ def concept(opened: Corpus, name: str, json_: bool) -> None:
     if similar:
         out.print("\nmost similar, by shared positives")
         out.print(_similar_table(similar, with_first=False))
-
-
-def experts(found: ConceptExperts, k: int, json_: bool) -> None:
-    chosen = found.top(k)
-    if json_:
-        as_json({"concept": found.concept, "experts": [asdict(expert) for expert in chosen]})
-        return
-    out.print(f"[bold]{escape(found.concept)}[/bold]  {escape(found.description)}")
-    made = table("rank", "unit", "hookpoint", "channel", "AP", "held out", "AUROC", "mean on", "mean off", left=0)
-    for expert in chosen:
-        made.add_row(
-            str(expert.rank),
-            str(expert.unit),
-            expert.hookpoint,
-            str(expert.channel),
-            f"{expert.ap:.3f}",
-            number(expert.held_out_ap, ".3f"),
-            f"{expert.auroc:.3f}",
-            f"{expert.on_mean:.3f}",
-            f"{expert.off_mean:.3f}",
-        )
-    out.print(made)
 
 
 def number(value: float, form: str) -> str:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from expertmine.specs import Hookpoint, ModelIdentity, Plan
 
 SHOWN_WORKERS = 12
-SHOWN_COUNTS = ("sentences", "tokens", "pairs")
+SHOWN_COUNTS = ("sentences", "tokens", "pairs", "experts")
 """Counts that people follow; the others are in the JSON."""
 
 
@@ -62,8 +62,17 @@ def _lines(plan: Plan, bill_: Bill) -> Iterator[tuple[str, str]]:
         f"{size(bill_.response_bytes)} responses, about {size(bill_.stored_bytes)} compressed, and "
         f"{size(bill_.expertise_bytes)} expertise before compression, in {bill_.files:,} files",
     )
-    extracting = "" if bill_.extract_memory is None else f"{size(bill_.extract_memory)} an extracting process, "
-    yield "memory", f"{extracting}{size(bill_.score_memory)} a scoring one, beside Python and its libraries"
+    choices = (f"--keep {keep}: {size(bytes_)}" for keep, bytes_ in bill_.expertise_choices.items())
+    yield "expertise", ", ".join(choices)
+    scoring = plan.scoring
+    resampled = f"; the best units' sentences drawn anew {scoring.resamples} times" if scoring.resamples else ""
+    yield "chance", f"{bill_.null_sets:,} shuffles of labels beside {plan.corpus.concepts:,} concepts{resampled}"
+    extracting = (
+        ""
+        if bill_.extract_memory is None
+        else f"{size(bill_.extract_memory)} an extracting process, beside Python and its libraries; "
+    )
+    yield "memory", f"{extracting}{size(bill_.score_memory)} a scoring process"
     yield "tasks", f"{plan.layout.partitions:,} partitions, {plan.tasks('score'):,} blocks of units"
     if bill_.extract_seconds is not None:
         took = f"about {duration(bill_.extract_seconds)} with one process"

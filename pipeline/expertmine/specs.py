@@ -7,16 +7,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from typing import Any, Literal, get_args
 
 from expertmine.errors import UserError
 
-PLAN_FORMAT = 2
+PLAN_FORMAT = 3
 BATCH_TOKENS = 4096
+SCORING_MEMORY = 2**30
+"""Bytes that a scoring process may hold, unless told otherwise."""
 
-Stage = Literal["extract", "score"]
+Stage = Literal["extract", "score", "assess"]
+STAGES: tuple[Stage, ...] = ("extract", "score", "assess")
+"""Those that have tasks and receipts, in order."""
+Null = Literal["shared", "own"]
 Pooling = Literal["max", "mean", "last", "reference"]
 StoredType = Literal["float16", "float32"]
 TooLong = Literal["drop", "truncate"]
@@ -133,6 +139,29 @@ class Compression:
 
 
 @dataclass(frozen=True, slots=True)
+class ScoringSpec:
+    """What is computed of every (concept, unit) pair beside its average precision, and how it is put to the test."""
+
+    keep: int | None = None
+    """Statistics are stored of this many best and worst units of each block, by average precision, which itself is
+    stored of all; None stores every statistic of every pair."""
+    permutations: int = 20
+    """Times that labels are shuffled to see what the best unit reaches by chance; 0 for not at all."""
+    null: Null = "shared"
+    """Whose labels are shuffled: those of one concept among others of like size, or each concept's own."""
+    resamples: int = 100
+    """Times that a concept's sentences are drawn anew to see how sure its best units are; 0 for not at all."""
+    seed: int = 0
+    """Of shuffling and drawing."""
+
+    def __post_init__(self) -> None:
+        _require(self.keep is None or self.keep >= 1, f"keep is {self.keep}: expected at least 1 unit a block")
+        _require(self.permutations >= 0, f"permutations are {self.permutations}: expected 0 or more")
+        _require_word("null", self.null, Null)
+        _require(self.resamples >= 0, f"resamples are {self.resamples}: expected 0 or more")
+
+
+@dataclass(frozen=True, slots=True)
 class PlanRequest:
     """What a user asks of a run, beside its corpus."""
 
@@ -141,6 +170,10 @@ class PlanRequest:
     patterns: tuple[str, ...] = ()
     responses: ResponseSpec = ResponseSpec()
     compression: Compression = Compression()
+    scoring: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of a `ScoringSpec`; those not named are as the run was planned, or else the defaults."""
+    scoring_memory: int = SCORING_MEMORY
+    """Bytes that a scoring process may hold: decides how many units a block has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +278,7 @@ class Plan:
     segments: tuple[Segment, ...]
     """The stored sentences; those of earlier corpora too."""
     layout: Layout
+    scoring: ScoringSpec = ScoringSpec()
 
     @cached_property
     def fingerprint(self) -> str:
@@ -267,7 +301,17 @@ class Plan:
 
     def tasks(self, stage: Stage) -> int:
         """How many tasks a stage has: one a partition, or one a block and pooling."""
-        return self.layout.partitions if stage == "extract" else self.layout.blocks * len(self.responses.poolings)
+        if stage == "extract":
+            return self.layout.partitions
+        if stage == "assess" and not self.scoring.resamples:
+            return 0
+        return self.layout.blocks * len(self.responses.poolings)
+
+    @property
+    def kept_columns(self) -> int | None:
+        """Units of a block of which statistics other than average precision are stored; None for all."""
+        keep = self.scoring.keep
+        return 2 * keep if keep is not None and 2 * keep < self.layout.block_units else None
 
     def task_fingerprint(self, stage: Stage, task: int) -> str:
         """What a task's receipt must carry."""
@@ -276,7 +320,7 @@ class Plan:
         return self.fingerprint
 
     def scoring_task(self, task: int) -> tuple[Pooling, int]:
-        """The pooling and the block of units that a scoring task stands for."""
+        """The pooling and the block of units that a task of scoring or assessing stands for."""
         return self.responses.poolings[task // self.layout.blocks], task % self.layout.blocks
 
     def to_json(self) -> dict[str, Any]:
@@ -305,6 +349,7 @@ class Plan:
                 compression=Compression(**document["compression"]),
                 segments=tuple(Segment(**segment) for segment in document["segments"]),
                 layout=Layout(**{**layout, "segments": tuple(layout["segments"])}),
+                scoring=ScoringSpec(**document["scoring"]),
             )
         except (KeyError, TypeError) as error:
             names = ", ".join(field.name for field in fields(cls))

@@ -37,6 +37,8 @@ STATISTICS = {
     "off_mean": "float32",
 }
 """Stored statistics a (concept, unit) and their types. ``held_out_ap`` is NaN for concepts without held-out labels."""
+KEPT = "unit"
+"""Where only some units' statistics are kept: which, for each concept and column; -1 where a block has no more."""
 
 # Workers bring their own parallelism; a pool of threads in each would fight it.
 numcodecs.blosc.set_nthreads(1)
@@ -70,7 +72,8 @@ class Store:
             array = arrays[name]
             if not isinstance(array, zarr.Array) or array.shape != layout["shape"] or array.chunks != layout["chunks"]:
                 raise UserError(f"{path / name} has another layout than the plan; use a new run folder")
-            self._arrays[name] = array
+            # Unit-major in memory as in the store: decoding need not transpose, nor need the kernels.
+            self._arrays[name] = array.with_config({"order": "F"}) if name.startswith("responses/") else array
 
     def write_partition(
         self,
@@ -175,10 +178,12 @@ class Store:
         with self._reading():
             return np.asarray(self._arrays["tokens"][:])
 
-    def write_scores(
-        self, pooling: Pooling, block: int, statistics: Mapping[str, NDArray[np.floating[Any]]]
-    ) -> dict[str, str]:
-        """Store one block of every statistic, each (concepts, units of the block).
+    def write_scores(self, pooling: Pooling, block: int, statistics: Mapping[str, NDArray[Any]]) -> dict[str, str]:
+        """Store one block of every statistic.
+
+        Args:
+            statistics: each (concepts, units of the block), or (concepts, kept columns) and `KEPT` with them where the
+                plan keeps some only; average precision is always of all units.
 
         Returns:
             The checksum of each object written, by its key, for the receipt.
@@ -187,22 +192,32 @@ class Store:
             UserError: the disk is full or refuses.
         """
         checksums: dict[str, str] = {}
-        for statistic in STATISTICS:
+        for statistic in statistics_of(self.plan):
             name = f"expertise/{pooling}/{statistic}"
-            values = statistics[statistic]
-            padded = np.full((len(values), self.plan.layout.block_units), np.nan, self._arrays[name].dtype)
+            array, values = self._arrays[name], statistics[statistic]
+            padded = np.full((len(values), array.chunks[1]), array.fill_value, array.dtype)
             padded[:, : values.shape[1]] = values
             checksums |= self._put(name, (0, block), padded)
         return checksums
 
     def read_scores(self, pooling: Pooling, statistic: str, units: range) -> NDArray[np.floating[Any]]:
-        """One statistic, (concepts, units).
+        """One statistic that is stored of all units, (concepts, units).
 
         Raises:
             UserError: a chunk is damaged.
         """
         with self._reading():
             return np.asarray(self._arrays[f"expertise/{pooling}/{statistic}"][:, units.start : units.stop])
+
+    def read_kept(self, pooling: Pooling, statistic: str, block: int) -> NDArray[Any]:
+        """One statistic of the units of a block that were kept, or `KEPT`, which they are; (concepts, kept columns).
+
+        Raises:
+            UserError: a chunk is damaged.
+        """
+        array = self._arrays[f"expertise/{pooling}/{statistic}"]
+        with self._reading():
+            return np.asarray(array[:, block * array.chunks[1] : (block + 1) * array.chunks[1]])
 
 
 def create_store(run: Path, plan: Plan) -> None:
@@ -275,19 +290,28 @@ def _layouts(plan: Plan) -> dict[str, dict[str, Any]]:
         **_response_layout(plan.compression, plan.responses.dtype, chunks, shards),
     }
     tokens = {"shape": layout.padded_shape[:1], "chunks": (rows,), "dtype": "int32", "fill_value": 0}
-    expertise = {
-        "shape": (concepts, layout.blocks * layout.block_units),
-        "chunks": (concepts, layout.block_units),
-        "compressors": [BloscCodec(cname="zstd", clevel=3, shuffle="shuffle")],
-        "fill_value": float("nan"),
-    }
     poolings = plan.responses.poolings
     return {
         "tokens": tokens,
         **{f"responses/{pooling}": responses for pooling in poolings},
         **{
-            f"expertise/{pooling}/{name}": {**expertise, "dtype": dtype}
+            f"expertise/{pooling}/{name}": {
+                "shape": (concepts, layout.blocks * columns),
+                "chunks": (concepts, columns),
+                "dtype": dtype,
+                "compressors": [BloscCodec(cname="zstd", clevel=1, shuffle="shuffle")],
+                "fill_value": -1 if name == KEPT else float("nan"),
+            }
             for pooling in poolings
-            for name, dtype in STATISTICS.items()
+            for name, (dtype, columns) in statistics_of(plan).items()
         },
     }
+
+
+def statistics_of(plan: Plan) -> dict[str, tuple[str, int]]:
+    """The stored statistics of a plan: their types, and columns a block."""
+    every = {name: (dtype, plan.layout.block_units) for name, dtype in STATISTICS.items()}
+    if plan.kept_columns is None:
+        return every
+    some = {name: (dtype, plan.kept_columns) for name, dtype in STATISTICS.items() if name != "ap"}
+    return {"ap": every["ap"], KEPT: ("int64", plan.kept_columns), **some}

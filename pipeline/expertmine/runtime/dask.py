@@ -61,6 +61,12 @@ def cluster(address: str | None, workers: int) -> Iterator[Client]:
         yield client
 
 
+def threads(client: Client) -> int:
+    """How many tasks a worker of the cluster may have at the same time: the most that any has threads."""
+    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    return max((int(worker["nthreads"]) for worker in workers), default=1)
+
+
 def run(
     client: Client, make_worker: Callable[[], Callable[[int], Result]], tasks: Sequence[int]
 ) -> Iterator[Result | Failed]:

@@ -1,0 +1,149 @@
+"""Average precision of the same units on many resamples of the same rows. Knows nothing of stores or concepts.
+
+A resample is a count for each row. Rows are ordered by response once a unit; one walk then serves all resamples, whose
+running counts lie side by side, so that the compiler can add them up several at a time.
+"""
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from expertmine_kernels.jit import jit
+from expertmine_kernels.keys import check_floats, first_nan, keys_and_nans
+from expertmine_kernels.ranks import rank_units
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def draw_with_replacement(rows: int, resamples: int, seed: int) -> NDArray[np.int32]:
+    """Return (rows, resamples): how often each row comes when as many are drawn and each is put back.
+
+    The same on every machine: a counter scattered by the finaliser of SplitMix64 (Steele, Lea and Flood 2014).
+
+    Args:
+        seed: 0 to 2**64 - 1; resample r of a seed is the same however many there are.
+
+    >>> draw_with_replacement(3, 2, seed=1).sum(axis=0)
+    array([3, 3], dtype=int32)
+    """
+    counts = np.zeros((rows, resamples), np.int32)
+    _draw(counts, np.uint64(seed))
+    return counts
+
+
+@jit
+def _draw(counts: NDArray[np.int32], seed: np.uint64) -> None:
+    rows, resamples = counts.shape
+    for resample in range(resamples):
+        state = _scatter(seed + np.uint64(resample) * _GOLDEN)
+        for _ in range(rows):
+            state += _GOLDEN
+            counts[((_scatter(state) >> np.uint64(32)) * np.uint64(rows)) >> np.uint64(32), resample] += 1
+
+
+@jit
+def _scatter(number: np.uint64) -> np.uint64:
+    number = (number ^ (number >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    number = (number ^ (number >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return number ^ (number >> np.uint64(31))
+
+
+def resampled_average_precision(
+    responses: ArrayLike, labels: ArrayLike, counts: ArrayLike, negative_weight: float = 1.0
+) -> NDArray[np.float64]:
+    """Return the average precision of each unit on each resample.
+
+    Args:
+        responses: (rows, units) float16, float32 or float64.
+        labels: (rows,) bool, True for positives.
+        counts: (rows, resamples) integers, how often each resample has each row; each resample has some positives.
+        negative_weight: how many negatives one of them stands for, where they are a sample of more.
+
+    Returns:
+        (units, resamples): as `average_precision` would have it with every row repeated as often as counted, and with
+        negatives that weigh so much.
+
+    Raises:
+        TypeError: responses of another dtype.
+        ValueError: shapes that do not fit, a NaN, negative counts, or a resample without a positive.
+
+    >>> responses = np.array([[0.9], [0.5], [0.4], [0.1]])
+    >>> resampled_average_precision(responses, [True, False, True, False], [[1, 2], [1, 1], [1, 0], [1, 1]]).round(3)
+    array([[0.833, 1.   ]])
+    """
+    scores, truth, times = check_floats(responses), np.asarray(labels, np.bool_), np.asarray(counts)
+    if scores.ndim != 2 or truth.shape != scores.shape[:1] or times.ndim != 2 or len(times) != len(scores):
+        raise ValueError(
+            f"responses {scores.shape}, labels {truth.shape} and counts {times.shape} do not fit; "
+            "expected (rows, units), (rows,) and (rows, resamples)"
+        )
+    if times.size and (times.dtype.kind not in "iu" or times.min() < 0):
+        raise ValueError("counts must be integers of at least 0")
+    weights = np.ascontiguousarray(times, np.int32)
+    positives = weights[truth].sum(axis=0, dtype=np.int64)
+    for resample in np.flatnonzero(positives == 0):
+        raise ValueError(f"resample {resample} has no positive")
+    keys, nans = keys_and_nans(scores.T)
+    if nans:
+        raise ValueError(f"the response at row, unit {first_nan(scores)} is NaN; a NaN has no rank")
+    ranked = rank_units(keys)
+    found = np.zeros((scores.shape[1], weights.shape[1]))
+    _walk_all(ranked.ranks, ranked.level_counts, truth, weights, float(negative_weight), found)
+    found /= positives
+    return found
+
+
+@jit
+def _walk_all(
+    ranks: NDArray[np.uint32],
+    level_counts: NDArray[np.int64],
+    labels: NDArray[np.bool_],
+    weights: NDArray[np.int32],
+    negative_weight: float,
+    found: NDArray[np.float64],
+) -> None:
+    """Fill found (units, resamples), which is zero, with the sum over positives of the precision at their level."""
+    rows, resamples = weights.shape
+    order = np.empty(rows, np.int64)
+    starts = np.empty(rows + 2, np.int64)
+    true = np.empty(resamples, np.int32)
+    false = np.empty(resamples, np.int32)
+    here = np.empty(resamples, np.int32)
+    for unit in range(ranks.shape[0]):
+        _order_descending(ranks[unit], level_counts[unit], starts, order)
+        true[:] = 0
+        false[:] = 0
+        here[:] = 0
+        some_here = False
+        for i in range(rows):
+            row = order[i]
+            if labels[row]:
+                some_here = True
+                for b in range(resamples):
+                    here[b] += weights[row, b]
+            else:
+                for b in range(resamples):
+                    false[b] += weights[row, b]
+            last_of_level = i == rows - 1 or ranks[unit, order[i + 1]] != ranks[unit, row]
+            if last_of_level and some_here:
+                for b in range(resamples):
+                    true[b] += here[b]
+                    seen = max(true[b] + negative_weight * false[b], 1e-300)  # 0 of 0 where no row is drawn yet
+                    found[unit, b] += here[b] * (true[b] / seen)
+                    here[b] = 0
+                some_here = False
+
+
+@jit
+def _order_descending(
+    ranks: NDArray[np.uint32], levels: int, starts: NDArray[np.int64], order: NDArray[np.int64]
+) -> None:
+    """Fill order (rows,) with the rows from the highest rank to the lowest, by counting; starts is scratch."""
+    starts[: levels + 1] = 0
+    for row in range(ranks.size):
+        starts[levels - ranks[row]] += 1
+    for level in range(levels):
+        starts[level + 1] += starts[level]
+    for row in range(ranks.size):
+        place = levels - 1 - np.int64(ranks[row])
+        order[starts[place]] = row
+        starts[place] += 1

@@ -1,0 +1,175 @@
+"""Stage 2, second part: how sure the best units are. Sentences are drawn anew many times, with repetition.
+
+On mined sentences that tells how stable the order of the best units is; on held-out ones it gives an interval for what
+the best units are worth. A task is a block of units, as in scoring, but looks only at units among the best of some
+concept. Needs no model and no torch.
+"""
+
+from __future__ import annotations
+
+import itertools
+import platform
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from expertmine.ledger import (
+    Receipt,
+    load_plan,
+    missing_tasks,
+    now,
+    open_corpus,
+    report_worker,
+    require_complete,
+    worker_name,
+    write_receipt,
+)
+from expertmine.ranking import best_units
+from expertmine.sampling import salted_number
+from expertmine.scored_rows import Side, mined_and_held_out
+from expertmine.scoring_memory import Work, strip_units, strips
+from expertmine.side_tables import read_selection, write_assessment, write_selection
+from expertmine.specs import SCORING_MEMORY, Pooling
+from expertmine.store import Store
+from expertmine_kernels import draw_with_replacement, resampled_average_precision
+
+ASSESSED = 100
+"""Best units of each concept that are assessed."""
+MOST_NEGATIVES = 10_000
+"""Of more negatives than these, so many are drawn by lot and stand for all."""
+INTERVAL = (2.5, 97.5)
+"""Percentiles of the resamples that bound the interval."""
+
+
+def plan(run: Path) -> list[int]:
+    """Write down which units are assessed, and list the tasks that are still to be done.
+
+    Raises:
+        UserError: scoring is not complete.
+    """
+    frozen = load_plan(run)
+    require_complete(run, frozen, "score")
+    missing = missing_tasks(run, frozen, "assess")
+    if missing:
+        store = Store(run, frozen)
+        for pooling in frozen.responses.poolings:
+            units = best_units(store, frozen, pooling, min(ASSESSED, frozen.layout.units))
+            write_selection(run, pooling, units)
+    return missing
+
+
+def finish(run: Path) -> None:
+    """Check that every block has its receipt.
+
+    Raises:
+        UserError: names those that have none.
+    """
+    require_complete(run, load_plan(run), "assess")
+
+
+@dataclass(frozen=True, slots=True)
+class NewAssessor:
+    """Makes an `Assessor` wherever it is called; travels to workers in its stead."""
+
+    run: Path
+    memory: int = SCORING_MEMORY
+    threads: int = 1
+
+    def __call__(self) -> Assessor:
+        return Assessor(self.run, self.memory, self.threads)
+
+
+class Assessor:
+    """Holds the labels and which units are assessed; each call does one block, pooled in one way."""
+
+    def __init__(self, run: Path, memory: int = SCORING_MEMORY, threads: int = 1) -> None:
+        """Open the store; `memory` and `threads` are as a `Scorer` takes them.
+
+        Raises:
+            UserError: responses are lost, or the selection cannot be read.
+            StageError: the memory is too little for one unit.
+        """
+        self.run = run
+        self.plan = load_plan(run)
+        self.corpus = open_corpus(run, self.plan)
+        self.store = Store(run, self.plan)
+        self.store.require_every_shard()
+        self.mined, self.held_out, self.rows_of = mined_and_held_out(run, self.plan, self.corpus, self.store)
+        self.selected = {pooling: read_selection(run, pooling) for pooling in self.plan.responses.poolings}
+        self.has_held_out = set(self.held_out.concepts.tolist())
+        layout = self.plan.layout
+        work = Work(layout.padded_shape[0], 0, 0, self.plan.responses.dtype)
+        self.strip_units = strip_units(run, work, layout.block_units, memory, threads)
+        self._done = 0
+
+    def __call__(self, task: int) -> Receipt:
+        """Assess a block, store what came of it, and write its receipt.
+
+        Raises:
+            UserError: responses are damaged, or the disk is full.
+        """
+        report_worker(self.run, "assess", platform.machine(), f"assessing {task}", self._done)
+        started = time.perf_counter()
+        pooling, block = self.plan.scoring_task(task)
+        selected = self.selected[pooling]
+        found = [
+            self._strip(pooling, selected, strip) for strip in strips(self.plan.layout.block(block), self.strip_units)
+        ]
+        owners, places, resampled, interval = (np.concatenate(each) for each in zip(*found, strict=True))
+        checksums = write_assessment(self.run, pooling, block, (owners, places), resampled, interval)
+        receipt = Receipt(
+            stage="assess",
+            task=task,
+            fingerprint=self.plan.task_fingerprint("assess", task),
+            checksums=checksums,
+            seconds=round(time.perf_counter() - started, 3),
+            finished=now(),
+            worker=worker_name(),
+            platform=platform.machine(),
+            counts={"experts": len(owners)},
+        )
+        write_receipt(self.run, receipt)
+        self._done += 1
+        report_worker(self.run, "assess", platform.machine(), "waiting", self._done)
+        return receipt
+
+    def _strip(self, pooling: Pooling, selected: NDArray[np.int64], units: range) -> tuple[NDArray[Any], ...]:
+        """Concepts, places, resampled average precision and intervals of the selected units among some."""
+        owners, places = np.nonzero((selected >= units.start) & (selected < units.stop))
+        resampled = np.empty((len(owners), self.plan.scoring.resamples), np.float32)
+        interval = np.full((len(owners), 2), np.nan)
+        if not len(owners):
+            return owners, places, resampled, interval
+        responses = self.store.read_responses(pooling, units)
+        columns = selected[owners, places] - units.start
+        starts = np.flatnonzero(np.diff(owners, prepend=-1)).tolist()
+        for first, last in itertools.pairwise([*starts, len(owners)]):
+            concept_id, own = int(owners[first]), slice(first, last)
+            resampled[own] = self._resample(self.mined, responses, concept_id, columns[own], "mined")
+            if concept_id in self.has_held_out:
+                again = self._resample(self.held_out, responses, concept_id, columns[own], "held out")
+                interval[own] = np.percentile(again, INTERVAL, axis=1).T
+        return owners, places, resampled, interval
+
+    def _resample(
+        self, side: Side, responses: NDArray[np.floating[Any]], concept_id: int, columns: NDArray[np.int64], salt: str
+    ) -> NDArray[np.float64]:
+        """(columns, resamples) average precision of units; positives and negatives are drawn each among themselves."""
+        spec = self.plan.scoring
+        salt = f"{salt} {spec.seed} {self.corpus.concepts[concept_id].name}"
+        positives = side.positives_of(concept_id)
+        negatives = side.negatives_of(concept_id, MOST_NEGATIVES, salt)
+        rows = self.rows_of[np.concatenate([positives, negatives])]
+        counts = np.concatenate(
+            [
+                draw_with_replacement(len(ids), spec.resamples, salted_number(f"{kind} {salt}"))
+                for kind, ids in (("positives", positives), ("negatives", negatives))
+            ]
+        )
+        labels = np.arange(len(rows)) < len(positives)
+        weight = float(side.negatives[concept_id]) / len(negatives)
+        return resampled_average_precision(responses[np.ix_(rows, columns)], labels, counts, weight)

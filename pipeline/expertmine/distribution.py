@@ -1,0 +1,160 @@
+"""How average precision is distributed over a model: for each concept and hookpoint, and so for each layer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from expertmine.specs import Hookpoint
+
+BINS = 20
+EDGES = np.arange(BINS + 1) / BINS
+"""Bin b counts units of EDGES[b] <= average precision < EDGES[b + 1]; the last one holds 1 as well."""
+
+SHOWN_EDGES = (10, 14, 18)
+"""Edges at and above which pairs are counted for people: 0.5, 0.7, 0.9."""
+
+Grouping = Literal["layer", "kind", "hookpoint"]
+"""Layers, kinds of module (the same in every layer), or hookpoints."""
+
+_LAYER = re.compile(r"(?:^|\.)(\d+)(?=[.#\[]|$)")
+
+SCHEMA = pa.schema(
+    [
+        ("concept", pa.string()),
+        ("hookpoint", pa.string()),
+        ("layer", pa.int32()),
+        ("units", pa.int32()),
+        ("mean_ap", pa.float64()),
+        ("max_ap", pa.float64()),
+        ("above_chance", pa.int32()),
+        ("bins", pa.list_(pa.int32(), BINS)),
+    ]
+)
+
+
+class Distribution:
+    """Counts that blocks add to; the order in which they come does not matter."""
+
+    def __init__(self, concepts: int, hookpoints: Sequence[Hookpoint], thresholds: NDArray[np.float64]) -> None:
+        """Begin with nothing.
+
+        Args:
+            thresholds: (concepts,) above which average precision is beyond chance, NaN where that is not known.
+        """
+        self.hookpoints = hookpoints
+        self.thresholds = thresholds
+        shape = (concepts, len(hookpoints))
+        self.bins = np.zeros((*shape, BINS), np.int32)
+        self.above = np.zeros(shape, np.int32)
+        self.highest = np.full(shape, -np.inf)
+        self.totals: dict[int, list[tuple[int, NDArray[np.float64]]]] = {}
+
+    def add(self, ap: NDArray[np.floating[Any]], units: range) -> None:
+        """Count the average precisions (concepts, units) of a block."""
+        concepts = len(ap)
+        rows = np.arange(concepts)[:, np.newaxis] * BINS
+        for at, hookpoint in enumerate(self.hookpoints):
+            first, last = max(hookpoint.units.start, units.start), min(hookpoint.units.stop, units.stop)
+            if first >= last:
+                continue
+            part = ap[:, first - units.start : last - units.start]
+            bins = np.minimum(np.searchsorted(EDGES, part, side="right") - 1, BINS - 1)
+            counted = np.bincount((rows + bins).ravel(), minlength=concepts * BINS)
+            self.bins[:, at] += counted.reshape(concepts, BINS).astype(np.int32)
+            self.above[:, at] += (part > self.thresholds[:, np.newaxis]).sum(axis=1, dtype=np.int32)
+            self.highest[:, at] = np.maximum(self.highest[:, at], part.max(axis=1))
+            self.totals.setdefault(at, []).append((first, part.sum(axis=1)))
+
+    def table(self, names: Sequence[str]) -> pa.Table:
+        """A row for each concept and hookpoint.
+
+        Args:
+            names: (concepts,)
+        """
+        concepts, hookpoints = self.above.shape
+        widths = np.array([hookpoint.width for hookpoint in self.hookpoints], np.int32)
+        # In order of units, whatever the order in which they came: sums of floats depend on it.
+        sums = [sum(part for _, part in sorted(self.totals[at], key=lambda each: each[0])) for at in range(hookpoints)]
+        layers = [layer_of(hookpoint.name) for hookpoint in self.hookpoints]
+        columns = {
+            "concept": pa.array(np.repeat(np.array(names, dtype=object), hookpoints)),
+            "hookpoint": pa.array([hookpoint.name for hookpoint in self.hookpoints] * concepts),
+            "layer": pa.array(layers * concepts, pa.int32()),
+            "units": pa.array(np.tile(widths, concepts)),
+            "mean_ap": pa.array((np.stack(sums, axis=1) / widths).ravel()),
+            "max_ap": pa.array(self.highest.ravel()),
+            "above_chance": pa.array(self.above.ravel()),
+            "bins": pa.FixedSizeListArray.from_arrays(pa.array(self.bins.ravel()), BINS),
+        }
+        return pa.table(columns, schema=SCHEMA)
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Average precision over some units: of one concept, or of all concepts together."""
+
+    name: str
+    pairs: int
+    """(concept, unit) pairs."""
+    mean_ap: float
+    max_ap: float
+    above_chance: int
+    """Pairs whose unit is above its concept's threshold."""
+    at_least: dict[str, int]
+    """Pairs of at least so much average precision."""
+    bins: list[int]
+    """Pairs in each twentieth of 0 to 1."""
+
+
+def grouped(table: pa.Table, concept: str | None, by: Grouping) -> list[Group]:
+    """Sum a distribution up, in order of the model's hookpoints.
+
+    Args:
+        table: of a `Distribution`.
+        concept: one of it; None for all together.
+    """
+    rows = table if concept is None else table.filter(pc.equal(table["concept"], concept))
+    of_row = [_group_of(name, by) for name in rows["hookpoint"].to_pylist()]
+    places = {name: at for at, name in enumerate(dict.fromkeys(of_row))}
+    at = np.array([places[name] for name in of_row])
+    columns = {name: rows[name].to_numpy() for name in ("units", "mean_ap", "max_ap", "above_chance")}
+    bins = rows["bins"].combine_chunks().flatten().to_numpy().reshape(-1, BINS)
+    found = []
+    for name, place in places.items():
+        own = at == place
+        pairs, counts = int(columns["units"][own].sum()), bins[own].sum(axis=0, dtype=np.int64)
+        found.append(
+            Group(
+                name=name,
+                pairs=pairs,
+                mean_ap=float((columns["mean_ap"][own] * columns["units"][own]).sum() / pairs),
+                max_ap=float(columns["max_ap"][own].max()),
+                above_chance=int(columns["above_chance"][own].sum()),
+                at_least={f"{EDGES[edge]:.1f}": int(counts[edge:].sum()) for edge in SHOWN_EDGES},
+                bins=counts.tolist(),
+            )
+        )
+    return found
+
+
+def _group_of(hookpoint: str, by: Grouping) -> str:
+    if by == "hookpoint":
+        return hookpoint
+    if by == "kind":
+        return _LAYER.sub(lambda found: found[0].replace(found[1], "*"), hookpoint, count=1)
+    layer = layer_of(hookpoint)
+    return "outside of layers" if layer is None else f"layer {layer}"
+
+
+def layer_of(hookpoint: str) -> int | None:
+    """The number of the layer that a hookpoint is in: the first number among the names of its path."""
+    found = _LAYER.search(hookpoint)
+    return int(found[1]) if found else None

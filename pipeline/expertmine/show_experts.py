@@ -1,0 +1,126 @@
+"""What the command line prints of an expert index."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
+
+from expertmine.show import as_json, number, out, table
+
+if TYPE_CHECKING:
+    from expertmine.distribution import Group
+    from expertmine.experts import Experts
+
+BARS = " ▁▂▃▄▅▆▇█"
+
+
+def one_concept(index: Experts, concept: str, k: int, json_: bool) -> None:
+    """The best units of a concept, and what chance does."""
+    found = index[concept]
+    chosen, facts = found.top(k), index.concept_facts(concept)
+    if json_:
+        as_json({"concept": facts, "experts": [asdict(expert) for expert in chosen]})
+        return
+    out.print(f"[bold]{escape(found.concept)}[/bold]  {escape(found.description)}", soft_wrap=True)
+    made = table(
+        "rank", "unit", "hookpoint", "channel", "AP", "p", "held out", "95 %", "AUROC", "mean on", "off", left=0
+    )
+    for expert in chosen:
+        made.add_row(
+            str(expert.rank),
+            str(expert.unit),
+            escape(expert.hookpoint),
+            str(expert.channel),
+            f"{expert.ap:.3f}",
+            number(expert.p_value, ".2g"),
+            number(expert.held_out_ap, ".3f"),
+            interval(expert.held_out_low, expert.held_out_high),
+            f"{expert.auroc:.3f}",
+            f"{expert.on_mean:.3f}",
+            f"{expert.off_mean:.3f}",
+        )
+    out.print(made)
+    for line in _notes(facts, index.facts["scoring"]):
+        out.print(line, soft_wrap=True, markup=False)
+
+
+def _notes(facts: dict[str, Any], scoring: dict[str, Any]) -> list[str]:
+    """What the table's columns rest on."""
+    chance, found = facts["chance"], []
+    if chance["threshold"] is not None:
+        found.append(
+            f"{chance['units_above']:,} units are above {chance['threshold']:.3f}, which the best of all units passes "
+            f"with a chance of {scoring['alpha']:.0%} when labels are shuffled ({scoring['permutations']} times, those "
+            f"of {chance['labels_of']}); a single unit has {chance['expected_ap']:.3f} on average then"
+        )
+    for k, share in facts["stability"].items():
+        found.append(
+            f"of the {k} best, {share:.0%} stay among the {k} best when sentences are drawn anew "
+            f"({scoring['resamples']} times)"
+        )
+    return found
+
+
+def interval(low: float, high: float) -> str:
+    return "–" if math.isnan(low) else f"{low:.2f}–{high:.2f}"
+
+
+def every_concept(index: Experts, json_: bool) -> None:
+    """The best unit of each concept, and how much better than chance it is."""
+    best = {name: index[name].top(1)[0] for name in index}
+    facts = {name: index.concept_facts(name) for name in index}
+    if json_:
+        as_json([{**facts[name], "best": asdict(best[name])} for name in index])
+        return
+    ks = list(next(iter(facts.values()))["stability"])
+    made = table(
+        "concept", "positives", "best AP", "p", "by chance", "held out", "95 %", "units above",
+        *(f"of {k} stay" for k in ks),
+    )  # fmt: skip
+    for name in sorted(index, key=lambda name: -best[name].ap):
+        expert, chance = best[name], facts[name]["chance"]
+        made.add_row(
+            escape(name),
+            f"{facts[name]['positives']:,}",
+            f"{expert.ap:.3f}",
+            number(expert.p_value, ".2g"),
+            "–" if chance["threshold"] is None else f"{chance['threshold']:.3f}",
+            number(expert.held_out_ap, ".3f"),
+            interval(expert.held_out_low, expert.held_out_high),
+            "–" if chance["units_above"] is None else f"{chance['units_above']:,}",
+            *(f"{facts[name]['stability'][k]:.0%}" for k in ks),
+        )
+    out.print(made)
+
+
+def distribution(groups: Sequence[Group], concept: str | None, by: str, json_: bool) -> None:
+    """How average precision is distributed."""
+    if json_:
+        as_json({"concept": concept, "by": by, "groups": [asdict(group) for group in groups]})
+        return
+    edges = list(groups[0].at_least)
+    made = table(
+        by, "units" if concept else "pairs", "mean AP", "highest", "above chance", *(f"≥ {e}" for e in edges), "0 … 1"
+    )
+    for group in groups:
+        made.add_row(
+            escape(group.name),
+            f"{group.pairs:,}",
+            f"{group.mean_ap:.3f}",
+            f"{group.max_ap:.3f}",
+            f"{group.above_chance:,}",
+            *(f"{group.at_least[edge]:,}" for edge in edges),
+            bars(group.bins),
+        )
+    out.print(made)
+    out.print("0 … 1: how many have each average precision, in twentieths; heights are logarithmic", markup=False)
+
+
+def bars(counts: Sequence[int]) -> str:
+    """Counts as a row of bars, each as high as its logarithm; what is not 0 can be seen."""
+    highest = math.log1p(max(counts))
+    return "".join(BARS[math.ceil(math.log1p(count) / highest * (len(BARS) - 1)) if count else 0] for count in counts)

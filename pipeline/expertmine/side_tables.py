@@ -1,0 +1,158 @@
+"""Small tables that tasks leave beside the store, a file for each block, proven by the receipts as its objects are."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from expertmine.errors import UserError
+from expertmine.files import sha256_file, write_atomically
+from expertmine.specs import Plan, Pooling
+
+NULL, ASSESSMENT, SELECTION = "null", "assessment", "selection"
+
+
+def write_null(
+    run: Path, pooling: Pooling, block: int, shuffled: NDArray[np.int64], max_ap: NDArray[np.float64]
+) -> dict[str, str]:
+    """Keep the best average precision of a block in each shuffle of labels.
+
+    Args:
+        shuffled: (shuffles,) the concept whose labels were shuffled.
+        max_ap: (shuffles,)
+
+    Returns:
+        The table's checksum by its key, for the receipt; nothing where there are no shuffles.
+
+    Raises:
+        UserError: the disk is full or refuses.
+    """
+    return _write(run, NULL, pooling, block, {"concept": shuffled, "max_ap": max_ap}) if len(shuffled) else {}
+
+
+def read_null(run: Path, plan: Plan, pooling: Pooling) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Whose labels were shuffled, and the best average precision of all units in each shuffle; both (shuffles,).
+
+    Raises:
+        UserError: a table is missing or torn.
+    """
+    if not plan.scoring.permutations:
+        return np.empty(0, np.int64), np.empty(0)
+    tables = [_read(run, NULL, pooling, block) for block in range(plan.layout.blocks)]
+    return tables[0]["concept"].to_numpy(), np.max([table["max_ap"].to_numpy() for table in tables], axis=0)
+
+
+def write_selection(run: Path, pooling: Pooling, units: NDArray[np.int64]) -> None:
+    """Keep which units of each concept are assessed, (concepts, assessed), best first.
+
+    Raises:
+        UserError: the disk is full or refuses.
+    """
+    _write(run, SELECTION, pooling, 0, {"units": pa.FixedSizeListArray.from_arrays(units.ravel(), units.shape[1])})
+
+
+def read_selection(run: Path, pooling: Pooling) -> NDArray[np.int64]:
+    """(concepts, assessed) the units that are assessed, best first.
+
+    Raises:
+        UserError: the table is missing or torn.
+    """
+    column = _read(run, SELECTION, pooling, 0)["units"].combine_chunks()
+    found: NDArray[np.int64] = column.flatten().to_numpy().reshape(len(column), -1)
+    return found
+
+
+def write_assessment(
+    run: Path,
+    pooling: Pooling,
+    block: int,
+    places: tuple[NDArray[np.int64], NDArray[np.int64]],
+    resampled: NDArray[np.float32],
+    interval: NDArray[np.float64],
+) -> dict[str, str]:
+    """Keep what came of assessing a block's units.
+
+    Args:
+        places: the concept and the place among its selected units, both (assessed in this block,).
+        resampled: (assessed in this block, resamples) average precision on mined sentences drawn anew.
+        interval: (assessed in this block, 2) of average precision on held-out sentences, NaN where there are none.
+
+    Returns:
+        The table's checksum by its key, for the receipt.
+
+    Raises:
+        UserError: the disk is full or refuses.
+    """
+    columns = {
+        "concept": places[0],
+        "place": places[1],
+        "resampled_ap": pa.FixedSizeListArray.from_arrays(resampled.ravel(), resampled.shape[1]),
+        "held_out_low": interval[:, 0],
+        "held_out_high": interval[:, 1],
+    }
+    return _write(run, ASSESSMENT, pooling, block, columns)
+
+
+def read_assessments(run: Path, plan: Plan, pooling: Pooling) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """What came of all blocks.
+
+    Returns:
+        (concepts, assessed, resamples) and (concepts, assessed, 2), see `write_assessment`.
+
+    Raises:
+        UserError: a table is missing or torn.
+    """
+    shape = read_selection(run, pooling).shape
+    resampled = np.empty((*shape, plan.scoring.resamples), np.float32)
+    interval = np.empty((*shape, 2))
+    for block in range(plan.layout.blocks):
+        table = _read(run, ASSESSMENT, pooling, block)
+        at = table["concept"].to_numpy(), table["place"].to_numpy()
+        flat = table["resampled_ap"].combine_chunks().flatten().to_numpy()
+        resampled[at] = flat.reshape(-1, plan.scoring.resamples)
+        interval[at] = np.stack([table["held_out_low"].to_numpy(), table["held_out_high"].to_numpy()], axis=1)
+    return resampled, interval
+
+
+def tables_are_sound(run: Path, checksums: Mapping[str, str]) -> bool:
+    """Whether the tables among a receipt's objects are there with the bytes that were written."""
+    return all(
+        (run / key).is_file() and sha256_file(run / key) == checksum
+        for key, checksum in checksums.items()
+        if is_table(key)
+    )
+
+
+def is_table(key: str) -> bool:
+    """Whether an object of a receipt is a table, and not the store's."""
+    return key.split("/")[0] in (NULL, ASSESSMENT)
+
+
+def _write(run: Path, kind: str, pooling: Pooling, block: int, columns: Mapping[str, object]) -> dict[str, str]:
+    key = _key(kind, pooling, block)
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(columns), buffer, compression="zstd")
+    content = buffer.getvalue()
+    write_atomically(run / key, content)
+    return {key: hashlib.sha256(content).hexdigest()}
+
+
+def _read(run: Path, kind: str, pooling: Pooling, block: int) -> pa.Table:
+    path = run / _key(kind, pooling, block)
+    try:
+        return pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(
+            f"{path} cannot be read ({error}); `expertmine verify {run}` says which receipts to remove"
+        ) from error
+
+
+def _key(kind: str, pooling: Pooling, block: int) -> str:
+    return f"{kind}/{pooling}/{block:05d}.parquet"
