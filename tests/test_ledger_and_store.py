@@ -223,7 +223,7 @@ def test_progress_is_read_from_receipts(mined: Path, new_run: Path) -> None:
     assert done["extract"] == (plan.layout.partitions, plan.layout.partitions)
     assert done["score"] == (plan.layout.blocks, plan.layout.blocks)
     assert done["reduce"] == (1, 1)
-    assert [stage.done for stage in progress_of(new_run)] == [0, 0, 0]
+    assert [stage.done for stage in progress_of(new_run)] == [0, 0, 0, 0]
     sentences = sum(r.counts["sentences"] for r in read_receipts(mined, plan, "extract"))
     assert sentences == plan.corpus.sentences
     assert not missing_tasks(mined, plan, "score")

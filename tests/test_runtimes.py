@@ -94,17 +94,6 @@ def test_actors_without_room_keep_nobody_waiting(tmp_path: Path) -> None:
         ]
 
 
-def test_dask_workers_keep_the_memory_that_tasks_use_again() -> None:
-    """Dask's own setting gives it back above 64 kB, which costs a third of scoring's time."""
-    from expertmine.runtime import dask
-
-    def make() -> Callable[[int], int]:
-        return lambda _: int(os.environ["MALLOC_TRIM_THRESHOLD_"])
-
-    with dask.cluster(None, workers=1) as client:
-        assert list(dask.run(client, make, [0])) == [1 << 29]
-
-
 def test_each_call_makes_its_own_worker_on_a_lasting_dask_cluster(tmp_path: Path) -> None:
     from expertmine.runtime import dask
 

@@ -28,6 +28,7 @@ from expertmine.ledger import (
     worker_name,
     write_receipt,
 )
+from expertmine.memory import keep_freed_memory
 from expertmine.ranking import best_units
 from expertmine.sampling import salted_number
 from expertmine.scored_rows import Side, mined_and_held_out
@@ -93,6 +94,7 @@ class Assessor:
             UserError: responses are lost, or the selection cannot be read.
             StageError: the memory is too little for one unit.
         """
+        keep_freed_memory()
         self.run = run
         self.plan = load_plan(run)
         self.corpus = open_corpus(run, self.plan)
@@ -120,7 +122,9 @@ class Assessor:
             self._strip(pooling, selected, strip) for strip in strips(self.plan.layout.block(block), self.strip_units)
         ]
         owners, places, resampled, interval = (np.concatenate(each) for each in zip(*found, strict=True))
-        checksums = write_assessment(self.run, pooling, block, (owners, places), resampled, interval)
+        order = np.lexsort([places, owners])  # however the block was taken on
+        at = owners[order], places[order]
+        checksums = write_assessment(self.run, pooling, block, at, resampled[order], interval[order])
         receipt = Receipt(
             stage="assess",
             task=task,

@@ -28,6 +28,7 @@ from expertmine.ledger import (
     worker_name,
     write_receipt,
 )
+from expertmine.memory import keep_freed_memory
 from expertmine.scored_rows import mined_and_held_out, scored_rows
 from expertmine.scoring_memory import Work, strip_units, strips
 from expertmine.side_tables import write_null
@@ -83,6 +84,7 @@ class Scorer:
             UserError: a concept has no positive or no negative sentence left, or responses are lost.
             StageError: the memory is too little for one unit.
         """
+        keep_freed_memory()  # blocks follow blocks of the same size
         self.run = run
         self.plan = load_plan(run)
         corpus = open_corpus(run, self.plan)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from threading import Lock
@@ -10,6 +11,7 @@ from uuid import uuid4
 
 import dask
 from distributed import Client, LocalCluster, Security, as_completed, get_worker
+from distributed.client import FutureCancelledError
 from distributed.scheduler import KilledWorker
 
 from expertmine.errors import StageError, UserError
@@ -19,9 +21,8 @@ Result = TypeVar("Result")
 
 _making = Lock()
 
-KEPT_MEMORY = {"MALLOC_TRIM_THRESHOLD_": 1 << 29, "MALLOC_MMAP_THRESHOLD_": 1 << 25, "MALLOC_ARENA_MAX": 1}
-"""For glibc's malloc in workers. Dask has it give back to the system what is above 64 kB, and then each task's arrays
-are mapped and cleared anew: on blocks of 256 units by 36,000 sentences that made kernels take half as long again."""
+FIRST_WORKER = 60
+"""Seconds that a scheduler without workers is given to have one."""
 ONE_THREAD = {"OMP_NUM_THREADS": 1, "MKL_NUM_THREADS": 1, "OPENBLAS_NUM_THREADS": 1}
 
 
@@ -37,15 +38,23 @@ def cluster(address: str | None, workers: int) -> Iterator[Client]:
             client = Client(address, timeout="20s")
         except (OSError, TimeoutError, ValueError, RuntimeError) as error:
             raise UserError(f"no Dask scheduler at {address!r}: {error}. Start one, or leave --address out") from error
+        _quieten()
         with client:
+            try:
+                client.wait_for_workers(1, timeout=FIRST_WORKER)
+            except TimeoutError as error:
+                raise UserError(
+                    f"the Dask scheduler at {address!r} has no worker after {FIRST_WORKER} s; start some"
+                ) from error
             yield client
         return
+    _quieten()
     # Worker processes with a thread each: kernels release the GIL, but what is around them does not.
     with (
         dask.config.set(
             {
                 "distributed.worker.memory.terminate": False,
-                "distributed.nanny.pre-spawn-environ": {**KEPT_MEMORY, **ONE_THREAD},
+                "distributed.nanny.pre-spawn-environ": ONE_THREAD,
             }
         ),
         LocalCluster(
@@ -54,7 +63,7 @@ def cluster(address: str | None, workers: int) -> Iterator[Client]:
             host="127.0.0.1",
             dashboard_address="127.0.0.1:0",
             security=Security.temporary(),
-            silence_logs="ERROR",
+            silence_logs=logging.CRITICAL,
         ) as local,
         Client(local) as client,
     ):
@@ -73,7 +82,7 @@ def run(
     """Results as they come, and what was given up; each process makes its worker once for this call.
 
     Raises:
-        UserError: a worker could not be made, or its trouble is every task's.
+        UserError: a worker could not be made, its trouble is every task's, or the scheduler is lost.
     """
     call = uuid4().hex
     futures = client.map(_call, tasks, make_worker=make_worker, call=call, pure=False, key=f"task-{call}")
@@ -82,6 +91,11 @@ def run(
         for future in as_completed(futures):
             try:
                 result = future.result()
+            except FutureCancelledError as error:
+                raise UserError(
+                    f"the Dask scheduler was lost ({error.reason}); what is done is kept: start it and its workers "
+                    "again, and run the same command"
+                ) from error
             except KilledWorker as error:
                 result = Failed(task_of[future], f"workers died under it: {error}", error.allowed_failures + 1)
             future.release()
@@ -89,7 +103,15 @@ def run(
                 raise result
             yield result
     finally:
-        client.cancel(futures)
+        if client.status == "running":
+            client.cancel(futures)
+
+
+def _quieten() -> None:
+    """Have Dask log nothing of its own on a terminal that we write to; what goes wrong is raised, too."""
+    for name in logging.root.manager.loggerDict:
+        if name.partition(".")[0] == "distributed":
+            logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _call(task: int, make_worker: Callable[[], Callable[[int], Any]], call: str) -> Any:
