@@ -29,6 +29,7 @@ from expertmine.runs import plan_run
 from expertmine.sampling import salted_number
 from expertmine.score import Scorer
 from expertmine.scored_rows import ScoredRows, Side, mined_and_held_out, null_classes, scored_rows
+from expertmine.scoring_memory import Room
 from expertmine.side_tables import read_null, read_selection
 from expertmine.specs import ScoringSpec
 from expertmine.store import STATISTICS, Store
@@ -307,8 +308,7 @@ def test_a_block_is_taken_on_in_strips_where_memory_is_short(
     run = Path(shutil.copytree(mined, tmp_path / "run"))
     for stage in ("score", "assess"):
         shutil.rmtree(run / "receipts" / stage)
-    for module in ("score", "assess"):
-        monkeypatch.setattr(f"expertmine.{module}.strip_units", lambda *_: 7)
+    monkeypatch.setattr(Room, "strip_units", lambda *_: 7)
     run_score(run, "serial", Cluster())
     assert Scorer(run).strip_units == 7
     for path in (mined / "receipts" / "score").iterdir():

@@ -32,7 +32,7 @@ from expertmine.memory import keep_freed_memory
 from expertmine.ranking import best_units
 from expertmine.sampling import salted_number
 from expertmine.scored_rows import Side, mined_and_held_out
-from expertmine.scoring_memory import Work, strip_units, strips
+from expertmine.scoring_memory import Room, Work, strips
 from expertmine.side_tables import read_selection, write_assessment, write_selection
 from expertmine.specs import SCORING_MEMORY, Pooling
 from expertmine.store import Store
@@ -94,6 +94,7 @@ class Assessor:
             UserError: responses are lost, or the selection cannot be read.
             StageError: the memory is too little for one unit.
         """
+        room = Room(run, memory, threads)
         keep_freed_memory()
         self.run = run
         self.plan = load_plan(run)
@@ -105,7 +106,7 @@ class Assessor:
         self.has_held_out = set(self.held_out.concepts.tolist())
         layout = self.plan.layout
         work = Work(layout.padded_shape[0], 0, 0, self.plan.responses.dtype)
-        self.strip_units = strip_units(run, work, layout.block_units, memory, threads)
+        self.strip_units = room.strip_units(work, layout.block_units)
         self._done = 0
 
     def __call__(self, task: int) -> Receipt:

@@ -30,7 +30,7 @@ from expertmine.ledger import (
 )
 from expertmine.memory import keep_freed_memory
 from expertmine.scored_rows import mined_and_held_out, scored_rows
-from expertmine.scoring_memory import Work, strip_units, strips
+from expertmine.scoring_memory import Room, Work, strips
 from expertmine.side_tables import write_null
 from expertmine.specs import SCORING_MEMORY
 from expertmine.store import KEPT, STATISTICS, Store, create_store
@@ -84,6 +84,7 @@ class Scorer:
             UserError: a concept has no positive or no negative sentence left, or responses are lost.
             StageError: the memory is too little for one unit.
         """
+        room = Room(run, memory, threads)
         keep_freed_memory()  # blocks follow blocks of the same size
         self.run = run
         self.plan = load_plan(run)
@@ -100,7 +101,7 @@ class Scorer:
         layout, dtype = self.plan.layout, self.plan.responses.dtype
         _compile(dtype)  # first: that takes memory too
         work = Work(layout.padded_shape[0], self.concepts, self.rows.concepts, dtype)
-        self.strip_units = strip_units(run, work, layout.block_units, memory, threads)
+        self.strip_units = room.strip_units(work, layout.block_units)
         self._done = 0
 
     def __call__(self, task: int) -> Receipt:

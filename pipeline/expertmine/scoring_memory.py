@@ -65,25 +65,36 @@ class Work:
         return min(block_units, (room - self.ranks - block_units * self.block_unit) // self.strip_unit)
 
 
-def strip_units(run: Path, work: Work, block_units: int, memory: int, threads: int) -> int:
-    """How many units of a block this process takes on at once; all of them, when they fit.
+class Room:
+    """How much memory a process has for blocks, of what it may hold."""
 
-    Args:
-        memory: bytes that it may hold, what it holds already included.
-        threads: tasks that it may have at the same time.
+    def __init__(self, run: Path, memory: int, threads: int) -> None:
+        """Begin before anything is loaded.
 
-    Raises:
-        StageError: not one fits; says what would do.
-    """
-    held = resident_bytes()
-    units = work.widest_strip((memory - held) // threads, block_units)
-    if units < 1:
-        least = held + threads * work.needed(block_units, 1)
-        raise StageError(
-            f"{run}: a scoring process may hold {size(memory)}, and a unit's responses to {work.rows:,} sentences "
-            f"with all that is computed of a block take {size(least)}; give it that with --scoring-memory"
-        )
-    return units
+        Args:
+            memory: bytes that the process may hold. What it holds already counts, but no more of that than `BASE`:
+                a process that has done other things before cannot help what they left.
+            threads: tasks that it may have at the same time.
+        """
+        self.run, self.memory, self.threads = run, memory, threads
+        self._uncounted = max(0, resident_bytes() - BASE)
+
+    def strip_units(self, work: Work, block_units: int) -> int:
+        """How many units of a block are taken on at once, now that all else is loaded; all of them, when they fit.
+
+        Raises:
+            StageError: not one fits; says what would do.
+        """
+        held = max(0, resident_bytes() - self._uncounted)
+        units = work.widest_strip((self.memory - held) // self.threads, block_units)
+        if units < 1:
+            least = held + self.threads * work.needed(block_units, 1)
+            raise StageError(
+                f"{self.run}: a scoring process may hold {size(self.memory)}, and a unit's responses to "
+                f"{work.rows:,} sentences with all that is computed of a block take {size(least)}; give it that with "
+                "--scoring-memory"
+            )
+        return units
 
 
 def strips(units: range, width: int) -> Iterator[range]:

@@ -1,0 +1,142 @@
+"""Scoring as a stage: where its time goes, how it grows, what two workers bring, whether it keeps to its memory.
+
+Responses are made up; everything else is as in a run: Zarr, labels, kernels, receipts. Run by `make bench`; `pytest
+tests` does not collect it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from made_runs import make_corpus, make_run
+
+from expertmine import assess, score
+from expertmine.ledger import forget_receipts, load_plan, read_receipts
+from expertmine.reduce import reduce
+from expertmine.runtime import dask, serial
+
+ROUNDS = 5
+
+
+def seconds_of_score(run: Path) -> float:
+    """One process, one thread, labels laid out and kernels compiled before."""
+    make = score.NewScorer(run)
+    forget_receipts(run, "score")
+    tasks = score.plan(run)
+    scorer = make()
+    started = time.perf_counter()
+    for _ in serial.run(lambda: scorer, tasks):
+        pass
+    return time.perf_counter() - started
+
+
+def parts(run: Path) -> Counter[str]:
+    """Milliseconds of all tasks, by part."""
+    total: Counter[str] = Counter()
+    for receipt in read_receipts(run, load_plan(run), "score"):
+        total.update({name: count for name, count in receipt.counts.items() if name.endswith("_ms")})
+        total["all"] += round(1000 * receipt.seconds)
+    return total
+
+
+@pytest.mark.parametrize("permutations", [20, 0])
+def test_most_of_the_time_is_spent_in_kernels(permutations: int, tmp_path: Path) -> None:
+    corpus = make_corpus(tmp_path / "corpus", texts=20_000, concepts=500, positives=200, pool=500)
+    run = tmp_path / "run"
+    plan = make_run(run, corpus, units=4096, permutations=permutations, resamples=0)
+    taken = [seconds_of_score(run) for _ in range(ROUNDS)]
+    found = parts(run)
+    shares = {name: found[name] / found["all"] for name in ("read_ms", "kernel_ms", "write_ms")}
+    pairs = plan.corpus.concepts * plan.layout.units / min(taken)
+    print(
+        f"\n500 concepts of 700 sentences, 20,000 sentences, 4,096 units, {permutations} permutations: "
+        f"{min(taken):.1f} s, {pairs:,.0f} pairs/s;",
+        ", ".join(f"{name.removesuffix('_ms')} {share:.0%}" for name, share in shares.items()),
+    )
+    assert shares["kernel_ms"] >= 0.6
+
+
+@pytest.mark.parametrize("what, ladder", [
+    ("concepts", [250, 500, 1000]), ("units", [2048, 4096, 8192]), ("sentences", [10_000, 20_000, 40_000]),
+])  # fmt: skip
+def test_doubling_doubles_at_most(what: str, ladder: list[int], tmp_path: Path) -> None:
+    """Twice the concepts, units or sentences take at most twice the time, to what this machine's noise is worth."""
+    runs = []
+    for value in ladder:
+        size = {"concepts": 500, "units": 2048, "sentences": 20_000, what: value}
+        corpus = make_corpus(tmp_path / f"corpus {value}", size["sentences"], size["concepts"], 100, 500)
+        runs.append(tmp_path / f"run {value}")
+        make_run(runs[-1], corpus, size["units"], resamples=20)
+    rounds = [[_all_of_scoring(run) for run in runs] for _ in range(ROUNDS)]
+    best = [tuple(min(each) for each in zip(*of_run, strict=True)) for of_run in zip(*rounds, strict=True)]
+    print(f"\n{what:>10}      score     assess     reduce   seconds, one process")
+    for value, taken in zip(ladder, best, strict=True):
+        print(f"{value:>10,} " + " ".join(f"{each:>10.2f}" for each in taken))
+    for fewer, more in itertools.pairwise(best):
+        assert sum(more) < 2.2 * sum(fewer)
+
+
+def _all_of_scoring(run: Path) -> tuple[float, float, float]:
+    scored = seconds_of_score(run)
+    forget_receipts(run, "assess")
+    started = time.perf_counter()
+    for _ in serial.run(assess.NewAssessor(run), assess.plan(run)):
+        pass
+    assessed = time.perf_counter()
+    reduce(run, 100)
+    return scored, assessed - started, time.perf_counter() - assessed
+
+
+def test_two_workers_are_almost_twice_as_fast_as_one(tmp_path: Path) -> None:
+    corpus = make_corpus(tmp_path / "corpus", texts=20_000, concepts=500, positives=200, pool=1000)
+    run = tmp_path / "run"
+    make_run(run, corpus, units=16_384, block_units=256, resamples=0)
+    tasks = range(load_plan(run).layout.blocks)
+    score.plan(run)
+    taken: dict[int, list[float]] = {1: [], 2: []}
+    with dask.cluster(None, 1) as one, dask.cluster(None, 2) as two:
+        for client in (one, two):  # have workers load and compile what they need
+            list(dask.run(client, score.NewScorer(run), tasks[:4]))
+        for _ in range(ROUNDS):
+            for workers, client in ((1, one), (2, two)):
+                started = time.perf_counter()
+                list(dask.run(client, score.NewScorer(run), tasks))
+                taken[workers].append(time.perf_counter() - started)
+    ratios = [a / b for a, b in zip(taken[1], taken[2], strict=True)]
+    print(
+        f"\n{len(tasks)} blocks: {min(taken[1]):.1f} s with one worker, {min(taken[2]):.1f} s with two; ratios of rounds",
+        ", ".join(f"{ratio:.2f}" for ratio in ratios),
+    )
+    assert statistics.median(ratios) >= 1.7
+
+
+@pytest.mark.parametrize("megabytes", [500, 800, 2000])
+def test_a_process_keeps_to_its_memory(megabytes: int, tmp_path: Path) -> None:
+    corpus = make_corpus(tmp_path / "corpus", texts=200_000, concepts=1000, positives=200, pool=1000)
+    run = tmp_path / "run"
+    make_run(run, corpus, units=1024, block_units=256)
+    print()
+    for planned in ("as planned", "for this memory"):
+        if planned != "as planned":
+            shutil.rmtree(run)
+            make_run(run, corpus, units=1024, memory=megabytes * 10**6)
+        command = ["score", run, "--executor", "serial", "--scoring-memory", f"{megabytes}MB"]
+        started = time.perf_counter()
+        process = subprocess.Popen([sys.executable, "-m", "expertmine", *map(str, command)], stderr=subprocess.DEVNULL)
+        _, status, usage = os.wait4(process.pid, 0)
+        peak, width = usage.ru_maxrss / 1e3, load_plan(run).layout.block_units
+        print(
+            f"200,000 sentences, 1,000 concepts, blocks of {width} units ({planned}), {megabytes} MB given: "
+            f"peak {peak:.0f} MB, {time.perf_counter() - started:.0f} s"
+        )
+        assert status == 0
+        assert peak * 1e6 <= megabytes * 1e6 * 1.05
