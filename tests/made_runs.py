@@ -13,7 +13,7 @@ from expertmine.corpus import Corpus
 from expertmine.ledger import Receipt, write_receipt
 from expertmine.planning import make_layout, scoring_work, widest_block
 from expertmine.runs import begin
-from expertmine.specs import SCORING_MEMORY, Compression, Hookpoint, ModelIdentity, Plan, ResponseSpec, ScoringSpec
+from expertmine.specs import Compression, Hookpoint, ModelIdentity, Plan, ResponseSpec, ScoringSpec
 from expertmine.store import Store, create_store
 
 HOOKPOINTS = 8
@@ -33,7 +33,7 @@ def make_corpus(folder: Path, texts: int, concepts: int, positives: int, pool: i
 
 
 def make_run(
-    run: Path, corpus: Path, units: int, memory: int = SCORING_MEMORY, block_units: int | None = None, **scoring: Any
+    run: Path, corpus: Path, units: int, memory: int | None = None, block_units: int | None = None, **scoring: Any
 ) -> Plan:
     """A run that is extracted already; responses are normal and know nothing of any concept."""
     opened = Corpus.open(corpus)

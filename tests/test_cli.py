@@ -155,6 +155,32 @@ def test_looking_at_a_corpus_and_at_experts(serial_run: Path, corpus: Path) -> N
     assert str(expected[0]) in succeed("experts", serial_run, "tool", "-k", 5)
 
 
+def test_what_is_real_is_told(serial_run: Path) -> None:
+    every = succeed("experts", serial_run).splitlines()
+    assert every[0].split()[:2] == ["concept", "positives"] and len(every) == 3
+    one = succeed("experts", serial_run, "animal", "-k", 3)
+    assert "when labels are shuffled (20 times, those of" in one
+    assert "stay among the 10 best when sentences are drawn anew (100 times)" in one
+    (facts, _) = json.loads(succeed("experts", serial_run, "--json"))
+    assert facts["name"] == "animal" and 0 < facts["best"]["p_value"] <= 1
+    assert facts["best"]["held_out_low"] <= facts["best"]["held_out_high"]
+    assert "layer 1" in succeed("distribution", serial_run, "animal")
+    (first, *_) = json.loads(succeed("distribution", serial_run, "--by", "kind", "--json"))["groups"]
+    assert first["name"] == "transformer.h.*.attn.c_attn" and first["pairs"] == 2 * 2 * 96 == sum(first["bins"])
+
+
+def test_scoring_anew_with_other_settings(serial_run: Path, corpus: Path, tiny_model: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(serial_run, tmp_path / "run"))
+    mine = ("mine", run, "--model", tiny_model, "--corpus", corpus, "--max-tokens", 64)
+    on = ("--extract-on", "serial", "--score-on", "serial")
+    done = expertmine(*mine, *on, "--keep", 4, "--permutations", 39, "--scoring-memory", "1.5GB", "--top-k", 4)
+    assert done.returncode == 0, done.stderr
+    assert "39 shuffles" in done.stderr.replace("78 shuffles", "39 shuffles") and "extract:" not in done.stderr
+    index = json.loads((run / "experts" / "index.json").read_text())
+    assert (index["scoring"]["keep"], index["scoring"]["permutations"], index["scoring"]["resamples"]) == (4, 39, 100)
+    assert "is planned already" in expertmine(*mine, *on).stderr  # what is not said stays
+
+
 def test_several_poolings_have_an_index_each(corpus: Path, tiny_model: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     options = ("--model", tiny_model, "--corpus", corpus, "--max-tokens", 64, "--pooling", "mean,max", "--codec", "lz4")
@@ -206,7 +232,8 @@ def test_evaluating_concepts(serial_run: Path) -> None:
 
 
 def test_every_verb_has_help_with_an_example() -> None:
-    verbs = ["demo", "units", "plan", "extract", "score", "reduce", "mine", "status", "verify", "experts", "generate"]
+    verbs = ["demo", "units", "plan", "extract", "score", "reduce", "mine", "status", "verify", "experts"]
+    verbs += ["distribution", "generate"]
     concepts = ["json", "table", "wordnet", "raganato", "lexical-sample", "merge", "split", "show"]
     for verb in [*([v] for v in verbs), *(["concepts", v] for v in concepts), ["evaluate", "concept"]]:
         assert "Example" in succeed(*verb, "--help"), verb
@@ -236,6 +263,11 @@ def test_bad_input_ends_with_one_message_and_exit_code_2(
     assert "k is 51: expected 0 to 50" in refused("experts", serial_run, "animal", "-k", 51)
     assert "k is 51: expected 0 to 50" in refused("generate", serial_run, "--concept", "animal", "-k", 51)
     assert "--top-k is 577: expected 1 to 576" in refused("reduce", serial_run, "--top-k", 577)
+    assert "did you mean animal" in refused("distribution", serial_run, "animl")
+    assert "--keep is 'some': expected" in refused("plan", run, "--corpus", corpus, "--keep", "some")
+    little = ("plan", run, "--model", tiny_model, "--corpus", corpus, "--max-tokens", 64, "--scoring-memory")
+    assert "--scoring-memory is 90 MB, and scoring one unit" in refused(*little, "90MB")
+    assert "expected bytes such as 800MB" in expertmine(*little, "much").stderr
     mine = ("mine", run, "--model", tiny_model, "--corpus", corpus, "--max-tokens", 64)
     assert "--top-k is 577" in refused(*mine, "--top-k", 577)
     assert not (run / "receipts").exists()

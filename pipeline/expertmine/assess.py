@@ -34,7 +34,7 @@ from expertmine.sampling import salted_number
 from expertmine.scored_rows import Side, mined_and_held_out
 from expertmine.scoring_memory import Room, Work, strips
 from expertmine.side_tables import read_selection, write_assessment, write_selection
-from expertmine.specs import SCORING_MEMORY, Pooling
+from expertmine.specs import Pooling
 from expertmine.store import Store
 from expertmine_kernels import draw_with_replacement, resampled_average_precision
 
@@ -77,7 +77,7 @@ class NewAssessor:
     """Makes an `Assessor` wherever it is called; travels to workers in its stead."""
 
     run: Path
-    memory: int = SCORING_MEMORY
+    memory: int | None = None
     threads: int = 1
 
     def __call__(self) -> Assessor:
@@ -87,7 +87,7 @@ class NewAssessor:
 class Assessor:
     """Holds the labels and which units are assessed; each call does one block, pooled in one way."""
 
-    def __init__(self, run: Path, memory: int = SCORING_MEMORY, threads: int = 1) -> None:
+    def __init__(self, run: Path, memory: int | None = None, threads: int = 1) -> None:
         """Open the store; `memory` and `threads` are as a `Scorer` takes them.
 
         Raises:

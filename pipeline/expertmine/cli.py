@@ -28,7 +28,7 @@ from expertmine.mine import (
     run_score,
 )
 from expertmine.option_groups import with_groups
-from expertmine.specs import SCORING_MEMORY, Pooling
+from expertmine.specs import Pooling
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
@@ -107,7 +107,7 @@ def plan(
     units_: UnitOptions,
     responses: ResponseOptions,
     scoring: ScoringOptions,
-    scoring_memory: Memory = SCORING_MEMORY,
+    scoring_memory: Memory = None,
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
@@ -149,13 +149,13 @@ def score(
         str | None, typer.Option(help="A running Dask scheduler, or a Ray cluster. [default: one of its own]")
     ] = None,
     workers: Workers = None,
-    scoring_memory: Memory = SCORING_MEMORY,
+    scoring_memory: Memory = None,
 ) -> None:
     """Stage 2: the average precision of every unit for every concept, and how sure the best are. Resumes.
 
     Example: `expertmine score run --workers 4`
     """
-    run_score(run, executor, Cluster(address, workers, memory=int(scoring_memory)))
+    run_score(run, executor, Cluster(address, workers, memory=scoring_memory))
 
 
 @app.command()
@@ -181,7 +181,7 @@ def mine(
     dask_address: Annotated[str | None, typer.Option(help="A running Dask scheduler.")] = None,
     workers: Workers = None,
     gpus_each: GpusEach = None,
-    scoring_memory: Memory = SCORING_MEMORY,
+    scoring_memory: Memory = None,
     top_k: TopK = None,
     force: Force = False,
 ) -> None:

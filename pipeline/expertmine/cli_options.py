@@ -139,19 +139,18 @@ def parse_size(text: str | int) -> int:
 
 
 Memory = Annotated[
-    int,
+    int | None,
     typer.Option(
         "--scoring-memory",
         parser=parse_size,
         metavar="SIZE",
-        help="Most that a scoring process may hold, such as 800MB or 2GB.",
-        show_default="1GiB",
+        help="Most that a scoring process may hold, such as 800MB or 2GB. [default: what blocks of 256 units take]",
     ),
 ]
 
 
 def request(
-    units: UnitOptions, responses: ResponseOptions, scoring: ScoringOptions, scoring_memory: int
+    units: UnitOptions, responses: ResponseOptions, scoring: ScoringOptions, scoring_memory: int | None
 ) -> PlanRequest:
     """What these options ask for.
 
@@ -172,4 +171,4 @@ def request(
     )
     compression = Compression(responses.codec, responses.level, responses.shuffle)
     patterns = tuple(units.hookpoints or ())
-    return PlanRequest(units.model, units.revision, patterns, spec, compression, scoring.given(), int(scoring_memory))
+    return PlanRequest(units.model, units.revision, patterns, spec, compression, scoring.given(), scoring_memory)

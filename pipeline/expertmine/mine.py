@@ -19,7 +19,7 @@ from expertmine.ledger import Failure, Receipt, load_plan, write_failures
 from expertmine.progress import console, track
 from expertmine.runtime import serial
 from expertmine.runtime.failures import Failed
-from expertmine.specs import SCORING_MEMORY, Plan, PlanRequest, Pooling, Stage
+from expertmine.specs import Plan, PlanRequest, Pooling, Stage
 
 if TYPE_CHECKING:
     from expertmine.generate import GenerationRequest
@@ -38,7 +38,9 @@ FOLLOWED = ("pairs", "experts", "sentences")
 _RunTasks = tuple[Callable[[Callable[[], Callable[[int], Receipt]], Sequence[int]], Iterator[Receipt | Failed]], int]
 
 
-_SCORING: tuple[tuple[Stage, ModuleType, Callable[[Path, int, int], Callable[[], Callable[[int], Receipt]]]], ...] = (
+_SCORING: tuple[
+    tuple[Stage, ModuleType, Callable[[Path, int | None, int], Callable[[], Callable[[int], Receipt]]]], ...
+] = (
     ("score", score, score.NewScorer),
     ("assess", assess, assess.NewAssessor),
 )
@@ -54,8 +56,8 @@ class Cluster:
     """Processes; None takes what the machine or cluster has."""
     gpus_each: float | None = None
     """GPUs an extracting actor, also a fraction; None gives each one whole where there are any."""
-    memory: int = SCORING_MEMORY
-    """Bytes that a scoring process may hold."""
+    memory: int | None = None
+    """Bytes that a scoring process may hold; None for what a block takes, as it was planned."""
 
 
 def freeze_plan(run: Path, corpus: Path, request: PlanRequest, force: bool = False) -> tuple[Plan, Bill | None]:

@@ -22,7 +22,7 @@ from expertmine.models import LoadedModel, load_model
 from expertmine.progress import size
 from expertmine.responses import TYPES, filling, forward_passes, make_batches, prepare
 from expertmine.scored_rows import null_classes
-from expertmine.scoring_memory import BASE, Work
+from expertmine.scoring_memory import WIDEST_BLOCK, Work
 from expertmine.specs import Layout, Plan, PlanRequest, ResponseSpec, ScoringSpec
 from expertmine.store import STATISTICS, encoded_size, statistics_of
 from expertmine.units import find_hookpoints, left_out_experts
@@ -170,7 +170,7 @@ def make_bill(
         + scores * (2 + len(STATISTICS))
         + 2 * plan.tasks("assess"),
         extract_memory=None if weights is None else weights + a_pass + PARTITIONS_AT_ONCE * partition,
-        score_memory=BASE + work.needed(layout.block_units, layout.block_units),
+        score_memory=work.base + work.needed(layout.block_units, layout.block_units),
         null_sets=work.sets - 2 * work.concepts,
         extract_seconds=None if sample.seconds_a_token is None else sample.seconds_a_token * tokens,
     )
@@ -212,17 +212,19 @@ def scoring_work(corpus: Corpus, kept: NDArray[np.bool_], rows: int, spec: Respo
     return Work(rows, concepts, 2 * concepts + shuffled, spec.dtype)
 
 
-def widest_block(work: Work, memory: int) -> int:
-    """Units of a block that a scoring process of so much memory takes on whole.
+def widest_block(work: Work, memory: int | None) -> int:
+    """Units of a block that a scoring process of so much memory takes on whole; None for memory as it is needed.
 
     Raises:
         UserError: not even one.
     """
-    units = work.widest_block(memory - BASE)
+    if memory is None:
+        return WIDEST_BLOCK
+    units = work.widest_block(memory - work.base)
     if units < 1:
         raise UserError(
             f"--scoring-memory is {size(memory)}, and scoring one unit with {work.rows:,} sentences and "
-            f"{work.concepts:,} concepts takes about {size(BASE + work.needed(1, 1))}; give it that"
+            f"{work.concepts:,} concepts takes about {size(work.base + work.needed(1, 1))}; give it that"
         )
     return units
 
@@ -242,7 +244,8 @@ def make_layout(sentences_: int, units: int, itemsize: int, widest_block: int) -
         itemsize: bytes of a response, of all poolings together.
         widest_block: units that a scoring process can take on.
     """
-    block = _multiple(min(widest_block // 16 * 16, -(-units // 8)), 16, 16, 256)
+    narrowest = min(16, widest_block)
+    block = _multiple(min(widest_block // 16 * 16, -(-units // 8)), narrowest, narrowest, WIDEST_BLOCK)
     # Sentences of a batch should be of nearly one length, which takes some hundreds to choose among.
     rows = _multiple(min(PARTITION_BYTES // (units * itemsize), max(-(-sentences_ // 8), FEWEST_ROWS)), 32, 32, 2048)
     rows = min(rows, _multiple(sentences_, 32, 32, rows))

@@ -32,7 +32,6 @@ from expertmine.memory import keep_freed_memory
 from expertmine.scored_rows import mined_and_held_out, scored_rows
 from expertmine.scoring_memory import Room, Work, strips
 from expertmine.side_tables import write_null
-from expertmine.specs import SCORING_MEMORY
 from expertmine.store import KEPT, STATISTICS, Store, create_store
 from expertmine_kernels import ConceptRows, expertise
 
@@ -63,7 +62,7 @@ class NewScorer:
     """Makes a `Scorer` wherever it is called; travels to workers in its stead."""
 
     run: Path
-    memory: int = SCORING_MEMORY
+    memory: int | None = None
     threads: int = 1
 
     def __call__(self) -> Scorer:
@@ -73,11 +72,11 @@ class NewScorer:
 class Scorer:
     """Holds the labels; each call scores one block of units, pooled in one way."""
 
-    def __init__(self, run: Path, memory: int = SCORING_MEMORY, threads: int = 1) -> None:
+    def __init__(self, run: Path, memory: int | None = None, threads: int = 1) -> None:
         """Open the store and lay the labels out.
 
         Args:
-            memory: bytes that this process may hold, all that it holds already included.
+            memory: bytes that this process may hold, all that it holds already included; None for what a block takes.
             threads: calls that may come at the same time.
 
         Raises:

@@ -14,8 +14,16 @@ from expertmine.memory import resident_bytes
 from expertmine.progress import size
 from expertmine.specs import StoredType
 
-BASE = 450 * 2**20
-"""Bytes of a scoring process before its first task, as planning has to guess: Python, libraries, compiled kernels."""
+WIDEST_BLOCK = 256
+"""Units of a block at most: wider ones gain nothing, and fewer tasks keep fewer workers busy."""
+_COMPILED = 310 * 2**20
+"""Bytes of a process with Python, libraries and compiled kernels."""
+_A_SENTENCE = 700
+"""Bytes of labels, keys and places that a process holds of each sentence."""
+_FRESH = 200 * 2**20
+"""Bytes of a process that has imported what scoring needs, and done nothing yet."""
+_DECODING = 64 * 2**20
+"""Bytes of chunks that are read and decoded at the same time."""
 _STATISTICS = 6 * 8
 """Bytes that kernels return of a pair."""
 _STORED = 3 * 8 + 4 * 4
@@ -36,6 +44,11 @@ class Work:
     dtype: StoredType
 
     @property
+    def base(self) -> int:
+        """Bytes of a process before its first task, as planning has to guess."""
+        return _COMPILED + self.rows * _A_SENTENCE
+
+    @property
     def strip_unit(self) -> int:
         """Bytes of each unit that is taken on at once: responses, what becomes of them, and what kernels return."""
         itemsize = np.dtype(self.dtype).itemsize
@@ -48,9 +61,9 @@ class Work:
 
     @property
     def ranks(self) -> int:
-        """Bytes that kernels hold while they rank."""
+        """Bytes that kernels hold while they rank; no less than what reading took before them."""
         scratch = {2: 22, 4: 48}[np.dtype(self.dtype).itemsize]
-        return scratch * max(_RESPONSES_AT_ONCE, _UNITS_AT_ONCE * self.rows)
+        return max(_DECODING, scratch * max(_RESPONSES_AT_ONCE, _UNITS_AT_ONCE * self.rows))
 
     def needed(self, block_units: int, strip_units: int) -> int:
         """Bytes that a task takes beyond what the process held before it."""
@@ -68,16 +81,16 @@ class Work:
 class Room:
     """How much memory a process has for blocks, of what it may hold."""
 
-    def __init__(self, run: Path, memory: int, threads: int) -> None:
+    def __init__(self, run: Path, memory: int | None, threads: int) -> None:
         """Begin before anything is loaded.
 
         Args:
-            memory: bytes that the process may hold. What it holds already counts, but no more of that than `BASE`:
-                a process that has done other things before cannot help what they left.
+            memory: bytes that the process may hold, None for no bound. Of what it holds already, no more counts than a
+                fresh process has: where others have worked before, most of that is free to be used again.
             threads: tasks that it may have at the same time.
         """
         self.run, self.memory, self.threads = run, memory, threads
-        self._uncounted = max(0, resident_bytes() - BASE)
+        self._uncounted = max(0, resident_bytes() - _FRESH)
 
     def strip_units(self, work: Work, block_units: int) -> int:
         """How many units of a block are taken on at once, now that all else is loaded; all of them, when they fit.
@@ -85,6 +98,8 @@ class Room:
         Raises:
             StageError: not one fits; says what would do.
         """
+        if self.memory is None:
+            return block_units
         held = max(0, resident_bytes() - self._uncounted)
         units = work.widest_strip((self.memory - held) // self.threads, block_units)
         if units < 1:

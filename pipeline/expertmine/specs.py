@@ -16,8 +16,6 @@ from expertmine.errors import UserError
 
 PLAN_FORMAT = 3
 BATCH_TOKENS = 4096
-SCORING_MEMORY = 2**30
-"""Bytes that a scoring process may hold, unless told otherwise."""
 
 Stage = Literal["extract", "score", "assess"]
 STAGES: tuple[Stage, ...] = ("extract", "score", "assess")
@@ -172,8 +170,8 @@ class PlanRequest:
     compression: Compression = Compression()
     scoring: Mapping[str, Any] = field(default_factory=dict)
     """Fields of a `ScoringSpec`; those not named are as the run was planned, or else the defaults."""
-    scoring_memory: int = SCORING_MEMORY
-    """Bytes that a scoring process may hold: decides how many units a block has."""
+    scoring_memory: int | None = None
+    """Bytes that a scoring process may hold, which decides how many units a block has; None for as many as are good."""
 
 
 @dataclass(frozen=True, slots=True)

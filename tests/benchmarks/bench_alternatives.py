@@ -1,11 +1,17 @@
 """What else was tried instead of the kernel of expertise, and how it compares: one thread, one table, one run.
 
-The alternatives are charged less than ours. They are handed float16 responses as uint16 order keys and give average
-precision alone; ours starts from the responses and gives six statistics. Run by `make bench`.
+The alternatives are charged less than ours: they are handed float16 responses as uint16 order keys and give average
+precision alone, where ours starts from the responses and gives six statistics. So ours is in the table a second time,
+with no more than the others are handed and give: that line compares the methods.
+
+Some alternatives are fast for what ours is not bound to: the table and the radix sort's two passes need 16-bit keys,
+the sorting network a processor with wide vectors, at most 32,768 levels and few rows: of 100 + 100 it is the fastest.
+Run by `make bench`.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -13,27 +19,38 @@ from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score
 
 from expertmine_kernels import ConceptRows, expertise, order_keys
-from expertmine_kernels.expertise import Sets
+from expertmine_kernels.bitmap import smaller
+from expertmine_kernels.expertise import Sets, _empty_tally, _tally
 from expertmine_kernels.jit import jit
-from expertmine_kernels.ranks import rank_units
+from expertmine_kernels.ranks import Ranked, rank_units
 from tests.benchmarks.bench_kernels import concepts, responses, seconds
 
 Scores = NDArray[np.float64]
+Rows = NDArray[np.int32]
+Scratch = NDArray[np.uint32]
 Unsigned = NDArray[np.unsignedinteger[Any]]
-PairKernel = Callable[[Unsigned, NDArray[np.int32], NDArray[np.int32], NDArray[np.uint32]], float]
+PairKernel = Callable[[Unsigned, Rows, Rows, Scratch], float]
 
 ROUNDS = 5
+UNITS = 64
 LANES = 32
-LINE = "{:<42} {:<48} {:>9} {:>6}"
+LINE = "{:<39} {:<44} {:>6} {:>6}"
 
 
-def sets(rows: ConceptRows) -> tuple[Sets, Sets, NDArray[np.int32]]:
-    """Return what the kernels need of the rows: the positives, the pools, and the pool of each concept."""
-    return Sets(rows.positive_indptr, rows.positive_rows), Sets(rows.pool_indptr, rows.pool_rows), rows.pool_of
+class Sides(NamedTuple):
+    """What the kernels need of ConceptRows, which Numba does not know."""
+
+    positives: Sets
+    pools: Sets
+    pool_of: Rows
+
+
+def sides(rows: ConceptRows) -> Sides:
+    return Sides(Sets(rows.positive_indptr, rows.positive_rows), Sets(rows.pool_indptr, rows.pool_rows), rows.pool_of)
 
 
 @jit
-def rows_of(which: Sets, number: int) -> NDArray[np.int32]:
+def rows_of(which: Sets, number: int) -> Rows:
     """Return one of the sets."""
     return which.rows[which.indptr[number] : which.indptr[number + 1]]
 
@@ -44,29 +61,23 @@ def rows_of(which: Sets, number: int) -> NDArray[np.int32]:
 def pair_by_pair(kernel: PairKernel, values: Unsigned, limits: NDArray[np.int64], rows: ConceptRows) -> Scores:
     """Give each pair to a kernel, with scratch (4, limit of the unit)."""
     ap = np.empty((rows.concepts, len(values)))
-    for_each_pair(kernel, values, limits, *sets(rows), ap)
+    fill_pair_by_pair(kernel, values, limits, sides(rows), ap)
     return ap
 
 
 @jit
-def for_each_pair(
-    kernel: PairKernel,
-    values: Unsigned,
-    limits: NDArray[np.int64],
-    positives: Sets,
-    pools: Sets,
-    pool_of: NDArray[np.int32],
-    ap: Scores,
+def fill_pair_by_pair(
+    kernel: PairKernel, values: Unsigned, limits: NDArray[np.int64], sides: Sides, ap: Scores
 ) -> None:
     for unit in range(values.shape[0]):
         scratch = np.empty((4, limits[unit]), np.uint32)
         for concept in range(ap.shape[0]):
-            on, off = rows_of(positives, concept), rows_of(pools, pool_of[concept])
+            on, off = rows_of(sides.positives, concept), rows_of(sides.pools, sides.pool_of[concept])
             ap[concept, unit] = kernel(values[unit], on, off, scratch)
 
 
 @jit
-def gather(values: Unsigned, on: NDArray[np.int32], off: NDArray[np.int32], into: NDArray[np.uint32]) -> None:
+def gather(values: Unsigned, on: Rows, off: Rows, into: Scratch) -> None:
     """Fill into with the values of the rows, doubled, plus one where the row is positive."""
     for i in range(on.size):
         into[i] = np.uint32(values[np.uint32(on[i])]) << np.uint32(1) | np.uint32(1)
@@ -75,7 +86,7 @@ def gather(values: Unsigned, on: NDArray[np.int32], off: NDArray[np.int32], into
 
 
 @jit
-def walk(ordered: NDArray[np.uint32], positives: int) -> float:
+def walk(ordered: Scratch, positives: int) -> float:
     """Return the average precision of what gather has laid down and a sort has put in ascending order."""
     total, true, counted = 0.0, 0, 0
     for i in range(ordered.size - 1, -1, -1):
@@ -87,9 +98,7 @@ def walk(ordered: NDArray[np.uint32], positives: int) -> float:
 
 
 @jit
-def by_comparison(
-    values: Unsigned, on: NDArray[np.int32], off: NDArray[np.int32], scratch: NDArray[np.uint32]
-) -> float:
+def by_comparison(values: Unsigned, on: Rows, off: Rows, scratch: Scratch) -> float:
     ordered = scratch[0, : on.size + off.size]
     gather(values, on, off, ordered)
     ordered.sort()
@@ -97,7 +106,7 @@ def by_comparison(
 
 
 @jit
-def radix_sort_labelled(ordered: NDArray[np.uint32], scratch: NDArray[np.uint32]) -> None:
+def radix_sort_labelled(ordered: Scratch, scratch: Scratch) -> None:
     """Sort what gather has laid down by 16 bits, in two passes of 8; the label below them does not matter."""
     spare, low, high = scratch[1], scratch[2, :256], scratch[3, :256]
     low[:] = 0
@@ -121,7 +130,7 @@ def radix_sort_labelled(ordered: NDArray[np.uint32], scratch: NDArray[np.uint32]
 
 
 @jit
-def by_radix(values: Unsigned, on: NDArray[np.int32], off: NDArray[np.int32], scratch: NDArray[np.uint32]) -> float:
+def by_radix(values: Unsigned, on: Rows, off: Rows, scratch: Scratch) -> float:
     ordered = scratch[0, : on.size + off.size]
     gather(values, on, off, ordered)
     radix_sort_labelled(ordered, scratch)
@@ -129,7 +138,7 @@ def by_radix(values: Unsigned, on: NDArray[np.int32], off: NDArray[np.int32], sc
 
 
 @jit
-def by_counting(ranks: Unsigned, on: NDArray[np.int32], off: NDArray[np.int32], scratch: NDArray[np.uint32]) -> float:
+def by_counting(ranks: Unsigned, on: Rows, off: Rows, scratch: Scratch) -> float:
     """No order is made: how often each level of the unit occurs, then all levels from the top."""
     true_at, false_at = scratch[0], scratch[1]
     scratch[:2] = 0
@@ -163,8 +172,8 @@ def counting(keys: Unsigned, rows: ConceptRows) -> Scores:
 
 
 def numpy_sort(keys: Unsigned, rows: ConceptRows) -> Scores:
-    """NumPy's sort, which has vector instructions: one call per pool and one per concept orders all units."""
-    positives, pools, pool_of = sets(rows)
+    """NumPy's sort, which has vector instructions: one call per change of pool and per concept orders all units."""
+    positives, pools, pool_of = sides(rows)
     ap = np.empty((rows.concepts, len(keys)))
     pool, off = -1, keys
     for concept in range(rows.concepts):
@@ -193,26 +202,26 @@ def merge(on: Unsigned, off: Unsigned, ap: Scores) -> None:
 
 def table_of_the_pool(keys: Unsigned, rows: ConceptRows) -> Scores:
     ap = np.empty((rows.concepts, len(keys)))
-    fill_by_table(keys, *sets(rows), ap)
+    fill_by_table(keys, sides(rows), ap)
     return ap
 
 
 @jit
-def fill_by_table(keys: Unsigned, positives: Sets, pools: Sets, pool_of: NDArray[np.int32], ap: Scores) -> None:
+def fill_by_table(keys: Unsigned, sides: Sides, ap: Scores) -> None:
     """Count once per unit and pool how many negatives lie at or above each of the 65,536 keys; sort positives only."""
     at_or_above = np.empty(1 << 16, np.uint32)
     scratch = np.empty((4, max(keys.shape[1], 256)), np.uint32)
     for unit in range(keys.shape[0]):
         pool = -1
         for concept in range(ap.shape[0]):
-            if pool_of[concept] != pool:
-                pool = pool_of[concept]
+            if sides.pool_of[concept] != pool:
+                pool = sides.pool_of[concept]
                 at_or_above[:] = 0
-                for row in rows_of(pools, pool):
+                for row in rows_of(sides.pools, pool):
                     at_or_above[keys[unit, row]] += np.uint32(1)
                 for key in range(at_or_above.size - 2, -1, -1):
                     at_or_above[key] += at_or_above[key + 1]
-            on = rows_of(positives, concept)
+            on = rows_of(sides.positives, concept)
             ordered = scratch[0, : on.size]
             gather(keys[unit], on, on[:0], ordered)
             radix_sort_labelled(ordered, scratch)
@@ -228,42 +237,32 @@ def fill_by_table(keys: Unsigned, positives: Sets, pools: Sets, pool_of: NDArray
 # A sorting network, whose steps do not depend on the data: 32 units side by side, in vector instructions.
 
 
-def network_of_keys(keys: Unsigned, rows: ConceptRows) -> Scores:
-    return by_network(keys.astype(np.uint32), rows)
-
-
-def network_of_ranks(keys: Unsigned, rows: ConceptRows) -> Scores:
-    """Ranks leave a bit for the label in half the width, as long as there are at most 32,768 levels."""
-    return by_network(rank_units(keys).ranks.astype(np.uint16), rows)
-
-
-def by_network(values: Unsigned, rows: ConceptRows) -> Scores:
-    """Give LANES units at a time to the network, sentence by sentence; units must be a multiple of LANES."""
-    units, sentences = values.shape
-    doubled = np.ascontiguousarray((values << 1).reshape(units // LANES, LANES, sentences).transpose(0, 2, 1))
+def network(keys: Unsigned, rows: ConceptRows) -> Scores:
+    """Sort ranks, which leave a bit of 16 for the label while a unit has at most 32,768 levels; LANES units at once."""
+    ranks = rank_units(keys).ranks.astype(np.uint16) << 1
+    units, sentences = ranks.shape
+    by_row = np.ascontiguousarray(ranks.reshape(units // LANES, LANES, sentences).transpose(0, 2, 1))
     ap = np.empty((rows.concepts, units))
-    fill_by_network(doubled, *sets(rows), ap)
+    fill_by_network(by_row, sides(rows), ap)
     return ap
 
 
 @jit
-def fill_by_network(doubled: Unsigned, positives: Sets, pools: Sets, pool_of: NDArray[np.int32], ap: Scores) -> None:
-    one = doubled.dtype.type(1)
-    block = np.empty(doubled.shape[1] * LANES, doubled.dtype)
-    state = np.empty(3 * LANES)
+def fill_by_network(doubled: Unsigned, sides: Sides, ap: Scores) -> None:
+    """Fill ap (concepts, units) from doubled ranks (units / LANES, sentences, LANES)."""
+    block = np.empty(doubled.shape[1] * LANES, np.uint16)
+    state = np.empty((3, LANES))
     for group in range(doubled.shape[0]):
         for concept in range(ap.shape[0]):
-            on, off = rows_of(positives, concept), rows_of(pools, pool_of[concept])
-            for i in range(on.size):
+            on, off = rows_of(sides.positives, concept), rows_of(sides.pools, sides.pool_of[concept])
+            size = on.size + off.size
+            for i in range(size):
+                row, label = (on[i], np.uint16(1)) if i < on.size else (off[i - on.size], np.uint16(0))
                 for lane in range(LANES):
-                    block[i * LANES + lane] = doubled[group, on[i], lane] | one
-            for i in range(off.size):
-                for lane in range(LANES):
-                    block[(on.size + i) * LANES + lane] = doubled[group, off[i], lane]
-            sort_lanes(block, on.size + off.size)
-            walk_lanes(block, on.size + off.size, state)
-            for lane in range(LANES):
-                ap[concept, group * LANES + lane] = state[2 * LANES + lane] / on.size
+                    block[i * LANES + lane] = doubled[group, row, lane] | label
+            sort_lanes(block, size)
+            walk_lanes(block, size, state)
+            ap[concept, group * LANES : (group + 1) * LANES] = state[2] / on.size
 
 
 @jit
@@ -279,10 +278,14 @@ def sort_lanes(block: Unsigned, rows: int) -> None:
     while run:
         merged, first, apart = largest, 0, run
         while True:
+            gap = np.uint64(apart * LANES)
             for start in range(first, rows - apart, 2 * run):
-                for i in range(start * LANES, min(start + run, rows - apart) * LANES):
-                    low, high = block[i], block[i + apart * LANES]
-                    block[i], block[i + apart * LANES] = min(low, high), max(low, high)
+                below = np.uint64(start * LANES)
+                for i in range((min(start + run, rows - apart) - start) * LANES):
+                    i_low = below + np.uint64(i)
+                    low, high = block[i_low], block[i_low + gap]
+                    block[i_low] = low if low < high else high
+                    block[i_low + gap] = high if low < high else low
             if merged == run:
                 break
             apart, merged, first = merged - run, merged // 2, run
@@ -292,14 +295,123 @@ def sort_lanes(block: Unsigned, rows: int) -> None:
 @jit
 def walk_lanes(block: Unsigned, rows: int, state: Scores) -> None:
     """Walk all lanes at once, without a branch; state is (3, LANES): true, already counted, and the sum."""
-    one = block.dtype.type(1)
+    one = np.uint16(1)
     state[:] = 0
     for row in range(rows - 1, -1, -1):
-        share, below = 1 / (rows - row), max(row - 1, 0) * LANES
+        share, here, below = 1 / (rows - row), np.uint64(row * LANES), np.uint64(max(row - 1, 0) * LANES)
         for lane in range(LANES):
-            value, next_value = block[row * LANES + lane], block[below + lane]
-            state[lane] += value & one
-            closes = (value >> one != next_value >> one) | (row == 0)
-            gain = (state[lane] - state[LANES + lane]) * closes
-            state[LANES + lane] += gain
-            state[2 * LANES + lane] += gain * state[lane] * share
+            value, lower = block[here + np.uint64(lane)], block[below + np.uint64(lane)]
+            state[0, lane] += value & one
+            gain = state[0, lane] - state[1, lane] if (value >> one != lower >> one) | (row == 0) else 0.0
+            state[1, lane] += gain
+            state[2, lane] += gain * state[0, lane] * share
+
+
+# Our own method, with nothing but what the others give.
+
+
+def ours_alone(keys: Unsigned, rows: ConceptRows) -> Scores:
+    ap = np.empty((rows.concepts, len(keys)))
+    fill_by_bitmaps(rank_units(keys), sides(rows), ap)
+    return ap
+
+
+@jit
+def fill_by_bitmaps(ranked: Ranked, sides: Sides, ap: Scores) -> None:
+    sentences = ranked.ranks.shape[1]
+    positive = _empty_tally(sentences, sides.positives.indptr)
+    negative = _empty_tally(sentences, sides.pools.indptr)
+    for unit in range(ap.shape[1]):
+        ranks, limit, pool, negatives = ranked.ranks[unit], ranked.level_counts[unit], -1, 0
+        for concept in range(ap.shape[0]):
+            if sides.pool_of[concept] != pool:
+                pool, negatives = sides.pool_of[concept], 0
+                distinct = _tally(negative, ranks, limit, rows_of(sides.pools, pool))
+                for i in range(distinct):
+                    negative.below[i] = negatives
+                    negatives += negative.counts[i]
+                negative.below[distinct] = negatives
+            on = rows_of(sides.positives, concept)
+            total, below = 0.0, 0
+            for i in range(_tally(positive, ranks, limit, on)):
+                true, place = on.size - below, smaller(negative.words, negative.before, positive.levels[i])
+                total += positive.counts[i] * true / (true + negatives - negative.below[place])
+                below += positive.counts[i]
+            ap[concept, unit] = total / on.size
+
+
+Alternative = Callable[[Unsigned, ConceptRows], Scores]
+
+OURS, OURS_ALONE = "ours, six statistics", "ours, average precision alone"
+ALTERNATIVES: dict[str, Alternative] = {
+    "comparison sort of each pair": comparison_sort,
+    "radix sort of each pair": radix,
+    "NumPy's vector sort of each side": numpy_sort,
+    "counts over all levels, no bitmap": counting,
+    "sorting network, 32 units at once": network,
+}
+OF_A_POOL: dict[str, Alternative] = {"table of the pool, radix sort of positives": table_of_the_pool}
+ALL = {OURS_ALONE: ours_alone, **ALTERNATIVES, **OF_A_POOL}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def table() -> Iterator[list[str]]:
+    """Collect one line per setting and alternative and print them together."""
+    lines = [LINE.format("microseconds per (concept, unit)", "", "time", "ratio")]
+    yield lines
+    print("", *lines, sep="\n")
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("name", ALL)
+def test_alternatives_equal_scikit_learn(name: str, shared: bool) -> None:
+    block = responses(1500, UNITS, np.float16)
+    block[:, ::2] = block[:, ::2].round(1)  # ties, within a side and across
+    rows = concepts(3, 200, 1500, shared=shared)
+    ap = ALL[name](order_keys(block.T), rows)
+    for concept in range(rows.concepts):
+        on, off = rows.positives(concept), rows.negatives(concept)
+        labels = np.repeat([1, 0], [on.size, off.size])
+        for unit in (0, 1, 31, 32, 63):
+            expected = average_precision_score(labels, block[np.concatenate([on, off]), unit])
+            assert abs(ap[concept, unit] - expected) < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("name", "positives", "negatives", "shared", "count", "fastest"),
+    [
+        ("100 positives, 100 own negatives", 100, 100, False, 500, False),
+        ("1,000 positives, 1,000 own negatives", 1000, 1000, False, 100, True),
+        ("200 positives, shared pool of 1,000", 200, 1000, True, 300, True),
+        ("1,000 positives, shared pool of 1,000", 1000, 1000, True, 150, True),
+    ],
+)
+def test_alternatives(
+    table: list[str], name: str, positives: int, negatives: int, shared: bool, count: int, fastest: bool
+) -> None:
+    """Add the setting to the table; fail when our method is not the fastest where it should be.
+
+    It is compared at average precision alone: with six statistics ours may take longer than a method that gives one.
+    """
+    block = responses(10_000, UNITS, np.float16)
+    sentence_major, keys = np.ascontiguousarray(block), order_keys(block.T)
+    rows = concepts(count, positives, 10_000, shared=shared)
+    if negatives < 1000:
+        thinned = [rows.negatives(c)[:: 1000 // negatives] for c in range(count)]
+        rows = ConceptRows.from_lists([rows.positives(c) for c in range(count)], thinned)
+    others = {**ALTERNATIVES, **OF_A_POOL} if shared else ALTERNATIVES
+    calls: dict[str, Callable[[], Any]] = {
+        OURS: partial(expertise, block, rows),
+        "ours, six statistics, sentence-major memory": partial(expertise, sentence_major, rows),
+        OURS_ALONE: partial(ours_alone, keys, rows),
+        **{other: partial(function, keys, rows) for other, function in others.items()},
+    }
+    best = dict.fromkeys(calls, np.inf)
+    for call in calls.values():
+        call()  # compiles it
+    for _ in range(ROUNDS):
+        for what, call in calls.items():
+            best[what] = min(best[what], seconds(call) / (count * UNITS) * 1e6)
+    table += [LINE.format(name, what, f"{time:.2f}", f"{time / best[OURS]:.2f}") for what, time in best.items()]
+    if fastest:
+        assert best[OURS_ALONE] < min(best[other] for other in others)

@@ -12,6 +12,7 @@ from uuid import uuid4
 import dask
 from distributed import Client, LocalCluster, Security, as_completed, get_worker
 from distributed.client import FutureCancelledError
+from distributed.comm.core import CommClosedError
 from distributed.scheduler import KilledWorker
 
 from expertmine.errors import StageError, UserError
@@ -91,10 +92,10 @@ def run(
         for future in as_completed(futures):
             try:
                 result = future.result()
-            except FutureCancelledError as error:
+            except (FutureCancelledError, CommClosedError) as error:
                 raise UserError(
-                    f"the Dask scheduler was lost ({error.reason}); what is done is kept: start it and its workers "
-                    "again, and run the same command"
+                    "the Dask scheduler was lost; what is done is kept: start it and its workers again, and run the "
+                    "same command"
                 ) from error
             except KilledWorker as error:
                 result = Failed(task_of[future], f"workers died under it: {error}", error.allowed_failures + 1)
