@@ -74,7 +74,7 @@ def _lines(plan: Plan, bill_: Bill) -> Iterator[tuple[str, str]]:
     )
     yield "memory", f"{extracting}{size(bill_.score_memory)} a scoring process"
     yield "tasks", f"{plan.layout.partitions:,} partitions, {plan.tasks('score'):,} blocks of units"
-    if bill_.extract_seconds is not None:
+    if bill_.extract_seconds is not None and bill_.tokens:
         took = f"about {duration(bill_.extract_seconds)} with one process"
         yield "extraction", f"{took} on this machine, divided by the number of them"
 
