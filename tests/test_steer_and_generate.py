@@ -81,7 +81,7 @@ def test_outputs_after_leaving_are_those_from_before_also_after_an_exception(
 def forced_to(value: float, hookpoint: str, channels: list[int]) -> ConceptExperts:
     """Experts by hand, all with the same forcing value."""
     experts = tuple(
-        Expert(rank + 1, channel, hookpoint, channel, 1.0, 1.0, 1.0, value, value, value, 0.0)
+        Expert(rank + 1, channel, hookpoint, channel, *[1.0] * 6, value, value, value, 0.0)
         for rank, channel in enumerate(channels)
     )
     return ConceptExperts("anything", "", None, experts)  # type: ignore[arg-type]
