@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
-from expertmine.chance import expected_ap, p_values, thresholds
+from expertmine.chance import brought_over, expected_ap, p_values, thresholds
+from expertmine.scored_rows import null_classes
 from expertmine_kernels import ConceptRows, expertise
 
 
@@ -67,3 +68,32 @@ def test_noise_has_false_experts_as_rarely_as_promised() -> None:
     false = lift[:, 0] > thresholds(lift[:, 1:])
     assert 0 < false.mean() < 0.05 + 3 * np.sqrt(0.05 * 0.95 / concepts)
     assert best[:, 0].min() > 1.1 * positives / rows  # and yet each looks far better than its prevalence
+
+
+@pytest.mark.parametrize("smaller, larger", [
+    ((87, 1477), (88, 986)), ((39, 437), (40, 292)), ((300, 437), (301, 292)), ((5, 8), (5, 11)),
+    ((300, 39), (300, 57)), ((300, 292), (437, 292)), ((20, 1000), (29, 1400)),
+])  # fmt: skip
+def test_a_shared_null_is_no_easier_than_ones_own(smaller: tuple[int, int], larger: tuple[int, int]) -> None:
+    """Whatever concepts of a class are like: noise passes the shared threshold no more often than promised."""
+    classes = null_classes(*np.array([smaller, larger]).T, "shared")
+    fewest = int(classes.positives[1]), int(classes.negatives[1])
+    rng = np.random.default_rng(1)
+    responses = rng.standard_normal((sum(larger) + sum(smaller), 800)).astype(np.float16)
+
+    def best(positives: int, negatives: int) -> np.ndarray:
+        drawn = [rng.permutation(len(responses))[: positives + negatives] for _ in range(250)]
+        sets = ConceptRows.from_lists([rows[:positives] for rows in drawn], [rows[positives:] for rows in drawn])
+        return expertise(responses, sets).ap.max(axis=1)
+
+    own = expected_ap(*np.array([[larger[0]], [larger[1]]]))
+    null = brought_over(best(*fewest)[np.newaxis], expected_ap(*np.array([[fewest[0]], [fewest[1]]])), own)
+    false = best(*larger) > thresholds(null)
+    assert false.mean() < 0.05 + 3 * np.sqrt(2 * 0.05 * 0.95 / 250)  # both the threshold and the share are estimates
+
+
+def test_what_is_brought_over_to_the_same_sizes_is_itself() -> None:
+    max_ap, expected = np.array([[0.3, 0.7], [1.0, 0.4]]), np.array([0.1, 0.3])
+    assert brought_over(max_ap, expected, expected).tolist() == max_ap.tolist()
+    harder = brought_over(max_ap, expected, expected + 0.1)
+    assert (harder >= max_ap + 0.1 - 1e-15).all()

@@ -22,7 +22,7 @@ from expertmine.errors import StageError, UserError
 from expertmine.experts import Experts
 from expertmine.inspect_run import progress_of, verify
 from expertmine.ledger import load_plan, open_corpus
-from expertmine.mine import Cluster, run_all, run_score
+from expertmine.mine import Cluster, run_all, run_reduce, run_score
 from expertmine.planning import make_plan
 from expertmine.reduce import reduce, stability
 from expertmine.runs import plan_run
@@ -30,7 +30,7 @@ from expertmine.sampling import salted_number
 from expertmine.score import Scorer
 from expertmine.scored_rows import ScoredRows, Side, mined_and_held_out, null_classes, scored_rows
 from expertmine.scoring_memory import Room
-from expertmine.side_tables import read_null, read_selection
+from expertmine.side_tables import read_null, read_selection, write_selection
 from expertmine.specs import ScoringSpec
 from expertmine.store import STATISTICS, Store
 from expertmine_kernels import draw_with_replacement
@@ -86,18 +86,18 @@ def test_the_index_tells_chance(mined: Path) -> None:
     plan = load_plan(mined)
     shuffled, max_ap = read_null(mined, plan, "max")
     expected = expected_ap(side.positives, side.negatives)
-    lifts = max_ap - expected[shuffled]
+    assert (side.positives == side.positives[0]).all() and (side.negatives == side.negatives[0]).all()  # one class
     index = Experts.load(mined)
     ap = Store(mined, plan).read_scores("max", "ap", range(plan.layout.units))
     for concept in corpus.concepts:
         at, facts = concept.concept_id, index.concept_facts(concept.name)
         chance = facts["chance"]
         assert chance["expected_ap"] == pytest.approx(expected[at])
-        assert chance["threshold"] == pytest.approx(expected[at] + lifts.max())  # one in 21 may be above
+        assert chance["threshold"] == max_ap.max()  # one in 21 may be above
+        assert chance["labels_of"] == corpus.concepts[shuffled[0]].name
         assert chance["units_above"] == (ap[at] > chance["threshold"]).sum()
         for expert in index[concept.name]:
-            beaten_by = (lifts >= expert.ap - expected[at]).sum()
-            assert expert.p_value == pytest.approx((1 + beaten_by) / 21)
+            assert expert.p_value == pytest.approx((1 + (max_ap >= expert.ap).sum()) / 21)
     assert index.facts["scoring"] == {
         "keep": None, "permutations": 20, "null": "shared", "resamples": 100, "seed": 0, "alpha": 0.05
     }  # fmt: skip
@@ -105,21 +105,47 @@ def test_the_index_tells_chance(mined: Path) -> None:
 
 def test_classes_share_the_labels_of_their_smallest() -> None:
     positives, negatives = np.array([300, 100, 110, 105, 100]), np.array([1000, 1000, 1010, 200, 990])
-    assert null_classes(positives, negatives, "own").tolist() == [0, 1, 2, 3, 4]
+    own = null_classes(positives, negatives, "own")
+    assert own.shuffled.tolist() == [0, 1, 2, 3, 4]
+    assert (own.positives == positives).all() and (own.negatives == negatives).all()
     shared = null_classes(positives, negatives, "shared")
-    assert shared[0] == 0 and shared[3] == 3  # alone in their sizes
-    assert shared[[1, 2, 4]].tolist() in ([4, 4, 4], [1, 1, 4])  # 990 may be in the class of 1,000 or below it
+    assert shared.shuffled.tolist() == [0, 4, 4, 3, 4]
+    assert shared.positives.tolist() == [300, 100, 100, 105, 100]
+    assert shared.negatives.tolist() == [1000, 990, 990, 200, 990]
 
 
-@given(
-    sizes=st.lists(st.tuples(st.integers(1, 5000), st.integers(1, 5000)), min_size=1, max_size=30),
-)
-def test_nobody_is_compared_with_a_much_smaller_or_a_larger_concept(sizes: list[tuple[int, int]]) -> None:
+@given(sizes=st.lists(st.tuples(st.integers(1, 5000), st.integers(1, 5000)), min_size=1, max_size=30))
+def test_nobody_is_measured_by_a_larger_concept_or_by_a_much_smaller_one(sizes: list[tuple[int, int]]) -> None:
     positives, negatives = np.array(sizes).T
     classes = null_classes(positives, negatives, "shared")
-    assert (positives[classes] <= positives).all()
-    assert (positives < 1.5 * positives[classes] + 1e-9).all()
-    assert (classes[classes] == classes).all()
+    for own, fewest in ((positives, classes.positives), (negatives, classes.negatives)):
+        assert (fewest <= own).all() and (own < 1.5 * fewest + 1e-9).all()
+    assert (positives[classes.shuffled] == classes.positives).all()
+    assert (negatives[classes.shuffled] >= classes.negatives).all()
+    assert (classes.shuffled[classes.shuffled] == classes.shuffled).all()
+
+
+def test_shuffles_have_the_fewest_negatives_of_the_class(tmp_path: Path, tiny_model: Path) -> None:
+    texts = [f"the {word} number {at}" for at, word in enumerate(["cat", "dog", "saw", "drill"] * 14)]
+    concepts = [
+        LabelledTexts("few positives", "", "", texts[:12], texts[12:45]),
+        LabelledTexts("few negatives", "", "", texts[30:45], texts[:28]),
+    ]
+    write_lists(concepts, tmp_path / "corpus", held_out_percent=0)
+    run = tmp_path / "run"
+    plan_new(run, tiny_model, tmp_path / "corpus")
+    run_all(run, SERIAL, SERIAL, top_k=5)  # type: ignore[arg-type]
+    _, side, _, scored, _ = opened(run)
+    assert set(scored.shuffled.tolist()) == {1} and len(scored.shuffled) == 20  # "few positives", by name the second
+    for at in range(scored.mined, len(scored.sets.positives)):
+        pool, removed = scored.sets.pools[scored.sets.pool_of[at]], scored.sets.removed[at]
+        assert (len(scored.sets.positives[at]), len(pool) - len(removed)) == (12, 28)
+        of_concept = np.concatenate([side.positives_of(1), side.negatives_of(1)])
+        assert set(pool.tolist()) < set(scored.sets.rows_of[of_concept].tolist())
+    facts = Experts.load(run).concept_facts("few negatives")
+    assert (facts["positives"], facts["negatives"]) == (15, 28)
+    assert facts["chance"]["labels_of"] == "few positives"
+    assert facts["chance"]["threshold"] > facts["chance"]["expected_ap"]
 
 
 def test_an_experts_interval_and_its_concepts_stability_by_hand(mined: Path) -> None:
@@ -132,7 +158,7 @@ def test_an_experts_interval_and_its_concepts_stability_by_hand(mined: Path) -> 
         rows, counts = [], []
         for kind, ids in (
             ("positives", chosen.positives_of(concept_id)),
-            ("negatives", chosen.negatives_of(concept_id, 10_000, salt)),
+            ("negatives", chosen.negatives_of(concept_id)),
         ):
             rows.append(scored.sets.rows_of[ids])
             counts.append(draw_with_replacement(len(ids), 100, salted_number(f"{kind} {salt} 0 {name}")))
@@ -166,18 +192,16 @@ def test_stability_of_what_never_or_always_changes() -> None:
     assert stability(np.full((20, 3), 0.5), 10) == 1  # ties go to the better one
 
 
-def test_many_negatives_are_drawn_from_and_weigh_as_all(mined: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_very_many_negatives_each_resample_has_all(mined: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, side, _, _, _ = opened(mined)
-    all_ = set(side.negatives_of(0, 10**6, "any").tolist())
-    few = side.negatives_of(0, 9, "any")
-    assert len(few) == 9 and set(few.tolist()) < all_
-    assert few.tolist() != side.negatives_of(0, 9, "other").tolist()
-    monkeypatch.setattr(assess, "MOST_NEGATIVES", 9)
+    on, off = len(side.positives_of(0)), len(side.negatives_of(0))
     assessor = assess.Assessor(mined)
-    weights = []
-    monkeypatch.setattr(assess, "resampled_average_precision", lambda *given: weights.append(given[3]))
-    assessor._resample(side, np.zeros((72, 1), np.float16), 0, np.array([0]), "mined")
-    assert weights == [len(all_) / 9]
+    rows = []
+    monkeypatch.setattr(assess, "resampled_average_precision", lambda *given: rows.append(len(given[2])))
+    for most in (off, off - 1):
+        monkeypatch.setattr(assess, "MOST_NEGATIVES", most)
+        assessor._resample(side, np.zeros((72, 1), np.float16), 0, np.array([0]), "mined")
+    assert rows == [on + off, on]
 
 
 def test_the_distribution_counts_every_pair(mined: Path) -> None:
@@ -250,6 +274,7 @@ def test_scoring_can_be_asked_for_otherwise_without_a_model(mined: Path, tmp_pat
     assert np.isnan([expert.held_out_low for expert in index["tool"]]).all()
     assert index["tool"][0].held_out_ap > 0
     assert index.concept_facts("tool")["stability"] == {}
+    assert [group.above_chance for group in grouped(index.distribution, "tool", "layer")] == [None, None]
     # What is not said stays as it was planned.
     plan = load_plan(run)
     assert plan_run(run, open_corpus(run, plan), request(Path(plan.model.name)), force=False)[1] is None
@@ -334,6 +359,26 @@ def test_too_little_memory_is_told_with_what_would_do(mined: Path, tiny_model: P
 def test_settings_without_sense_are_refused(given_: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         ScoringSpec(**given_)  # type: ignore[arg-type]
+
+
+def test_what_a_kill_left_of_an_index_is_made_anew(mined: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(mined, tmp_path / "run"))
+    (run / "experts" / "experts.parquet").write_bytes(b"written, when index.json was not yet")
+    assert [stage.done for stage in progress_of(run)][-1] == 0
+    run_reduce(run, None)
+    assert Experts.load(run).top_k == 500
+
+
+def test_a_lost_selection_is_made_again(mined: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(mined, tmp_path / "run"))
+    shutil.rmtree(run / "selection")
+    with pytest.raises(UserError, match=r"selection/max/00000.parquet is missing"):
+        reduce(run, 5)
+    run_score(run, "serial", Cluster())
+    assert (read_selection(run, "max") == read_selection(mined, "max")).all()
+    write_selection(run, "max", read_selection(run, "max")[::-1])  # of other units than were assessed
+    with pytest.raises(UserError, match=r"is not of the units in .*selection; remove .*receipts/assess"):
+        reduce(run, 5)
 
 
 def test_a_lost_or_torn_table_is_told(mined: Path, tmp_path: Path) -> None:

@@ -47,20 +47,17 @@ def _scatter(number: np.uint64) -> np.uint64:
     return number ^ (number >> np.uint64(31))
 
 
-def resampled_average_precision(
-    responses: ArrayLike, labels: ArrayLike, counts: ArrayLike, negative_weight: float = 1.0
-) -> NDArray[np.float64]:
+def resampled_average_precision(responses: ArrayLike, labels: ArrayLike, counts: ArrayLike) -> NDArray[np.float64]:
     """Return the average precision of each unit on each resample.
 
     Args:
         responses: (rows, units) float16, float32 or float64.
         labels: (rows,) bool, True for positives.
-        counts: (rows, resamples) integers, how often each resample has each row; each resample has some positives.
-        negative_weight: how many negatives one of them stands for, where they are a sample of more.
+        counts: (rows, resamples) integers, how often each resample has each row; or (positives, resamples), of the
+            positives in their order: then each resample has every negative once. Each has some positives.
 
     Returns:
-        (units, resamples): as `average_precision` would have it with every row repeated as often as counted, and with
-        negatives that weigh so much.
+        (units, resamples): as `average_precision` would have it with every row repeated as often as counted.
 
     Raises:
         TypeError: responses of another dtype.
@@ -71,15 +68,17 @@ def resampled_average_precision(
     array([[0.833, 1.   ]])
     """
     scores, truth, times = check_floats(responses), np.asarray(labels, np.bool_), np.asarray(counts)
-    if scores.ndim != 2 or truth.shape != scores.shape[:1] or times.ndim != 2 or len(times) != len(scores):
+    of_all = times.ndim == 2 and len(times) == len(scores)
+    fits = times.ndim == 2 and len(times) in (len(scores), truth.sum())
+    if scores.ndim != 2 or truth.shape != scores.shape[:1] or not fits:
         raise ValueError(
             f"responses {scores.shape}, labels {truth.shape} and counts {times.shape} do not fit; "
-            "expected (rows, units), (rows,) and (rows, resamples)"
+            "expected (rows, units), (rows,) and (rows or positives, resamples)"
         )
     if times.size and (times.dtype.kind not in "iu" or times.min() < 0):
         raise ValueError("counts must be integers of at least 0")
     weights = np.ascontiguousarray(times, np.int32)
-    positives = weights[truth].sum(axis=0, dtype=np.int64)
+    positives = (weights[truth] if of_all else weights).sum(axis=0, dtype=np.int64)
     for resample in np.flatnonzero(positives == 0):
         raise ValueError(f"resample {resample} has no positive")
     keys, nans = keys_and_nans(scores.T)
@@ -87,7 +86,8 @@ def resampled_average_precision(
         raise ValueError(f"the response at row, unit {first_nan(scores)} is NaN; a NaN has no rank")
     ranked = rank_units(keys)
     found = np.zeros((scores.shape[1], weights.shape[1]))
-    _walk_all(ranked.ranks, ranked.level_counts, truth, weights, float(negative_weight), found)
+    places = np.arange(len(truth)) if of_all else np.where(truth, np.cumsum(truth) - 1, -1)
+    _walk_all(ranked.ranks, ranked.level_counts, truth, places, weights, found)
     found /= positives
     return found
 
@@ -97,12 +97,15 @@ def _walk_all(
     ranks: NDArray[np.uint32],
     level_counts: NDArray[np.int64],
     labels: NDArray[np.bool_],
+    places: NDArray[np.int64],
     weights: NDArray[np.int32],
-    negative_weight: float,
     found: NDArray[np.float64],
 ) -> None:
-    """Fill found (units, resamples), which is zero, with the sum over positives of the precision at their level."""
-    rows, resamples = weights.shape
+    """Fill found (units, resamples), which is zero, with the sum over positives of the precision at their level.
+
+    places (rows,) is where each row's weights are, -1 for a negative that each resample has once.
+    """
+    rows, resamples = labels.size, weights.shape[1]
     order = np.empty(rows, np.int64)
     starts = np.empty(rows + 2, np.int64)
     true = np.empty(resamples, np.int32)
@@ -113,21 +116,25 @@ def _walk_all(
         true[:] = 0
         false[:] = 0
         here[:] = 0
+        always_false = 0
         some_here = False
         for i in range(rows):
             row = order[i]
+            place = places[row]
             if labels[row]:
                 some_here = True
                 for b in range(resamples):
-                    here[b] += weights[row, b]
+                    here[b] += weights[place, b]
+            elif place < 0:
+                always_false += 1
             else:
                 for b in range(resamples):
-                    false[b] += weights[row, b]
+                    false[b] += weights[place, b]
             last_of_level = i == rows - 1 or ranks[unit, order[i + 1]] != ranks[unit, row]
             if last_of_level and some_here:
                 for b in range(resamples):
                     true[b] += here[b]
-                    seen = max(true[b] + negative_weight * false[b], 1e-300)  # 0 of 0 where no row is drawn yet
+                    seen = max(true[b] + false[b] + always_false, 1)  # 0 of 0 where no row is drawn yet
                     found[unit, b] += here[b] * (true[b] / seen)
                     here[b] = 0
                 some_here = False

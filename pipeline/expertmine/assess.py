@@ -33,15 +33,13 @@ from expertmine.ranking import best_units
 from expertmine.sampling import salted_number
 from expertmine.scored_rows import Side, mined_and_held_out
 from expertmine.scoring_memory import Room, Work, strips
-from expertmine.side_tables import read_selection, write_assessment, write_selection
-from expertmine.specs import Pooling
+from expertmine.side_tables import has_selection, read_selection, write_assessment, write_selection
+from expertmine.specs import ASSESSED, Pooling
 from expertmine.store import Store
 from expertmine_kernels import draw_with_replacement, resampled_average_precision
 
-ASSESSED = 100
-"""Best units of each concept that are assessed."""
 MOST_NEGATIVES = 10_000
-"""Of more negatives than these, so many are drawn by lot and stand for all."""
+"""Of more negatives than these, each resample has every one once: their own chance adds next to nothing then."""
 INTERVAL = (2.5, 97.5)
 """Percentiles of the resamples that bound the interval."""
 
@@ -55,9 +53,9 @@ def plan(run: Path) -> list[int]:
     frozen = load_plan(run)
     require_complete(run, frozen, "score")
     missing = missing_tasks(run, frozen, "assess")
-    if missing:
-        store = Store(run, frozen)
-        for pooling in frozen.responses.poolings:
+    store = Store(run, frozen)
+    for pooling in frozen.responses.poolings if frozen.scoring.resamples else ():
+        if missing or not has_selection(run, pooling):
             units = best_units(store, frozen, pooling, min(ASSESSED, frozen.layout.units))
             write_selection(run, pooling, units)
     return missing
@@ -125,7 +123,7 @@ class Assessor:
         owners, places, resampled, interval = (np.concatenate(each) for each in zip(*found, strict=True))
         order = np.lexsort([places, owners])  # however the block was taken on
         at = owners[order], places[order]
-        checksums = write_assessment(self.run, pooling, block, at, resampled[order], interval[order])
+        checksums = write_assessment(self.run, pooling, block, at, selected[at], resampled[order], interval[order])
         receipt = Receipt(
             stage="assess",
             task=task,
@@ -167,14 +165,12 @@ class Assessor:
         spec = self.plan.scoring
         salt = f"{salt} {spec.seed} {self.corpus.concepts[concept_id].name}"
         positives = side.positives_of(concept_id)
-        negatives = side.negatives_of(concept_id, MOST_NEGATIVES, salt)
+        negatives = side.negatives_of(concept_id)
         rows = self.rows_of[np.concatenate([positives, negatives])]
-        counts = np.concatenate(
-            [
-                draw_with_replacement(len(ids), spec.resamples, salted_number(f"{kind} {salt}"))
-                for kind, ids in (("positives", positives), ("negatives", negatives))
-            ]
-        )
+        counts = [
+            draw_with_replacement(len(ids), spec.resamples, salted_number(f"{kind} {salt}"))
+            for kind, ids in (("positives", positives), ("negatives", negatives))
+            if kind == "positives" or len(ids) <= MOST_NEGATIVES
+        ]
         labels = np.arange(len(rows)) < len(positives)
-        weight = float(side.negatives[concept_id]) / len(negatives)
-        return resampled_average_precision(responses[np.ix_(rows, columns)], labels, counts, weight)
+        return resampled_average_precision(responses[np.ix_(rows, columns)], labels, np.concatenate(counts))

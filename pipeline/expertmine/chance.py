@@ -4,11 +4,14 @@ A concept's best unit is the maximum over 10⁵ or 10⁶ of them, and high by ch
 shuffled labels: of each shuffle, the maximum over all units. Comparing every unit with the distribution of the maximum
 controls the chance of even one false expert a concept (Westfall and Young 1993, the single-step max-T procedure).
 
-Maxima are compared as *lifts*, average precision less what a random order is expected to have, so that concepts of like
-size can share a distribution though their prevalences differ a little.
+Concepts of like size share shuffles, of labels with the fewest positives and negatives that any of them has. What their
+best unit reached is brought over to a concept by two measures, of which the one counts that is harder on it: the *lift*
+over what a random order is expected to have, and the lift's share of what there is room for.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,27 +32,48 @@ def expected_ap(positives: NDArray[np.integer], negatives: NDArray[np.integer]) 
     return found
 
 
-def p_values(lifts: NDArray[np.float64], null: NDArray[np.float64]) -> NDArray[np.float64]:
+def brought_over(
+    max_ap: NDArray[np.float64], expected: NDArray[np.float64], own_expected: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """What the best unit under shuffled labels of a class would have reached with a concept of it.
+
+    Args:
+        max_ap: (concepts, permutations) the best average precision of each shuffle of the concept's class.
+        expected: (concepts,) the expected average precision of those labels.
+        own_expected: (concepts,) that of the concept itself.
+
+    Returns:
+        (concepts, permutations) average precision; `max_ap` itself where both expectations are the same.
+    """
+    theirs, own = expected[:, np.newaxis], own_expected[:, np.newaxis]
+    lift = max_ap - theirs
+    found: NDArray[np.float64] = np.where(
+        theirs == own, max_ap, own + np.maximum(lift, lift / (1 - theirs) * (1 - own))
+    )
+    return found
+
+
+def p_values(ap: NDArray[np.floating[Any]], null: NDArray[np.float64]) -> NDArray[np.float64]:
     """Chance that the best of all units would do as well as each of these under shuffled labels; never 0.
 
     Args:
-        lifts: (concepts, units).
-        null: (concepts, permutations) lift of the best unit in each shuffle.
+        ap: (concepts, units).
+        null: (concepts, permutations) average precision of the best unit in each shuffle.
 
     Returns:
-        (concepts, units), (1 + shuffles that reach the lift) / (1 + shuffles); NaN without any.
+        (concepts, units), (1 + shuffles that reach it) / (1 + shuffles); NaN without any.
     """
     concepts, permutations = null.shape
     if not permutations:
-        return np.full(lifts.shape, np.nan)
+        return np.full(ap.shape, np.nan)
     ordered = np.sort(null, axis=1)
-    below = np.array([np.searchsorted(ordered[at], lifts[at], side="left") for at in range(concepts)])
-    found: NDArray[np.float64] = (1 + permutations - below.reshape(lifts.shape)) / (1 + permutations)
+    below = np.array([np.searchsorted(ordered[at], ap[at], side="left") for at in range(concepts)])
+    found: NDArray[np.float64] = (1 + permutations - below.reshape(ap.shape)) / (1 + permutations)
     return found
 
 
 def thresholds(null: NDArray[np.float64], alpha: float = ALPHA) -> NDArray[np.float64]:
-    """(concepts,) the lift above which a unit's p-value is at most `alpha`.
+    """(concepts,) the average precision above which a unit's p-value is at most `alpha`.
 
     NaN where the shuffles are too few to tell: that takes 1 / alpha - 1 of them.
 

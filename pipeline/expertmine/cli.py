@@ -153,6 +153,9 @@ def score(
 ) -> None:
     """Stage 2: the average precision of every unit for every concept, and how sure the best are. Resumes.
 
+    What is computed beside average precision is part of the plan: `plan` and `mine` take its options, also for a run
+    that is planned already.
+
     Example: `expertmine score run --workers 4`
     """
     run_score(run, executor, Cluster(address, workers, memory=scoring_memory))
@@ -245,6 +248,7 @@ def experts(
     from expertmine.experts import Experts
 
     index = Experts.load(run, pooling)
+    show_experts.tell_if_stale(run, index)
     if concept is None:
         show_experts.every_concept(index, as_json)
     else:
@@ -269,6 +273,7 @@ def distribution(
     from expertmine.experts import Experts
 
     index = Experts.load(run, pooling)
+    show_experts.tell_if_stale(run, index)
     if concept is not None:
         index.concept_facts(concept)  # refuses one that is not there
     show_experts.distribution(grouped(index.distribution, concept, by), concept, by, as_json)

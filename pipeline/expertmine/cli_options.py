@@ -85,12 +85,16 @@ class ScoringOptions:
         typer.Option(
             "--keep",
             help="Of which units statistics beside average precision are stored: `all`, or a number: so many best and "
-            "worst of each block. [default: all]",
+            "worst of each block, and --top-k no more than that. [default: all]",
         ),
     ] = None
     permutations: Annotated[
         int | None,
-        typer.Option("--permutations", help="Shuffles of labels that show what chance does. [default: 20]", min=0),
+        typer.Option(
+            "--permutations",
+            help="Shuffles of labels that show what chance does; 19 at least for a threshold. [default: 20]",
+            min=0,
+        ),
     ] = None
     null: Annotated[
         Null | None,

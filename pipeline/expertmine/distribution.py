@@ -41,7 +41,7 @@ SCHEMA = pa.schema(
 
 
 class Distribution:
-    """Counts that blocks add to; the order in which they come does not matter."""
+    """Counts and sums that blocks add to; they come in order, since the last bits of a sum depend on it."""
 
     def __init__(self, concepts: int, hookpoints: Sequence[Hookpoint], thresholds: NDArray[np.float64]) -> None:
         """Begin with nothing.
@@ -55,7 +55,7 @@ class Distribution:
         self.bins = np.zeros((*shape, BINS), np.int32)
         self.above = np.zeros(shape, np.int32)
         self.highest = np.full(shape, -np.inf)
-        self.totals: dict[int, list[tuple[int, NDArray[np.float64]]]] = {}
+        self.totals = np.zeros(shape)
 
     def add(self, ap: NDArray[np.floating[Any]], units: range) -> None:
         """Count the average precisions (concepts, units) of a block."""
@@ -71,7 +71,7 @@ class Distribution:
             self.bins[:, at] += counted.reshape(concepts, BINS).astype(np.int32)
             self.above[:, at] += (part > self.thresholds[:, np.newaxis]).sum(axis=1, dtype=np.int32)
             self.highest[:, at] = np.maximum(self.highest[:, at], part.max(axis=1))
-            self.totals.setdefault(at, []).append((first, part.sum(axis=1)))
+            self.totals[:, at] += part.sum(axis=1)
 
     def table(self, names: Sequence[str]) -> pa.Table:
         """A row for each concept and hookpoint.
@@ -81,17 +81,15 @@ class Distribution:
         """
         concepts, hookpoints = self.above.shape
         widths = np.array([hookpoint.width for hookpoint in self.hookpoints], np.int32)
-        # In order of units, whatever the order in which they came: sums of floats depend on it.
-        sums = [sum(part for _, part in sorted(self.totals[at], key=lambda each: each[0])) for at in range(hookpoints)]
         layers = [layer_of(hookpoint.name) for hookpoint in self.hookpoints]
         columns = {
             "concept": pa.array(np.repeat(np.array(names, dtype=object), hookpoints)),
             "hookpoint": pa.array([hookpoint.name for hookpoint in self.hookpoints] * concepts),
             "layer": pa.array(layers * concepts, pa.int32()),
             "units": pa.array(np.tile(widths, concepts)),
-            "mean_ap": pa.array((np.stack(sums, axis=1) / widths).ravel()),
+            "mean_ap": pa.array((self.totals / widths).ravel()),
             "max_ap": pa.array(self.highest.ravel()),
-            "above_chance": pa.array(self.above.ravel()),
+            "above_chance": pa.array(self.above.ravel(), mask=np.repeat(np.isnan(self.thresholds), hookpoints)),
             "bins": pa.FixedSizeListArray.from_arrays(pa.array(self.bins.ravel()), BINS),
         }
         return pa.table(columns, schema=SCHEMA)
@@ -106,8 +104,8 @@ class Group:
     """(concept, unit) pairs."""
     mean_ap: float
     max_ap: float
-    above_chance: int
-    """Pairs whose unit is above its concept's threshold."""
+    above_chance: int | None
+    """Pairs whose unit is above its concept's threshold; None where too few shuffles tell."""
     at_least: dict[str, int]
     """Pairs of at least so much average precision."""
     bins: list[int]
@@ -125,6 +123,7 @@ def grouped(table: pa.Table, concept: str | None, by: Grouping) -> list[Group]:
     of_row = [_group_of(name, by) for name in rows["hookpoint"].to_pylist()]
     places = {name: at for at, name in enumerate(dict.fromkeys(of_row))}
     at = np.array([places[name] for name in of_row])
+    told = rows["above_chance"].null_count == 0
     columns = {name: rows[name].to_numpy() for name in ("units", "mean_ap", "max_ap", "above_chance")}
     bins = rows["bins"].combine_chunks().flatten().to_numpy().reshape(-1, BINS)
     found = []
@@ -137,7 +136,7 @@ def grouped(table: pa.Table, concept: str | None, by: Grouping) -> list[Group]:
                 pairs=pairs,
                 mean_ap=float((columns["mean_ap"][own] * columns["units"][own]).sum() / pairs),
                 max_ap=float(columns["max_ap"][own].max()),
-                above_chance=int(columns["above_chance"][own].sum()),
+                above_chance=int(columns["above_chance"][own].sum()) if told else None,
                 at_least={f"{EDGES[edge]:.1f}": int(counts[edge:].sum()) for edge in SHOWN_EDGES},
                 bins=counts.tolist(),
             )

@@ -208,7 +208,8 @@ class Experts(Mapping[str, ConceptExperts]):
         """How average precision is distributed, a row for each concept and hookpoint.
 
         Columns: ``concept``, ``hookpoint``, ``layer`` (null for none), ``units``, ``mean_ap``, ``max_ap``,
-        ``above_chance`` (units above the concept's threshold) and ``bins`` (units in each twentieth of 0 to 1).
+        ``above_chance`` (units above the concept's threshold, null where none is known) and ``bins`` (units in each
+        twentieth of 0 to 1).
         """
         return self._read("distribution")
 

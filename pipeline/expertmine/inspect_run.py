@@ -155,4 +155,7 @@ def verify(run: Path) -> Iterator[Damage | None]:
 
 
 def _index_belongs(folder: Path, fingerprint: str) -> bool:
-    return (folder / "index.json").exists() and Experts.load(folder).facts["plan"] == fingerprint
+    try:
+        return bool(Experts.load(folder).facts["plan"] == fingerprint)
+    except UserError:  # none yet, or one that a kill left torn: it is not this plan's
+        return False

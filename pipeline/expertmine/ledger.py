@@ -13,6 +13,7 @@ import shutil
 import socket
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -190,8 +191,8 @@ def forget_receipts(run: Path, stage: Stage) -> None:
     Raises:
         UserError: the disk refuses.
     """
-    with writing(run / "receipts"):
-        shutil.rmtree(run / "receipts" / stage, ignore_errors=True)
+    with writing(run / "receipts"), suppress(FileNotFoundError):
+        shutil.rmtree(run / "receipts" / stage)
 
 
 def missing_tasks(run: Path, plan: Plan, stage: Stage) -> list[int]:

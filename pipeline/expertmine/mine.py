@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from expertmine import assess, reduce, score
 from expertmine.corpus import Corpus
 from expertmine.errors import UserError
 from expertmine.experts import Experts
-from expertmine.ledger import Failure, Receipt, load_plan, write_failures
+from expertmine.ledger import Failure, Receipt, load_plan, missing_tasks, write_failures
 from expertmine.progress import console, track
 from expertmine.runtime import serial
 from expertmine.runtime.failures import Failed
@@ -107,13 +107,14 @@ def run_score(run: Path, executor: ScoreExecutor, cluster: Cluster) -> None:
     """
     run = run.absolute()
     plan = load_plan(run)
+    most = max(len(missing_tasks(run, plan, "score")), len(missing_tasks(run, plan, "assess")))
     with ExitStack() as open_clusters:
         run_tasks: _RunTasks | None = None
         for stage, module, new_worker in _SCORING:
             tasks = module.plan(run)
             if tasks:
                 # One cluster for both, and none where nothing is left to do.
-                run_tasks = run_tasks or open_clusters.enter_context(_scoring_on(executor, cluster, len(tasks)))
+                run_tasks = run_tasks or open_clusters.enter_context(_scoring_on(executor, cluster, most))
                 results, threads = run_tasks
                 found = results(new_worker(run, cluster.memory, threads), tasks)
                 failed = _drain(found, stage, plan.tasks(stage), tasks)
@@ -134,9 +135,10 @@ def run_reduce(run: Path, top_k: int | None) -> list[Path]:
 def _top_k(run: Path, asked: int | None) -> int:
     if asked is not None:
         return asked
-    if (run / "experts" / "index.json").exists():
-        return Experts.load(run).top_k
-    return min(DEFAULT_TOP_K, reduce.most_experts(load_plan(run)))
+    before = DEFAULT_TOP_K
+    with suppress(UserError):  # no index yet, or one that was torn and is made anew now
+        before = Experts.load(run).top_k
+    return min(before, reduce.most_experts(load_plan(run)))
 
 
 def run_all(

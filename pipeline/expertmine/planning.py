@@ -207,7 +207,7 @@ def scoring_work(corpus: Corpus, kept: NDArray[np.bool_], rows: int, spec: Respo
         rows: stored sentences, those of earlier corpora too.
     """
     mined = corpus.counts(kept & ~corpus.held_out)
-    shuffled = scoring.permutations * len(np.unique(null_classes(*mined, scoring.null)))
+    shuffled = scoring.permutations * len(np.unique(null_classes(*mined, scoring.null).shuffled))
     concepts = corpus.identity.concepts
     return Work(rows, concepts, 2 * concepts + shuffled, spec.dtype)
 

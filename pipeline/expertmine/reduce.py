@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from expertmine.chance import ALPHA, expected_ap, p_values, thresholds
+from expertmine.chance import ALPHA, brought_over, expected_ap, p_values, thresholds
 from expertmine.corpus import Corpus
 from expertmine.distribution import Distribution
 from expertmine.errors import UserError
@@ -21,7 +21,7 @@ from expertmine.experts import SCHEMA, index_folder, write_index
 from expertmine.ledger import load_plan, open_corpus, require_complete
 from expertmine.progress import track
 from expertmine.ranking import Extremes
-from expertmine.scored_rows import mined_and_held_out, null_classes
+from expertmine.scored_rows import NullClasses, Side, mined_and_held_out, null_classes
 from expertmine.side_tables import read_assessments, read_null
 from expertmine.specs import Plan, Pooling
 from expertmine.store import KEPT, STATISTICS, Store
@@ -65,7 +65,7 @@ def reduce(run: Path, kept: int) -> list[Path]:
 def _reduce(run: Path, plan: Plan, pooling: Pooling, store: Store, corpus: Corpus, chance: _Chance, kept: int) -> Path:
     null = chance.null(run, plan, pooling)
     best, worst = Extremes(plan.corpus.concepts, kept), Extremes(plan.corpus.concepts, kept, worst=True)
-    distribution = Distribution(plan.corpus.concepts, plan.hookpoints, chance.expected + thresholds(null))
+    distribution = Distribution(plan.corpus.concepts, plan.hookpoints, thresholds(null))
     label = "reduce" if len(plan.responses.poolings) == 1 else f"reduce {pooling}"
     for block in track(range(plan.layout.blocks), label, plan.layout.blocks):
         units = plan.layout.block(block)
@@ -78,11 +78,11 @@ def _reduce(run: Path, plan: Plan, pooling: Pooling, store: Store, corpus: Corpu
     for name, extremes in (("experts", best), ("worst", worst)):
         chosen, ap = extremes.found()
         values = {**_statistics(store, plan, pooling, chosen), "ap": ap}
-        values["p_value"] = p_values(ap - chance.expected[:, np.newaxis], null)
+        values["p_value"] = p_values(ap, null)
         values["held_out_low"], values["held_out_high"] = np.moveaxis(interval, 2, 0)
         tables[name] = _table(plan, corpus, chosen, values)
         interval = np.full_like(interval, np.nan)  # the worst are not assessed
-    concepts = _concepts(corpus)
+    concepts = _concepts(corpus, chance)
     for at, facts in enumerate(concepts):
         threshold = distribution.thresholds[at]
         known = not np.isnan(threshold)
@@ -90,7 +90,7 @@ def _reduce(run: Path, plan: Plan, pooling: Pooling, store: Store, corpus: Corpu
             "expected_ap": float(chance.expected[at]),
             "threshold": float(threshold) if known else None,
             "units_above": int(distribution.above[at].sum()) if known else None,
-            "labels_of": corpus.concepts[chance.classes[at]].name if plan.scoring.permutations else None,
+            "labels_of": corpus.concepts[chance.classes.shuffled[at]].name if plan.scoring.permutations else None,
         }
         facts["stability"] = {str(k): float(shares[at]) for k, shares in stability.items()}
     return write_index(index_folder(run, plan, pooling), tables, plan, pooling, concepts, ALPHA)
@@ -100,26 +100,28 @@ def _reduce(run: Path, plan: Plan, pooling: Pooling, store: Store, corpus: Corpu
 class _Chance:
     """What shuffled labels say, the same for every pooling but for the maxima."""
 
+    mined: Side
+    held_out: Side
     expected: NDArray[np.float64]
     """(concepts,) average precision that a random order is expected to have."""
-    classes: NDArray[np.int64]
-    """(concepts,) whose labels were shuffled for each."""
+    classes: NullClasses
 
     @classmethod
     def of(cls, run: Path, plan: Plan, corpus: Corpus, store: Store) -> _Chance:
-        mined, _, _ = mined_and_held_out(run, plan, corpus, store)
+        mined, held_out, _ = mined_and_held_out(run, plan, corpus, store)
         classes = null_classes(mined.positives, mined.negatives, plan.scoring.null)
-        return cls(expected_ap(mined.positives, mined.negatives), classes)
+        return cls(mined, held_out, expected_ap(mined.positives, mined.negatives), classes)
 
     def null(self, run: Path, plan: Plan, pooling: Pooling) -> NDArray[np.float64]:
-        """(concepts, permutations) by how much the best of all units exceeds the expected average precision."""
+        """(concepts, permutations) average precision of the best of all units under shuffled labels."""
+        permutations = plan.scoring.permutations
+        if not permutations:
+            return np.empty((len(self.expected), 0))
         shuffled, max_ap = read_null(run, plan, pooling)
-        lifts = (max_ap - self.expected[shuffled]).reshape(-1, max(plan.scoring.permutations, 1))
-        if not plan.scoring.permutations:
-            return np.empty((len(self.classes), 0))
-        place_of = np.empty(len(self.classes), np.int64)
-        place_of[shuffled[:: plan.scoring.permutations]] = np.arange(len(lifts))
-        return lifts[place_of[self.classes]]
+        place_of = np.empty(len(self.expected), np.int64)
+        place_of[shuffled[::permutations]] = np.arange(len(shuffled) // permutations)
+        of_class = max_ap.reshape(-1, permutations)[place_of[self.classes.shuffled]]
+        return brought_over(of_class, expected_ap(self.classes.positives, self.classes.negatives), self.expected)
 
 
 def _assessed(
@@ -169,17 +171,16 @@ def _statistics(
     return found
 
 
-def _concepts(corpus: Corpus) -> list[dict[str, Any]]:
-    """What the index says of each concept, its sentences."""
-    positives, negatives = corpus.counts(np.ones(corpus.identity.sentences, np.bool_))
-    held_out = np.sum(corpus.counts(corpus.held_out), axis=0)
+def _concepts(corpus: Corpus, chance: _Chance) -> list[dict[str, Any]]:
+    """What the index says of each concept, its sentences: those that were run."""
+    held_out = chance.held_out.positives + chance.held_out.negatives
     return [
         {
             "name": concept.name,
             "group": concept.group,
             "description": concept.description,
-            "positives": int(positives[concept.concept_id]),
-            "negatives": int(negatives[concept.concept_id]),
+            "positives": int(chance.mined.positives[concept.concept_id]),
+            "negatives": int(chance.mined.negatives[concept.concept_id]),
             "held_out": int(held_out[concept.concept_id]),
         }
         for concept in corpus.concepts

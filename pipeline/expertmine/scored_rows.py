@@ -6,6 +6,7 @@ Knows the corpus and where its sentences are stored; no responses and no kernels
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,12 +16,13 @@ from numpy.typing import NDArray
 from expertmine import sentences
 from expertmine.corpus import Corpus, membership
 from expertmine.errors import UserError
-from expertmine.sampling import Ids, draw, draw_others, lots
+from expertmine.sampling import Ids, lots
 from expertmine.specs import Null, Plan, ScoringSpec
 from expertmine.store import Store
 
 CLASS_RATIO = 1.5
-"""Concepts whose numbers of positives, and of negatives, differ by less than this factor share a null distribution."""
+"""Concepts whose numbers of positives, and of negatives, differ by less than this factor may share a null
+distribution."""
 
 
 class Side:
@@ -58,13 +60,10 @@ class Side:
         negatives = negatives[self.usable[negatives]]
         return None, negatives, negatives[:0]
 
-    def negatives_of(self, concept_id: int, at_most: int, salt: str) -> Ids:
-        """A concept's negatives, or so many of them, drawn by lot."""
+    def negatives_of(self, concept_id: int) -> Ids:
+        """A concept's negatives, ascending."""
         _, pool, removed = self.pool_of(concept_id)
-        if len(pool) > at_most + len(removed):
-            return draw_others(pool, removed, at_most, salt)
-        negatives = np.setdiff1d(pool, removed, assume_unique=True)
-        return draw(negatives, at_most, _lots_of(len(self.usable), salt)) if len(negatives) > at_most else negatives
+        return np.setdiff1d(pool, removed, assume_unique=True)
 
 
 @dataclass
@@ -134,45 +133,65 @@ def scored_rows(mined: Side, held_out: Side, rows_of: NDArray[np.int64], spec: S
     shuffled: list[int] = []
     if spec.permutations:
         classes = null_classes(mined.positives, mined.negatives, spec.null)
-        for concept_id in np.unique(classes).tolist():
-            _add_shuffled(sets, mined, concept_id, spec)
+        for concept_id in np.unique(classes.shuffled).tolist():
+            _add_shuffled(sets, mined, concept_id, int(classes.negatives[concept_id]), spec)
             shuffled += [concept_id] * spec.permutations
     return ScoredRows(sets, len(mined.concepts), held_out.concepts, np.array(shuffled, np.int64))
 
 
-def null_classes(positives: NDArray[np.int64], negatives: NDArray[np.int64], null: Null) -> NDArray[np.int64]:
-    """(concepts,) the concept whose shuffled labels tell each one what chance can do.
+@dataclass(frozen=True, slots=True)
+class NullClasses:
+    """Whose labels are shuffled, and for which concepts that tells what chance does; each (concepts,)."""
 
-    Shared, it is the one with the fewest positives among those of like size: chance does most for the smallest.
+    shuffled: NDArray[np.int64]
+    """The concept whose labels are shuffled for each: one of its class with the fewest positives."""
+    positives: NDArray[np.int64]
+    """How many positives each shuffle has: the fewest of any concept of the class."""
+    negatives: NDArray[np.int64]
+    """How many negatives: the fewest of any concept of the class, who need not be the same."""
+
+
+def null_classes(positives: NDArray[np.int64], negatives: NDArray[np.int64], null: Null) -> NullClasses:
+    """Put concepts of like size together, so that they can share a null distribution.
+
+    Chance does more with fewer positives, and with fewer negatives. So that nobody is measured by less than what it
+    does for them, a class has the fewest of either.
 
     Args:
         positives, negatives: (concepts,) how many each has.
     """
     if null == "own":
-        return np.arange(len(positives))
-    cells = [
-        (math.floor(math.log(on, CLASS_RATIO)), math.floor(math.log(off, CLASS_RATIO)))
-        for on, off in zip(positives.tolist(), negatives.tolist(), strict=True)
-    ]
-    smallest: dict[tuple[int, int], int] = {}
-    for concept_id in np.lexsort([negatives, positives]).tolist():
-        smallest.setdefault(cells[concept_id], concept_id)
-    return np.array([smallest[cell] for cell in cells])
+        return NullClasses(np.arange(len(positives)), positives, negatives)
+    cells: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for concept_id, sizes in enumerate(zip(positives.tolist(), negatives.tolist(), strict=True)):
+        on, off = (math.floor(math.log(size, CLASS_RATIO)) for size in sizes)
+        cells[on, off].append(concept_id)
+    found = NullClasses(*(np.empty(len(positives), np.int64) for _ in range(3)))
+    for members in cells.values():
+        found.shuffled[members] = min(members, key=lambda member: (positives[member], negatives[member], member))
+        found.positives[members] = positives[members].min()
+        found.negatives[members] = negatives[members].min()
+    return found
 
 
-def _add_shuffled(sets: RowSets, mined: Side, concept_id: int, spec: ScoringSpec) -> None:
-    """Add a concept's own sentences as often as there are permutations, each time with as many other positives."""
+def _add_shuffled(sets: RowSets, mined: Side, concept_id: int, negatives: int, spec: ScoringSpec) -> None:
+    """Add a concept's sentences as often as there are permutations, each time with as many other positives.
+
+    Args:
+        negatives: how many a shuffle has; of more, so many are drawn by lot.
+    """
+    name = mined.corpus.concepts[concept_id].name
     positives = mined.positives_of(concept_id)
     pool, ids, removed = mined.pool_of(concept_id)
     neither = np.setdiff1d(removed, positives)
-    if pool is not None and len(neither) + len(positives) == len(removed):  # the pool holds all of its positives
-        identity: object = ("mined", pool)
-        everything = np.setdiff1d(ids, neither, assume_unique=True)
-    else:
-        identity = ("shuffled", concept_id)
-        ids = everything = np.union1d(positives, np.setdiff1d(ids, removed))
-        neither = ids[:0]
-    name = mined.corpus.concepts[concept_id].name
+    identity: object = ("mined", pool)
+    everything = np.setdiff1d(ids, neither, assume_unique=True)
+    all_in_pool = pool is not None and len(neither) + len(positives) == len(removed)
+    if not all_in_pool or len(everything) != len(positives) + negatives:
+        own = mined.negatives_of(concept_id)
+        own = own[_lowest(own, negatives, f"negatives {spec.seed} {name}")]
+        identity, neither = ("shuffled", concept_id), ids[:0]
+        ids = everything = np.union1d(positives, own)
     for permutation in range(spec.permutations):
         drawn = everything[_lowest(everything, len(positives), f"shuffled {spec.seed} {permutation} {name}")]
         sets.add(drawn, ids, np.concatenate([neither, drawn]), identity)
@@ -180,15 +199,7 @@ def _add_shuffled(sets: RowSets, mined: Side, concept_id: int, spec: ScoringSpec
 
 def _lowest(ids: Ids, count: int, salt: str) -> NDArray[np.bool_]:
     """(ids,) whether each is among the `count` of lowest lot."""
-    tickets = _lots_of_ids(ids, salt)
+    numbers = ids.astype(np.uint64)
+    tickets = lots(np.stack([numbers, numbers], axis=1), salt)
     among: NDArray[np.bool_] = tickets <= np.partition(tickets, count - 1)[count - 1]
     return among
-
-
-def _lots_of_ids(ids: NDArray[np.integer], salt: str) -> NDArray[np.uint64]:
-    numbers = ids.astype(np.uint64)
-    return lots(np.stack([numbers, numbers], axis=1), salt)
-
-
-def _lots_of(total: int, salt: str) -> NDArray[np.uint64]:
-    return _lots_of_ids(np.arange(total), salt)

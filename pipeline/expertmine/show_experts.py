@@ -5,17 +5,30 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
+from expertmine.files import read_json
+from expertmine.progress import console as stderr
 from expertmine.show import as_json, number, out, table
+from expertmine.specs import ASSESSED
 
 if TYPE_CHECKING:
     from expertmine.distribution import Group
     from expertmine.experts import Experts
 
 BARS = " ▁▂▃▄▅▆▇█"
+
+
+def tell_if_stale(run: Path, index: Experts) -> None:
+    """Say so where an index is of the run's plan of before."""
+    plan = run / "plan.json"
+    if plan.exists() and read_json(plan, "a plan").get("fingerprint") != index.facts["plan"]:
+        stderr.print(
+            f"{run} was planned anew since this index was made; run `expertmine mine` to its end", markup=False
+        )
 
 
 def one_concept(index: Experts, concept: str, k: int, json_: bool) -> None:
@@ -29,6 +42,7 @@ def one_concept(index: Experts, concept: str, k: int, json_: bool) -> None:
     made = table(
         "rank", "unit", "hookpoint", "channel", "AP", "p", "held out", "95 %", "AUROC", "mean on", "off", left=0
     )
+    scoring = index.facts["scoring"]
     for expert in chosen:
         made.add_row(
             str(expert.rank),
@@ -36,7 +50,7 @@ def one_concept(index: Experts, concept: str, k: int, json_: bool) -> None:
             escape(expert.hookpoint),
             str(expert.channel),
             f"{expert.ap:.3f}",
-            number(expert.p_value, ".2g"),
+            p_value(expert.p_value, scoring["permutations"]),
             number(expert.held_out_ap, ".3f"),
             interval(expert.held_out_low, expert.held_out_high),
             f"{expert.auroc:.3f}",
@@ -44,7 +58,7 @@ def one_concept(index: Experts, concept: str, k: int, json_: bool) -> None:
             f"{expert.off_mean:.3f}",
         )
     out.print(made)
-    for line in _notes(facts, index.facts["scoring"]):
+    for line in _notes(facts, scoring):
         out.print(line, soft_wrap=True, markup=False)
 
 
@@ -60,9 +74,16 @@ def _notes(facts: dict[str, Any], scoring: dict[str, Any]) -> list[str]:
     for k, share in facts["stability"].items():
         found.append(
             f"of the {k} best, {share:.0%} stay among the {k} best when sentences are drawn anew "
-            f"({scoring['resamples']} times)"
+            f"({scoring['resamples']} times; only the {ASSESSED} best compete)"
         )
     return found
+
+
+def p_value(value: float, permutations: int) -> str:
+    """A p-value; the least that so many shuffles can show is a bound, not a measurement."""
+    if math.isnan(value):
+        return "–"
+    return f"{value:.2g}" if value * (permutations + 1) > 1.5 else f"≤ {value:.2g}"
 
 
 def interval(low: float, high: float) -> str:
@@ -78,7 +99,7 @@ def every_concept(index: Experts, json_: bool) -> None:
         return
     ks = list(next(iter(facts.values()))["stability"])
     made = table(
-        "concept", "positives", "best AP", "p", "by chance", "held out", "95 %", "units above",
+        "concept", "positives", "best AP", "p", "threshold", "held out", "95 %", "units above",
         *(f"of {k} stay" for k in ks),
     )  # fmt: skip
     for name in sorted(index, key=lambda name: -best[name].ap):
@@ -87,7 +108,7 @@ def every_concept(index: Experts, json_: bool) -> None:
             escape(name),
             f"{facts[name]['positives']:,}",
             f"{expert.ap:.3f}",
-            number(expert.p_value, ".2g"),
+            p_value(expert.p_value, index.facts["scoring"]["permutations"]),
             "–" if chance["threshold"] is None else f"{chance['threshold']:.3f}",
             number(expert.held_out_ap, ".3f"),
             interval(expert.held_out_low, expert.held_out_high),
@@ -112,7 +133,7 @@ def distribution(groups: Sequence[Group], concept: str | None, by: str, json_: b
             f"{group.pairs:,}",
             f"{group.mean_ap:.3f}",
             f"{group.max_ap:.3f}",
-            f"{group.above_chance:,}",
+            "–" if group.above_chance is None else f"{group.above_chance:,}",
             *(f"{group.at_least[edge]:,}" for edge in edges),
             bars(group.bins),
         )

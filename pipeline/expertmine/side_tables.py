@@ -45,8 +45,11 @@ def read_null(run: Path, plan: Plan, pooling: Pooling) -> tuple[NDArray[np.int64
     """
     if not plan.scoring.permutations:
         return np.empty(0, np.int64), np.empty(0)
-    tables = [_read(run, NULL, pooling, block) for block in range(plan.layout.blocks)]
-    return tables[0]["concept"].to_numpy(), np.max([table["max_ap"].to_numpy() for table in tables], axis=0)
+    table = _read(run, NULL, pooling, 0)
+    shuffled, highest = table["concept"].to_numpy(), table["max_ap"].to_numpy()
+    for block in range(1, plan.layout.blocks):
+        highest = np.maximum(highest, _read(run, NULL, pooling, block)["max_ap"].to_numpy())
+    return shuffled, highest
 
 
 def write_selection(run: Path, pooling: Pooling, units: NDArray[np.int64]) -> None:
@@ -69,11 +72,21 @@ def read_selection(run: Path, pooling: Pooling) -> NDArray[np.int64]:
     return found
 
 
+def has_selection(run: Path, pooling: Pooling) -> bool:
+    """Whether it is written down which units are assessed."""
+    try:
+        read_selection(run, pooling)
+    except UserError:
+        return False
+    return True
+
+
 def write_assessment(
     run: Path,
     pooling: Pooling,
     block: int,
     places: tuple[NDArray[np.int64], NDArray[np.int64]],
+    units: NDArray[np.int64],
     resampled: NDArray[np.float32],
     interval: NDArray[np.float64],
 ) -> dict[str, str]:
@@ -81,6 +94,7 @@ def write_assessment(
 
     Args:
         places: the concept and the place among its selected units, both (assessed in this block,).
+        units: (assessed in this block,)
         resampled: (assessed in this block, resamples) average precision on mined sentences drawn anew.
         interval: (assessed in this block, 2) of average precision on held-out sentences, NaN where there are none.
 
@@ -93,6 +107,7 @@ def write_assessment(
     columns = {
         "concept": places[0],
         "place": places[1],
+        "unit": units,
         "resampled_ap": pa.FixedSizeListArray.from_arrays(resampled.ravel(), resampled.shape[1]),
         "held_out_low": interval[:, 0],
         "held_out_high": interval[:, 1],
@@ -107,17 +122,25 @@ def read_assessments(run: Path, plan: Plan, pooling: Pooling) -> tuple[NDArray[n
         (concepts, assessed, resamples) and (concepts, assessed, 2), see `write_assessment`.
 
     Raises:
-        UserError: a table is missing or torn.
+        UserError: a table is missing, torn, or of other units.
     """
-    shape = read_selection(run, pooling).shape
-    resampled = np.empty((*shape, plan.scoring.resamples), np.float32)
+    selected = read_selection(run, pooling)
+    shape = selected.shape
+    resampled = np.full((*shape, plan.scoring.resamples), np.nan, np.float32)
     interval = np.empty((*shape, 2))
     for block in range(plan.layout.blocks):
         table = _read(run, ASSESSMENT, pooling, block)
         at = table["concept"].to_numpy(), table["place"].to_numpy()
+        if (selected[at] != table["unit"].to_numpy()).any():
+            break  # and leave a gap
         flat = table["resampled_ap"].combine_chunks().flatten().to_numpy()
         resampled[at] = flat.reshape(-1, plan.scoring.resamples)
         interval[at] = np.stack([table["held_out_low"].to_numpy(), table["held_out_high"].to_numpy()], axis=1)
+    if np.isnan(resampled).any():
+        raise UserError(
+            f"{run / ASSESSMENT} is not of the units in {run / SELECTION}; remove {run / 'receipts' / 'assess'} and "
+            f"run `expertmine score {run}`"
+        )
     return resampled, interval
 
 
@@ -148,6 +171,8 @@ def _read(run: Path, kind: str, pooling: Pooling, block: int) -> pa.Table:
     path = run / _key(kind, pooling, block)
     try:
         return pq.read_table(path)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; `expertmine verify {run}` says which receipts to remove") from None
     except (OSError, pa.ArrowException) as error:
         raise UserError(
             f"{path} cannot be read ({error}); `expertmine verify {run}` says which receipts to remove"

@@ -20,6 +20,8 @@ BATCH_TOKENS = 4096
 Stage = Literal["extract", "score", "assess"]
 STAGES: tuple[Stage, ...] = ("extract", "score", "assess")
 """Those that have tasks and receipts, in order."""
+ASSESSED = 100
+"""Best units of each concept that are assessed by resampling."""
 Null = Literal["shared", "own"]
 Pooling = Literal["max", "mean", "last", "reference"]
 StoredType = Literal["float16", "float32"]
