@@ -25,19 +25,19 @@ def draw_with_replacement(rows: int, resamples: int, seed: int) -> NDArray[np.in
     >>> draw_with_replacement(3, 2, seed=1).sum(axis=0)
     array([3, 3], dtype=int32)
     """
-    counts = np.zeros((rows, resamples), np.int32)
+    counts = np.zeros((resamples, rows), np.int32)  # a resample's lie together while it is drawn
     _draw(counts, np.uint64(seed))
-    return counts
+    return np.ascontiguousarray(counts.T)
 
 
 @jit
 def _draw(counts: NDArray[np.int32], seed: np.uint64) -> None:
-    rows, resamples = counts.shape
+    resamples, rows = counts.shape
     for resample in range(resamples):
         state = _scatter(seed + np.uint64(resample) * _GOLDEN)
         for _ in range(rows):
             state += _GOLDEN
-            counts[((_scatter(state) >> np.uint64(32)) * np.uint64(rows)) >> np.uint64(32), resample] += 1
+            counts[resample, ((_scatter(state) >> np.uint64(32)) * np.uint64(rows)) >> np.uint64(32)] += 1
 
 
 @jit
