@@ -185,9 +185,11 @@ def refuse_what_will_not_fit(run: Path, bill: Bill) -> None:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     largest = max(bill.extract_memory or 0, bill.score_memory)
     if largest > memory:
+        scoring = largest == bill.score_memory
+        whose, remedy = ("a scoring", "bound it with --scoring-memory") if scoring else ("a", "choose fewer hookpoints")
         raise UserError(
-            f"{run}: a process would hold {size(largest)} and this machine has {size(memory)} of memory; "
-            "choose fewer hookpoints, or say --force when it will run elsewhere"
+            f"{run}: {whose} process would hold {size(largest)} and this machine has {size(memory)} of memory; "
+            f"{remedy}, or say --force when it will run elsewhere"
         )
     above = next(folder for folder in (run, *run.absolute().parents) if folder.exists())
     free = shutil.disk_usage(above).free
