@@ -259,10 +259,17 @@ def test_nan_names_sentence_hookpoint_and_unit() -> None:
         refuse_nan(values, [Hookpoint("h.0", 2, 0), Hookpoint("h.1", 3, 2)], ["first", "second"])
 
 
-@given(sentences=st.integers(1, 10**7), units=st.integers(1, 10**6), itemsize=st.sampled_from([2, 4]))
+@given(
+    sentences=st.integers(1, 10**7),
+    units=st.integers(1, 10**6),
+    itemsize=st.sampled_from([2, 4]),
+    widest=st.integers(1, 600),
+)
 @settings(max_examples=300)
-def test_layouts_cover_everything_within_the_budgets(sentences: int, units: int, itemsize: int) -> None:
-    layout = make_layout(sentences, units, itemsize)
+def test_layouts_cover_everything_within_the_budgets(sentences: int, units: int, itemsize: int, widest: int) -> None:
+    layout = make_layout(sentences, units, itemsize, widest)
+    assert layout.block_units <= min(widest, 256)
+    assert layout.block_units % 16 == 0 or layout.block_units == widest < 16
     assert layout.partition(layout.partitions - 1).stop == sentences
     assert layout.block(layout.blocks - 1).stop == units
     rows, columns = layout.padded_shape

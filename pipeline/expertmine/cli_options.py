@@ -148,7 +148,7 @@ Memory = Annotated[
         "--scoring-memory",
         parser=parse_size,
         metavar="SIZE",
-        help="Most that a scoring process may hold, such as 800MB or 2GB. [default: what blocks of 256 units take]",
+        help="Most that a scoring process may hold, such as 800MB or 2GB. [default: what `plan` says]",
     ),
 ]
 

@@ -22,7 +22,7 @@ from expertmine.models import LoadedModel, load_model
 from expertmine.progress import size
 from expertmine.responses import TYPES, filling, forward_passes, make_batches, prepare
 from expertmine.scored_rows import null_classes
-from expertmine.scoring_memory import WIDEST_BLOCK, Work
+from expertmine.scoring_memory import GOOD_BYTES, NARROWEST_BLOCK, WIDEST_BLOCK, Work
 from expertmine.specs import Layout, Plan, PlanRequest, ResponseSpec, ScoringSpec
 from expertmine.store import STATISTICS, encoded_size, statistics_of
 from expertmine.units import find_hookpoints, left_out_experts
@@ -215,13 +215,13 @@ def scoring_work(corpus: Corpus, kept: NDArray[np.bool_], rows: int, spec: Respo
 
 
 def widest_block(work: Work, memory: int | None) -> int:
-    """Units of a block that a scoring process of so much memory takes on whole; None for memory as it is needed.
+    """Units of a block that a scoring process of so much memory takes on whole; None for as much as is good.
 
     Raises:
         UserError: not even one.
     """
     if memory is None:
-        return WIDEST_BLOCK
+        return max(NARROWEST_BLOCK, GOOD_BYTES // work.strip_unit)
     units = work.widest_block(memory - work.base)
     if units < 1:
         raise UserError(
@@ -246,8 +246,10 @@ def make_layout(sentences_: int, units: int, itemsize: int, widest_block: int) -
         itemsize: bytes of a response, of all poolings together.
         widest_block: units that a scoring process can take on.
     """
-    narrowest = min(16, widest_block)
-    block = _multiple(min(widest_block // 16 * 16, -(-units // 8)), narrowest, narrowest, WIDEST_BLOCK)
+    narrowest = min(NARROWEST_BLOCK, widest_block)
+    block = _multiple(
+        min(widest_block // NARROWEST_BLOCK * NARROWEST_BLOCK, -(-units // 8)), narrowest, narrowest, WIDEST_BLOCK
+    )
     # Sentences of a batch should be of nearly one length, which takes some hundreds to choose among.
     rows = _multiple(min(PARTITION_BYTES // (units * itemsize), max(-(-sentences_ // 8), FEWEST_ROWS)), 32, 32, 2048)
     rows = min(rows, _multiple(sentences_, 32, 32, rows))

@@ -16,6 +16,10 @@ from expertmine.specs import StoredType
 
 WIDEST_BLOCK = 256
 """Units of a block at most: wider ones gain nothing, and fewer tasks keep fewer workers busy."""
+NARROWEST_BLOCK = 16
+"""Units of a block at least, unless less memory is given than that takes."""
+GOOD_BYTES = 512 * 2**20
+"""Responses and what becomes of them that a block holds, unless more memory, or less, is given."""
 _COMPILED = 310 * 2**20
 """Bytes of a process with Python, libraries and compiled kernels."""
 _A_SENTENCE = 700
