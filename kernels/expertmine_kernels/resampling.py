@@ -22,8 +22,8 @@ def draw_with_replacement(rows: int, resamples: int, seed: int) -> NDArray[np.in
     Args:
         seed: 0 to 2**64 - 1; resample r of a seed is the same however many there are.
 
-    >>> draw_with_replacement(3, 2, seed=1).sum(axis=0)
-    array([3, 3], dtype=int32)
+    >>> draw_with_replacement(3, 2, seed=1).sum(axis=0).tolist()
+    [3, 3]
     """
     counts = np.zeros((resamples, rows), np.int32)  # a resample's lie together while it is drawn
     _draw(counts, np.uint64(seed))
