@@ -141,7 +141,7 @@ def test_the_stages_one_by_one_on_stated_executors(
     assert files(run / "experts") == files(serial_run / "experts")
     assert "tasks match their receipts" in succeed("verify", run)
     stages = json.loads(succeed("status", run, "--json"))["stages"]
-    assert [stage["done"] == stage["total"] for stage in stages] == [True] * 3
+    assert [stage["done"] == stage["total"] for stage in stages] == [True] * 4
 
 
 def test_looking_at_a_corpus_and_at_experts(serial_run: Path, corpus: Path) -> None:
@@ -160,7 +160,7 @@ def test_what_is_real_is_told(serial_run: Path) -> None:
     assert every[0].split()[:2] == ["concept", "positives"] and len(every) == 3
     one = succeed("experts", serial_run, "animal", "-k", 3)
     assert "when labels are shuffled (20 times, those of" in one
-    assert "stay among the 10 best when sentences are drawn anew (100 times)" in one
+    assert "stay among the 10 best when sentences are drawn anew (100 times; only the 100 best compete)" in one
     (facts, _) = json.loads(succeed("experts", serial_run, "--json"))
     assert facts["name"] == "animal" and 0 < facts["best"]["p_value"] <= 1
     assert facts["best"]["held_out_low"] <= facts["best"]["held_out_high"]
