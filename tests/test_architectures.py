@@ -18,6 +18,7 @@ from expertmine.mine import Cluster, run_all
 from expertmine.models import load_model, tokenise
 from expertmine.responses import filling, forward_passes, make_batches
 from expertmine.specs import ResponseSpec
+from expertmine.steering import Steering
 from expertmine.units import find_hookpoints
 
 ATTENTION = 32 + 16 + 16 + 32  # grouped queries: q, k, v, o
@@ -119,5 +120,5 @@ def test_mining_and_steering(name: str, tiny_corpus: Path, tmp_path: Path) -> No
     best = Experts.load(run)["animal"].top(1)[0]
     assert 0.5 < best.ap <= 1
     generator = Generator(run, "cpu")
-    request = GenerationRequest("animal", k=30, prompt="the", count=2, max_new_tokens=8)
-    assert generator(request) != generator(GenerationRequest(None, prompt="the", count=2, max_new_tokens=8))
+    request = GenerationRequest(("animal",), Steering(30), prompt="the", count=2, max_new_tokens=8)
+    assert generator(request) != generator(GenerationRequest(prompt="the", count=2, max_new_tokens=8))

@@ -50,6 +50,9 @@ def test_there_are_modules_to_look_at() -> None:
     ("ray", {"runtime/ray.py"}),
     ("dask", {"runtime/dask.py"}),
     ("distributed", {"runtime/dask.py"}),
+    ("huggingface_hub", {"hub.py"}),
+    ("fastapi", {"serving/app.py"}),
+    ("uvicorn", {"serving/server.py"}),
     ("expertmine_kernels", {"score.py", "assess.py"}),
 ])  # fmt: skip
 def test_a_package_has_one_importer(package: str, owners: set[str]) -> None:
@@ -97,10 +100,10 @@ def test_the_source_roots_are_no_packages() -> None:
 
 @pytest.mark.parametrize("module, absent", [
     ("expertmine.score", ["torch", "transformers", "ray", "distributed"]),
-    ("expertmine.experts", ["torch", "zarr", "ray", "distributed", "numba"]),
+    ("expertmine.experts", ["torch", "zarr", "ray", "distributed", "numba", "huggingface_hub"]),
     ("expertmine.interventions", ["zarr", "ray", "distributed", "numba"]),
     ("expertmine.generate", ["zarr", "ray", "distributed", "numba"]),
-    ("expertmine.cli", ["torch", "ray", "distributed"]),
+    ("expertmine.cli", ["torch", "ray", "distributed", "matplotlib", "fastapi", "uvicorn", "huggingface_hub"]),
 ])  # fmt: skip
 def test_what_importing_a_module_loads(module: str, absent: list[str]) -> None:
     code = f"import sys, {module}; print([name for name in {absent!r} if name in sys.modules])"

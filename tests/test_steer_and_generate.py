@@ -12,10 +12,12 @@ from tiny_models import BUILDERS, save_model
 from transformers import PreTrainedModel
 
 from expertmine import Experts, steer
+from expertmine.decoding import RowSampler
 from expertmine.errors import UserError
 from expertmine.experts import ConceptExperts, Expert, Forcing
 from expertmine.generate import GenerationRequest, Generator
 from expertmine.models import LoadedModel, load_model
+from expertmine.steering import Steering
 from expertmine.taps import reading
 from expertmine.units import find_hookpoints
 
@@ -236,44 +238,137 @@ def generator(mined: Path) -> Generator:
 
 
 def test_generation_is_seeded_and_steering_changes_it(generator: Generator) -> None:
-    request = GenerationRequest("animal", k=40, prompt="the big", count=3, max_new_tokens=8)
+    request = GenerationRequest(("animal",), Steering(40), prompt="the big", count=3, max_new_tokens=8)
     first = generator(request)
-    assert len(first) == 3
+    assert len(first) == 3 and len(set(first)) > 1
     assert generator(request) == first
     assert generator(replace(request, seed=1)) != first
-    unsteered = generator(replace(request, k=0))
-    assert unsteered == generator(replace(request, concept=None))
+    unsteered = generator(replace(request, steering=Steering(0)))
+    assert unsteered == generator(replace(request, concepts=()))
     assert unsteered != first
 
 
-def test_generation_equals_the_same_by_hand(generator: Generator, loaded: LoadedModel, experts: Experts) -> None:
-    request = GenerationRequest("tool", k=20, prompt="a", count=2, max_new_tokens=6)
-    ids = torch.tensor([loaded.tokenizer("a")["input_ids"]] * 2)
-    torch.manual_seed(0)
-    with steer(loaded.model, experts["tool"], k=20), torch.no_grad():
+@pytest.mark.parametrize("k", [0, 20])
+def test_the_likeliest_tokens_are_those_of_generate_by_hand(
+    k: int, generator: Generator, loaded: LoadedModel, experts: Experts
+) -> None:
+    request = GenerationRequest(("tool",), Steering(k), prompt="a", max_new_tokens=6, temperature=0)
+    ids = torch.tensor([loaded.tokenizer("a")["input_ids"]])
+    with steer(loaded.model, experts["tool"], k=k), torch.no_grad():
         output = loaded.model.generate(  # type: ignore[operator]
-            input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=True, top_k=10, max_new_tokens=6
+            input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=6
         )
-    texts = loaded.tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
-    assert generator(request) == [text.strip() for text in texts]
+    whole = loaded.tokenizer.decode(output[0], skip_special_tokens=True)
+    assert generator(request) == [whole[len(loaded.tokenizer.decode(ids[0], skip_special_tokens=True)) :]]
+
+
+MIXED = [
+    GenerationRequest(("animal",), Steering(30), prompt="the big", count=2, max_new_tokens=7, seed=4),
+    GenerationRequest((), prompt="a hammer made of steel and", count=1, max_new_tokens=5, temperature=0),
+    GenerationRequest(("tool",), Steering(12, "p90", 0.5, "last"), max_new_tokens=9, top_k=0, top_p=0.9),
+    GenerationRequest(("tool", "animal"), Steering(3, conflicts="mean"), prompt="the", count=2, max_new_tokens=1),
+    GenerationRequest(("animal",), Steering(10), units="random", prompt="a saw", temperature=0.3, max_new_tokens=4),
+]
+
+
+def test_a_mixed_batch_writes_what_each_request_writes_alone(generator: Generator) -> None:
+    """Different concepts, k, prompts of different lengths, and settings of sampling in one batch."""
+    together = generator.write(MIXED)
+    assert together == [generator(request) for request in MIXED]
+    assert [len(texts) for texts in together] == [request.count for request in MIXED]
+
+
+def test_pieces_of_a_stream_join_to_what_is_written(generator: Generator) -> None:
+    expected = generator.write(MIXED)
+    texts = [[""] * request.count for request in MIXED]
+    tokens, ended = [[0] * request.count for request in MIXED], set()
+    for piece in generator.stream(MIXED):
+        assert (piece.request, piece.row) not in ended
+        texts[piece.request][piece.row] += piece.text
+        tokens[piece.request][piece.row] += piece.tokens
+        if piece.finished is not None:
+            ended.add((piece.request, piece.row))
+            full = tokens[piece.request][piece.row] == MIXED[piece.request].max_new_tokens
+            assert full if piece.finished == "length" else not full
+    assert texts == expected
+    assert len(ended) == sum(request.count for request in MIXED)
+
+
+def test_a_stopped_request_ends_and_others_go_on(generator: Generator) -> None:
+    long = GenerationRequest(prompt="the", max_new_tokens=30, temperature=0)
+    seen = []
+    pieces = generator.stream([long, replace(long, prompt="a dog")], lambda request: request == 0 and len(seen) >= 6)
+    for piece in pieces:
+        seen.append(piece)
+    told = [piece for piece in seen if piece.request == 0]
+    assert len(told) < 30 and all(piece.finished is None for piece in told)
+    assert sum(piece.tokens for piece in seen if piece.request == 1) == 30
+
+
+def test_closing_a_stream_ends_its_batch_and_takes_the_hooks_away(generator: Generator) -> None:
+    request = GenerationRequest(("animal",), Steering(10), prompt="the", max_new_tokens=40)
+    pieces = generator.stream([request])
+    next(pieces)
+    assert any(module._forward_hooks for module in generator.loaded.model.modules())
+    pieces.close()  # type: ignore[attr-defined]
+    assert not any(module._forward_hooks for module in generator.loaded.model.modules())
+    assert generator(request) == generator(request)
+
+
+def test_what_is_drawn_is_distributed_as_the_model_says(generator: Generator, loaded: LoadedModel) -> None:
+    """Frequencies of the first token among many draws, against softmax over the kept tokens."""
+    ids = torch.tensor([loaded.tokenizer("the")["input_ids"]])
+    with torch.no_grad():
+        logits = loaded.model(ids).logits[0, -1] / 0.7
+    kept = logits.topk(8)
+    expected = torch.zeros_like(logits).scatter(0, kept.indices, kept.values.softmax(0))
+    sampler = RowSampler([0.7] * 20000, [8] * 20000, [1.0] * 20000, [(5, 20000)])
+    drawn = sampler(ids, (logits * 0.7).expand(20000, -1)).argmax(-1)
+    found = torch.bincount(drawn, minlength=len(logits)) / 20000
+    assert (found[expected == 0] == 0).all()
+    assert (found - expected).abs().max() < 4 * (expected * (1 - expected) / 20000).sqrt().max()
+
+
+def test_top_p_keeps_the_fewest_tokens_that_reach_it() -> None:
+    scores = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log().expand(4000, -1)
+    for top_p, kept in ((0.4, 1), (0.5, 1), (0.79, 2), (0.9, 3), (1.0, 4)):
+        sampler = RowSampler([1.0] * 4000, [0] * 4000, [top_p] * 4000, [(0, 4000)])
+        assert sampler(scores, scores).argmax(-1).unique().tolist() == list(range(kept))
 
 
 @pytest.mark.parametrize("changes, message", [
-    ({"k": 41}, "k is 41: expected 0 to 40"),
-    ({"concept": "anmal"}, "did you mean animal"),
+    ({"steering": Steering(41)}, "k is 41: expected 0 to 40"),
+    ({"concepts": ("tool", "anmal")}, "did you mean animal"),
     ({"max_new_tokens": 64}, "the model reads 64"),
 ])  # fmt: skip
 def test_impossible_requests_are_refused(changes: dict[str, object], message: str, generator: Generator) -> None:
-    request = replace(GenerationRequest("animal", k=4, prompt="the"), **changes)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match=message):
-        generator(request)
+    request = replace(GenerationRequest(("animal",), Steering(4), prompt="the"), **changes)  # type: ignore[arg-type]
+    for refuse in (generator, generator.check, lambda asked: list(generator.stream([MIXED[0], asked]))):
+        with pytest.raises(UserError, match=message):
+            refuse(request)  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("changes, message", [
     ({"count": 0}, "count is 0"),
-    ({"temperature": 0.0}, "temperature is 0.0"),
-    ({"forcing": "max"}, "forcing is 'max'"),
+    ({"temperature": -1.0}, r"temperature is -1\.0"),
+    ({"temperature": float("nan")}, "temperature is nan"),
+    ({"top_p": 0.0}, r"top_p is 0\.0"),
+    ({"seed": -1}, "seed is -1"),
+    ({"units": "best"}, "units is 'best'"),
 ])  # fmt: skip
 def test_impossible_settings_are_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        GenerationRequest("animal", **changes)  # type: ignore[arg-type]
+        GenerationRequest(("animal",), **changes)  # type: ignore[arg-type]
+
+
+def test_a_model_that_was_moved_is_found_where_one_says(mined: Path, tiny_model: Path, tmp_path: Path) -> None:
+    shutil.copytree(mined / "experts", tmp_path / "index")
+    facts = json.loads((tmp_path / "index" / "index.json").read_text())
+    facts["model"]["name"] = "/nowhere/of/old"
+    (tmp_path / "index" / "index.json").write_text(json.dumps(facts))
+    moved = shutil.copytree(tiny_model, tmp_path / "model")
+    with pytest.raises(UserError, match="cannot be loaded"):
+        Generator(tmp_path / "index", "cpu")
+    assert Generator(tmp_path / "index", "cpu", model=str(moved))(MIXED[0]) == Generator(mined, "cpu")(MIXED[0])
+    with pytest.raises(UserError, match="other weights"):
+        Generator(tmp_path / "index", "cpu", model="embedded")

@@ -7,16 +7,24 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from expertmine import cli_concepts, show, show_experts, show_run
-from expertmine.cli_options import Memory, ResponseOptions, ScoringOptions, UnitOptions, request
+from expertmine import cli_concepts, cli_evaluate, cli_index, cli_report, cli_serve, show, show_experts, show_run
+from expertmine.cli_options import (
+    ChoiceOptions,
+    ForcingOptions,
+    Memory,
+    ResponseOptions,
+    ScoringOptions,
+    UnitOptions,
+    request,
+)
 from expertmine.distribution import Grouping
 from expertmine.errors import UserError
-from expertmine.experts import Forcing
 from expertmine.mine import (
     DEFAULT_TOP_K,
     Cluster,
@@ -29,6 +37,7 @@ from expertmine.mine import (
 )
 from expertmine.option_groups import with_groups
 from expertmine.specs import Pooling
+from expertmine.steering import DEFAULT_K
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
@@ -43,9 +52,8 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-evaluate_app = typer.Typer(help="Measure whether steering does what it should.", no_args_is_help=True)
 app.add_typer(cli_concepts.app, name="concepts")
-app.add_typer(evaluate_app, name="evaluate")
+app.add_typer(cli_evaluate.app, name="evaluate")
 
 
 Run = Annotated[Path, typer.Argument(help="Run folder.", show_default=False)]
@@ -280,65 +288,64 @@ def distribution(
 
 
 @app.command()
+@with_groups
 def generate(
-    run: Run,
-    concept: Annotated[str | None, typer.Option(help="Concept to steer to; none leaves the model as it is.")] = None,
-    k: Annotated[int, typer.Option("-k", help="How many experts to set.", min=0)] = 100,
+    run: Annotated[str, typer.Argument(help="Run folder, expert index, or pack.", show_default=False)],
+    forcing: ForcingOptions,
+    choice: ChoiceOptions,
+    concept: Annotated[
+        list[str] | None,
+        typer.Option(help="Concept to steer to; repeatable: all at once. None leaves the model as it is."),
+    ] = None,
+    k: Annotated[
+        int | None,
+        typer.Option("-k", help=f"Experts to set. [default: what evaluation chose, or {DEFAULT_K}]", min=0),
+    ] = None,
     prompt: Annotated[str, typer.Option(help="Text to go on from.")] = "",
     count: Annotated[int, typer.Option("-n", help="Continuations.", min=1)] = 5,
     max_new_tokens: Annotated[int, typer.Option(help="Longest continuation, in tokens.", min=1)] = 40,
-    temperature: Annotated[float, typer.Option(help="Of sampling.")] = 1.0,
+    temperature: Annotated[float, typer.Option(help="Of sampling; 0 takes the likeliest token.")] = 1.0,
     top_k: Annotated[int, typer.Option(help="Tokens that sampling chooses among; 0 for all.", min=0)] = 10,
-    forcing: Annotated[Forcing, typer.Option(help="Value that experts are set to.")] = "mean",
+    top_p: Annotated[float, typer.Option(help="Probability that these add up to.")] = 1.0,
     pooling: WhichPooling = None,
+    model: Annotated[
+        str | None, typer.Option(help="Where the model is, if not where it was mined; its weights must be the same.")
+    ] = None,
     seed: Seed = 0,
     executor: Annotated[ExtractExecutor, typer.Option(help="In this process, or as a Ray actor.")] = "serial",
     as_json: AsJson = False,
 ) -> None:
     """Write text while the experts of a concept are set: do(c, k).
 
-    Example: `expertmine generate run --concept bird.n.01 -k 200 -n 5`
+    Example: `expertmine generate run --concept bird.n.01 -k 50 -n 5`
     """
+    from expertmine.experts import Experts
     from expertmine.generate import GenerationRequest
     from expertmine.mine import run_generate
 
+    concepts = tuple(concept or ())
+    if k is None:
+        chosen = Experts.load(run, pooling).chosen_k(concepts[0]) if len(concepts) == 1 else None
+        k = DEFAULT_K if chosen is None else chosen
     asked = GenerationRequest(
-        concept=concept,
-        k=k,
+        concepts=concepts,
+        steering=replace(forcing.steering(k), block=choice.block, conflicts=choice.conflicts),
+        units=choice.units,
         prompt=prompt,
         count=count,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         top_k=top_k,
-        forcing=forcing,
+        top_p=top_p,
         seed=seed,
     )
-    (texts,) = run_generate(run, [asked], executor, pooling)
+    (texts,) = run_generate(run, [asked], executor, pooling, model)
     show.texts(asked, texts, as_json)
 
 
-@evaluate_app.command("concept")
-def evaluate_concept(
-    run: Run,
-    concept: Annotated[
-        list[str] | None, typer.Option(help="A concept; repeatable. Default: some drawn by seed.")
-    ] = None,
-    count: Annotated[int, typer.Option(help="Concepts to draw.", min=1)] = 20,
-    k: Annotated[list[int] | None, typer.Option("-k", help="Experts to set; repeatable.")] = None,
-    samples: Annotated[int, typer.Option("-n", help="Generations a concept and k.", min=1)] = 100,
-    forcing: Annotated[Forcing, typer.Option(help="Value that experts are set to.")] = "mean",
-    pooling: WhichPooling = None,
-    seed: Seed = 0,
-    as_json: AsJson = False,
-) -> None:
-    """Share of generations that an independent classifier assigns to the concept, and perplexity, against k.
-
-    Example: `expertmine evaluate concept run --concept bird.n.01 -k 0 -k 100 -k 400`
-    """
-    from expertmine.evaluate.concept import LADDER, evaluate
-
-    found = evaluate(run, concept or (), count, tuple(k or LADDER), samples, forcing, seed, pooling)
-    show.evaluation(found, as_json)
+app.command()(cli_serve.serve)
+app.command()(cli_report.report)
+cli_index.register(app)
 
 
 def main() -> None:

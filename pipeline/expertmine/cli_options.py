@@ -9,6 +9,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from expertmine.errors import UserError
+from expertmine.experts import Forcing, Units
 from expertmine.specs import (
     BATCH_TOKENS,
     Autocast,
@@ -23,6 +24,7 @@ from expertmine.specs import (
     TooLong,
     WeightsType,
 )
+from expertmine.steering import Conflicts, Steering, Tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +128,46 @@ class ScoringOptions:
         others = (("permutations", self.permutations), ("null", self.null), ("resamples", self.resamples))
         found |= {name: value for name, value in (*others, ("seed", self.scoring_seed)) if value is not None}
         return found
+
+
+@dataclass(frozen=True, slots=True)
+class ForcingOptions:
+    """To what the experts of a concept are set, and where."""
+
+    forcing: Annotated[Forcing, typer.Option("--forcing", help="Value that experts are set to.")] = "mean"
+    strength: Annotated[
+        float, typer.Option("--strength", help="How far towards that value: 0 not at all, 1 all the way.")
+    ] = 1.0
+    tokens: Annotated[Tokens, typer.Option("--tokens", help="At all tokens, or at the last of a pass only.")] = "all"
+    layers: Annotated[
+        list[int] | None, typer.Option("--layer", help="Only experts in this layer; repeatable. [default: all]")
+    ] = None
+
+    def steering(self, k: int) -> Steering:
+        """With so many experts.
+
+        Raises:
+            UserError: a value out of range.
+        """
+        return Steering(k, self.forcing, self.strength, self.tokens, tuple(self.layers) if self.layers else None)
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceOptions:
+    """Which units are set."""
+
+    units: Annotated[
+        Units, typer.Option("--units", help="Other units of the concept than its experts are controls.")
+    ] = "experts"
+    block: Annotated[int, typer.Option("--block", help="The best k experts (1), the next k (2), …", min=1)] = 1
+    conflicts: Annotated[
+        Conflicts,
+        typer.Option(
+            "--conflicts",
+            help="A unit that several concepts share is set as the one says that it tells best, as their mean, or as "
+            "the one named first says.",
+        ),
+    ] = "best"
 
 
 def parse_size(text: str | int) -> int:

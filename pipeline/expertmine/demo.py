@@ -20,8 +20,11 @@ from expertmine.models import EMBEDDED
 from expertmine.show import number, out, table
 from expertmine.show_run import bill
 from expertmine.specs import PlanRequest
+from expertmine.steering import Steering
 
 SHOWN = ("bird.n.01", "disease.n.01", "food.n.02", "musician.n.01", "clothing.n.01", "weather.n.01")
+OF_PARITY = ("man.n.01", "woman.n.01")
+"""Whose experts `evaluate parity` sets."""
 LADDER = (30, 100, 200)
 HELD_OUT_PERCENT = 33
 
@@ -46,14 +49,21 @@ def run_demo(run: Path, count: int) -> None:
     _show_experts(experts)
 
     _heading("4. do(c, k): what the model writes when a concept's k best experts are set to their expected value")
-    requests = [GenerationRequest(concept, k, count=2, max_new_tokens=30) for concept in SHOWN for k in (0, *LADDER)]
+    requests = [
+        GenerationRequest((concept,), Steering(k), count=2, max_new_tokens=30, seed=seed)
+        for seed, concept in enumerate(SHOWN)
+        for k in (0, *LADDER)
+    ]
     _show_texts(requests, list(run_generate(run, requests, "ray")))
 
     _heading(f"The run is in {run}: {len(experts)} concepts. Try next")
     for command in (
         f"expertmine experts {run} bird.n.01 -k 20",
-        f'expertmine generate {run} --concept disease.n.01 -k 100 --prompt "she suffered from" -n 5',
+        f'expertmine generate {run} --concept disease.n.01 -k 30 --prompt "she suffered from" -n 5',
         f"expertmine evaluate concept {run} --concept bird.n.01 --concept disease.n.01",
+        f"expertmine evaluate parity {run} --estimate exact",
+        f"expertmine report {run} --out report.html",
+        f"expertmine serve {run}",
     ):
         out.print(f"  {escape(command)}", soft_wrap=True)
 
@@ -67,7 +77,7 @@ def _wordnet_concepts(count: int) -> Draft:
         return sense_draft(texts, wordnet, selection, labelling, [wordnet.source], Refusals())
 
     drawn = draft(Selection(parts=("noun",)), Labelling(min_positives=100, max_positives=5000, limit=count))
-    names = dict.fromkeys([*SHOWN, *(concept.name for concept in drawn.concepts)])
+    names = dict.fromkeys([*SHOWN, *OF_PARITY, *(concept.name for concept in drawn.concepts)])
     return draft(Selection(names=tuple(names)), Labelling(cap=300))
 
 
@@ -94,9 +104,9 @@ def _show_experts(experts: Experts) -> None:
 def _show_texts(requests: Sequence[GenerationRequest], texts: Sequence[list[str]]) -> None:
     concept = None
     for request, written in zip(requests, texts, strict=True):
-        if request.concept != concept:
-            concept = request.concept
+        if request.concepts[0] != concept:
+            (concept,) = request.concepts
             out.print(f"\n[bold]{concept}[/bold]")
-        label = "unsteered" if request.k == 0 else f"k = {request.k}"
+        label = f"k = {request.steering.k}" if request.steering.k else "unsteered"
         for at, text in enumerate(written):
-            out.print(f"  {label if at == 0 else '':<10}  {escape(text)}", soft_wrap=True)
+            out.print(f"  {label if at == 0 else '':<10}  {escape(text.strip())}", soft_wrap=True)

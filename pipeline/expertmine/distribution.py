@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from expertmine.specs import Hookpoint
+from expertmine.specs import LAYER, Hookpoint, layer_of
 
 BINS = 20
 EDGES = np.arange(BINS + 1) / BINS
@@ -23,8 +22,6 @@ SHOWN_EDGES = (10, 14, 18)
 
 Grouping = Literal["layer", "kind", "hookpoint"]
 """Layers, kinds of module (the same in every layer), or hookpoints."""
-
-_LAYER = re.compile(r"(?:^|\.)(\d+)(?=[.#\[]|$)")
 
 SCHEMA = pa.schema(
     [
@@ -148,12 +145,6 @@ def _group_of(hookpoint: str, by: Grouping) -> str:
     if by == "hookpoint":
         return hookpoint
     if by == "kind":
-        return _LAYER.sub(lambda found: found[0].replace(found[1], "*"), hookpoint, count=1)
+        return LAYER.sub(lambda found: found[0].replace(found[1], "*"), hookpoint, count=1)
     layer = layer_of(hookpoint)
     return "outside of layers" if layer is None else f"layer {layer}"
-
-
-def layer_of(hookpoint: str) -> int | None:
-    """The number of the layer that a hookpoint is in: the first number among the names of its path."""
-    found = _LAYER.search(hookpoint)
-    return int(found[1]) if found else None

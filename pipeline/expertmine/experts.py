@@ -1,16 +1,19 @@
-"""The expert index: the top K units of every concept, on disk and in memory. Needs pyarrow alone.
+"""The expert index: the top K units of every concept, on disk and in memory. Needs pyarrow and NumPy alone.
 
 On disk (``experts/``): ``experts.parquet``, the best units, a row for each concept and rank; ``worst.parquet``, the
-worst, likewise; ``distribution.parquet``, how average precision is distributed over each hookpoint; and ``index.json``:
-what they were mined from, concepts with their counts and with what chance does, and the checksums of the tables. A run
-with several poolings has an index for each: that of the first is ``experts/``, that of another ``experts-mean/``, say.
+worst, likewise; ``random.parquet`` and ``matched.parquet``, controls for steering; ``distribution.parquet``, how
+average precision is distributed over each hookpoint; and ``index.json``: what they were mined from, concepts with their
+counts and with what chance does, and the checksums of the tables. Later comes ``steering.json``: how many experts are
+best set for each concept, where that was evaluated. A run with several poolings has an index for each: that of the
+first is ``experts/``, that of another ``experts-mean/``, say. A pack (`expertmine.pack`) is an index too, cut to what
+others need, and may lie on the Hugging Face hub.
 """
 
 from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -18,12 +21,22 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from expertmine import hub
+from expertmine.distribution import SCHEMA as DISTRIBUTION_SCHEMA
 from expertmine.errors import UnknownConcept, UserError
 from expertmine.files import read_json, sha256_file, write_atomically, write_json
-from expertmine.specs import ModelIdentity, Plan, Pooling
+from expertmine.index_checks import EVERY, check_facts, check_rows, mismatch, read_distribution, read_units
+from expertmine.specs import ModelIdentity, Plan, Pooling, layer_of
 
-FORMAT = 3
-TABLES = ("experts", "worst", "distribution")
+FORMAT = 4
+
+Units = Literal["experts", "worst", "random", "matched"]
+"""Which units of a concept: the best by average precision; the worst; drawn by lot from all that are not among the
+best; or for each of the best one of the same hookpoint, drawn by lot likewise."""
+
+UNITS: tuple[Units, ...] = ("experts", "worst", "random", "matched")
+TABLES = (*UNITS, "distribution")
+STEERING = "steering.json"
 
 Forcing = Literal["mean", "p50", "p90", "zero"]
 """Value that do(c, k) sets a unit to: the mean of its responses to positives (the paper's), their median (the
@@ -77,6 +90,11 @@ class Expert:
     off_mean: float
     """Mean response to the mined negatives."""
 
+    @property
+    def layer(self) -> int | None:
+        """Of the model; None for a hookpoint outside of the layers."""
+        return layer_of(self.hookpoint)
+
     def forced(self, forcing: Forcing) -> float:
         """The value that do(c, k) sets this unit to."""
         match forcing:
@@ -125,19 +143,24 @@ class Experts(Mapping[str, ConceptExperts]):
     def __init__(self, folder: Path, facts: Mapping[str, Any]) -> None:
         self.folder = folder
         self.facts = facts
-        self.model = ModelIdentity(**facts["model"])
+        self._tables: dict[str, pa.Table] = {}
+        self.model = ModelIdentity(**{each.name: facts["model"][each.name] for each in fields(ModelIdentity)})
 
     @classmethod
     def load(cls, path: str | Path, pooling: Pooling | None = None) -> Experts:
-        """Open a run folder or an expert index.
+        """Open a run folder, an expert index, or one on the Hugging Face hub.
 
         Args:
+            path: a folder; or, where there is none of that name, a repository of the hub as ``user/name`` or
+                ``hf://user/name``, with ``@revision`` or without.
             pooling: which of a run's indexes; its first unless given.
 
         Raises:
-            UserError: neither is there, the table does not match its checksum, or its pooling is another.
+            UserError: neither is there, what is there is not whole or contradicts itself, or its pooling is another.
         """
         folder = Path(path)
+        if not folder.exists() and (place := hub.repository(str(path))):
+            folder = hub.fetch(place)
         if (folder / f"experts-{pooling}" / "index.json").exists():
             folder = folder / f"experts-{pooling}"
         elif (folder / "experts" / "index.json").exists():
@@ -145,10 +168,11 @@ class Experts(Mapping[str, ConceptExperts]):
         elif (folder / "plan.json").exists():
             raise UserError(f"{folder} has no expert index yet; run `expertmine mine {folder}` or `reduce` to its end")
         facts = read_json(folder / "index.json", "an expert index, or a run folder that holds one")
-        needed = {"checksums", "top_k", "plan", "pooling", "model", "concepts"}
-        if not isinstance(facts, dict) or facts.get("format") != FORMAT or not needed <= facts.keys():
+        if not isinstance(facts, dict) or facts.get("format") != FORMAT:
             raise UserError(f"{folder / 'index.json'}: not an expert index of format {FORMAT}; reduce the run again")
-        _require_table(folder, facts, "experts")
+        check_facts(facts, folder / "index.json")
+        rows = facts["top_k"] * len(facts["concepts"])
+        check_rows(_require_table(folder, facts, "experts"), rows, SCHEMA)
         if pooling not in (None, facts["pooling"]):
             raise UserError(f"{path} has no experts by {pooling} pooling; those of {folder} are by {facts['pooling']}")
         return cls(folder, facts)
@@ -168,11 +192,29 @@ class Experts(Mapping[str, ConceptExperts]):
         Raises:
             UnknownConcept: there is none of that name; suggests the nearest.
         """
+        return self.units(concept, "experts")
+
+    def units(self, concept: str, which: Units) -> ConceptExperts:
+        """Units of a concept: its experts, its worst units, or controls that no average precision chose.
+
+        Raises:
+            UnknownConcept: there is none of that name; suggests the nearest.
+        """
         kept = self.facts["top_k"]
         at = self._place_of(concept)
-        rows = self.table.slice(at * kept, kept).drop_columns(["concept", "group"]).to_pylist()
+        rows = self._read(which).slice(at * kept, kept).drop_columns(["concept", "group"]).to_pylist()
         description = self.facts["concepts"][at]["description"]
         return ConceptExperts(concept, description, self.model, tuple(Expert(**row) for row in rows))
+
+    def chosen_k(self, concept: str) -> int | None:
+        """How many experts evaluation found to steer best; None where it was not evaluated, or none steered.
+
+        Raises:
+            UnknownConcept: there is none of that name.
+        """
+        self._place_of(concept)
+        found: int | None = self.steering.get(concept)
+        return found
 
     def concept_facts(self, concept: str) -> dict[str, Any]:
         """What is known of a concept: counts of its sentences, what chance does, how stable its best units are.
@@ -193,17 +235,52 @@ class Experts(Mapping[str, ConceptExperts]):
         """Experts kept a concept."""
         return int(self.facts["top_k"])
 
-    @cached_property
+    @property
     def table(self) -> pa.Table:
         """The whole index, a row for each concept and rank."""
         return self._read("experts")
 
     @cached_property
+    def steering(self) -> Mapping[str, int | None]:
+        """How many experts are best set for each concept that was evaluated; None where none steered.
+
+        Empty where nothing was evaluated, or another index of the same place was.
+
+        Raises:
+            UserError: what was written down is damaged.
+        """
+        path = self.folder / STEERING
+        if not path.exists():
+            return {}
+        document = read_json(path, "the k that evaluation chose for each concept")
+        if not isinstance(document, dict) or document.get("experts") != self.facts["checksums"]["experts"]:
+            return {}
+        wrong = mismatch(document, {"rule": str, "k": {EVERY: (int, None)}})
+        chosen: dict[str, int | None] = {} if wrong else document["k"]
+        if wrong or any(k is not None and not 0 <= k <= self.top_k for k in chosen.values()):
+            raise UserError(f"{path} is damaged: {wrong or 'a k is out of range'}; remove it, and evaluate again")
+        return chosen
+
+    def keep_chosen(self, chosen: Mapping[str, int | None], rule: str) -> None:
+        """Write down which k evaluation chose, beside what was chosen for other concepts before.
+
+        Args:
+            rule: by which they were chosen, in words.
+
+        Raises:
+            UserError: the disk refuses.
+        """
+        together = dict(sorted({**self.steering, **chosen}.items()))
+        document = {"experts": self.facts["checksums"]["experts"], "rule": rule, "k": together}
+        write_json(self.folder / STEERING, document)
+        self.__dict__.pop("steering", None)
+
+    @property
     def worst(self) -> pa.Table:
         """The units of lowest average precision, as `table` has those of the highest: the lowest has rank 1."""
         return self._read("worst")
 
-    @cached_property
+    @property
     def distribution(self) -> pa.Table:
         """How average precision is distributed, a row for each concept and hookpoint.
 
@@ -213,8 +290,22 @@ class Experts(Mapping[str, ConceptExperts]):
         """
         return self._read("distribution")
 
+    def units_table(self, which: Units) -> pa.Table:
+        """Units of all concepts, a row for each concept and rank: concepts in the index's order, ranks from 1.
+
+        Raises:
+            UserError: the table is missing or damaged.
+        """
+        return self._read(which)
+
     def _read(self, name: str) -> pa.Table:
-        return pq.read_table(_require_table(self.folder, self.facts, name), memory_map=True)
+        if name not in self._tables:
+            path = _require_table(self.folder, self.facts, name)
+            if name == "distribution":
+                self._tables[name] = read_distribution(path, self.facts, DISTRIBUTION_SCHEMA)
+            else:
+                self._tables[name] = read_units(path, self.facts, SCHEMA)
+        return self._tables[name]
 
     @cached_property
     def _places(self) -> dict[str, int]:
@@ -246,29 +337,43 @@ def write_index(
     concepts: list[dict[str, Any]],
     alpha: float,
 ) -> Path:
-    """Write an index folder; ``index.json`` comes last and makes it whole.
+    """Write an index folder of a run.
 
     Args:
         alpha: of the thresholds that concepts are said to have.
+    """
+    facts = {
+        "units": plan.layout.units,
+        "plan": plan.fingerprint,
+        "pooling": pooling,
+        "model": asdict(plan.model),
+        "corpus": asdict(plan.corpus),
+        "responses": asdict(plan.responses),
+        "scoring": {**asdict(plan.scoring), "alpha": alpha},
+        "hookpoints": [asdict(hookpoint) for hookpoint in plan.hookpoints],
+        "concepts": concepts,
+    }
+    return write_tables(folder, tables, facts)
+
+
+def write_tables(folder: Path, tables: Mapping[str, pa.Table], facts: Mapping[str, Any]) -> Path:
+    """Write an index folder; ``index.json`` comes last and makes it whole.
+
+    Args:
+        tables: each of `TABLES`.
+        facts: what the index says of itself; format, checksums and top_k are those of the tables.
+
+    Raises:
+        UserError: the disk is full or refuses.
     """
     for name in TABLES:
         buffer = io.BytesIO()
         pq.write_table(tables[name], buffer, compression="zstd")
         write_atomically(folder / f"{name}.parquet", buffer.getvalue())
-    write_json(
-        folder / "index.json",
-        {
-            "format": FORMAT,
-            "checksums": {name: sha256_file(folder / f"{name}.parquet") for name in TABLES},
-            "top_k": tables["experts"].num_rows // len(concepts),
-            "plan": plan.fingerprint,
-            "pooling": pooling,
-            "model": asdict(plan.model),
-            "corpus": asdict(plan.corpus),
-            "responses": asdict(plan.responses),
-            "scoring": {**asdict(plan.scoring), "alpha": alpha},
-            "hookpoints": [asdict(hookpoint) for hookpoint in plan.hookpoints],
-            "concepts": concepts,
-        },
-    )
+    own = {
+        "format": FORMAT,
+        "checksums": {name: sha256_file(folder / f"{name}.parquet") for name in TABLES},
+        "top_k": tables["experts"].num_rows // len(facts["concepts"]),
+    }
+    write_json(folder / "index.json", {**own, **{name: each for name, each in facts.items() if name not in own}})
     return folder

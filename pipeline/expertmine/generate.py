@@ -1,82 +1,196 @@
-"""Stage 4: text from the model while its experts of a concept are set. Reads the expert index and the model alone."""
+"""Stage 4: text from the model while its experts of concepts are set. Reads the expert index and the model alone."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import torch
 
+from expertmine.decoding import Decoding, RowSampler, StepStreamer, Stopper
 from expertmine.errors import UserError
-from expertmine.experts import Experts, Forcing
-from expertmine.interventions import steer
-from expertmine.models import load_identical, refuse_encoder, tokenise
+from expertmine.experts import Experts, Units
+from expertmine.interventions import Steered, steer_rows
+from expertmine.models import LoadedModel, load_identical, refuse_encoder, tokenise
+from expertmine.responses import filling
 from expertmine.specs import Pooling
+from expertmine.steering import Steering, chosen_experts
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """What to write."""
 
-    concept: str | None
-    """None leaves the model as it is."""
-    k: int = 50
-    """How many experts to set."""
+    concepts: tuple[str, ...] = ()
+    """Whose experts are set, all at once; none leaves the model as it is."""
+    steering: Steering = field(default_factory=Steering)
+    units: Units = "experts"
+    """Which units of the concepts; others than experts are controls."""
     prompt: str = ""
     count: int = 1
     """Continuations of the prompt."""
     max_new_tokens: int = 40
     temperature: float = 1.0
+    """0 takes the likeliest token each time."""
     top_k: int = 10
     """Tokens that sampling chooses among; 0 for all."""
-    forcing: Forcing = "mean"
+    top_p: float = 1.0
+    """Probability that the tokens it chooses among add up to, the likeliest first."""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.forcing not in get_args(Forcing):
-            raise UserError(f"forcing is {self.forcing!r}: expected one of {', '.join(get_args(Forcing))}")
-        for name, least in (("k", 0), ("count", 1), ("max_new_tokens", 1), ("top_k", 0)):
+        if self.units not in get_args(Units):
+            raise UserError(f"units is {self.units!r}: expected one of {', '.join(get_args(Units))}")
+        for name, least in (("count", 1), ("max_new_tokens", 1), ("top_k", 0), ("seed", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"{name} is {getattr(self, name)}: expected at least {least}")
-        if not self.temperature > 0:
-            raise UserError(f"temperature is {self.temperature}: expected more than 0")
+        if self.seed >= 2**63:
+            raise UserError(f"seed is {self.seed}: expected less than 2^63")
+        if not 0 <= self.temperature < float("inf"):
+            raise UserError(f"temperature is {self.temperature}: expected 0 (the likeliest token) or more")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"top_p is {self.top_p}: expected more than 0, and 1 at most")
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Text that was added to one continuation."""
+
+    request: int
+    """Its place in the batch."""
+    row: int
+    """Which of its continuations."""
+    text: str
+    """May be empty: a character can take several tokens."""
+    tokens: int
+    """New tokens in it."""
+    finished: Literal["stop", "length"] | None
+    """Why the continuation ends with this piece: the model said so, or it is as long as was asked for."""
 
 
 @dataclass(frozen=True, slots=True)
 class NewGenerator:
     """Makes a `Generator` wherever it is called; travels to an actor in its stead."""
 
-    index: Path
+    index: Path | str
     pooling: Pooling | None = None
     device: str | None = None
+    model: str | None = None
 
     def __call__(self) -> Generator:
-        return Generator(self.index, self.device, self.pooling)
+        return Generator(self.index, self.device, self.pooling, self.model)
+
+
+def never(request: int) -> bool:
+    """No request is to stop early."""
+    return False
 
 
 class Generator:
-    """Holds a model and the expert index; each call writes continuations. A plain class, and a Ray actor's body."""
+    """Holds a model and the expert index; each call writes continuations. A plain class, and a Ray actor's body.
 
-    def __init__(self, index: Path, device: str | None = None, pooling: Pooling | None = None) -> None:
+    One batch at a time: the hooks that steer are the model's own.
+    """
+
+    def __init__(
+        self,
+        index: Path | str,
+        device: str | None = None,
+        pooling: Pooling | None = None,
+        model: str | None = None,
+    ) -> None:
         """Load the index and the model that it names.
 
         Args:
             pooling: which of a run's indexes; its first unless given.
+            model: where the model is, when it is not where it was mined; its weights must be the same.
 
         Raises:
             UserError: there is no index, the model is not the one that was mined, or it writes no text.
         """
         self.experts = Experts.load(index, pooling)
-        self.loaded = load_identical(self.experts.model, device)
+        identity = self.experts.model
+        if model is not None:
+            identity = replace(identity, name=model, revision=None)
+        self.loaded: LoadedModel = load_identical(identity, device)
         refuse_encoder(self.loaded)
 
     def __call__(self, request: GenerationRequest) -> list[str]:
-        """The continuations, without the prompt.
+        """The continuations of one request, without the prompt.
 
         Raises:
             UserError: unknown concept, k out of range, or a prompt that leaves no room.
         """
+        return self.write([request])[0]
+
+    def check(self, request: GenerationRequest) -> int:
+        """Refuse what cannot be met, before anything is computed; returns how many tokens the prompt has.
+
+        Raises:
+            UserError: unknown concept, k out of range, or a prompt that leaves no room.
+        """
+        ids = self._prompt(request)
+        for name in request.concepts:
+            chosen_experts(self.experts.units(name, request.units), request.steering)
+        return len(ids)
+
+    def write(self, requests: Sequence[GenerationRequest]) -> list[list[str]]:
+        """The continuations of each request, all written in one batch; each is what it would be alone, to rounding.
+
+        Raises:
+            UserError: as `check` does, for the first request that cannot be met.
+        """
+        batch = _Batch(self, requests)
+        rows = batch.run(never, lambda step: None)
+        texts = [batch.text(row, rows[row]) for row in range(len(rows))]
+        starts = [batch.first_row(at) for at in range(len(requests) + 1)]
+        return [texts[start:end] for start, end in pairwise(starts)]
+
+    def stream(self, requests: Sequence[GenerationRequest], stopped: Callable[[int], bool] = never) -> Iterator[Piece]:
+        """The same as `write`, piece by piece as tokens come. Closing the iterator ends the batch.
+
+        Args:
+            stopped: asked for each request at every step; True ends it, without further pieces.
+
+        Raises:
+            UserError: as `check` does, for the first request that cannot be met.
+        """
+        batch = _Batch(self, requests)
+        news: queue.SimpleQueue[list[int] | BaseException | None] = queue.SimpleQueue()
+        closed = threading.Event()
+        ended: set[int] = set()
+
+        def ends(request: int) -> bool:
+            if request not in ended and (closed.is_set() or stopped(request)):
+                ended.add(request)
+            return request in ended
+
+        def work() -> None:
+            try:
+                batch.run(ends, news.put)
+                news.put(None)
+            except BaseException as error:  # for the thread that asked
+                news.put(error)
+
+        thread = threading.Thread(target=work, name="generate", daemon=True)
+        thread.start()
+        try:
+            for piece in batch.pieces(iter(news.get, None)):
+                # What ends is filled up; that is no text.
+                if piece.request not in ended:
+                    yield piece
+        finally:
+            closed.set()
+            thread.join()
+
+    def _prompt(self, request: GenerationRequest) -> list[int]:
+        """The tokens that a request goes on from."""
         model, tokenizer = self.loaded.model, self.loaded.tokenizer
         ids = tokenise(tokenizer, [request.prompt], None)[0].ids or [tokenizer.bos_token_id]
         if ids[0] is None:
@@ -87,31 +201,120 @@ class Generator:
                 f"the prompt has {len(ids)} tokens and {request.max_new_tokens} are asked for: "
                 f"the model reads {context}; shorten the prompt or ask for fewer"
             )
-        # An unknown concept or a k out of range is refused before anything is computed.
-        experts = self.experts[request.concept] if request.concept is not None else None
-        prompt = torch.tensor([ids] * request.count, device=model.device)
-        torch.manual_seed(request.seed)
-        with torch.inference_mode():
-            if experts is None:
-                output = self._generate(prompt, request)
-            else:
-                with steer(model, experts, request.k, request.forcing):
-                    output = self._generate(prompt, request)
-        texts = tokenizer.batch_decode(output[:, len(ids) :], skip_special_tokens=True)
-        return [str(text).strip() for text in texts]
+        return ids
 
-    def _generate(self, prompt: torch.Tensor, request: GenerationRequest) -> torch.Tensor:
-        """(continuations, tokens): the prompt and what follows."""
-        tokenizer = self.loaded.tokenizer
+
+class _Batch:
+    """Requests laid out as rows, `count` for each, and their way through the model."""
+
+    def __init__(self, generator: Generator, requests: Sequence[GenerationRequest]) -> None:
+        self.loaded = generator.loaded
+        self.requests = requests
+        self.owners = [at for at, request in enumerate(requests) for _ in range(request.count)]
+        self.prompts = [generator._prompt(request) for request in requests]
+        # What is wrong with a request is found here, before anything is computed.
+        self.steered = [_steered(generator.experts, request) for request in requests]
+        self.decoding = Decoding(self.loaded.tokenizer)
+
+    def first_row(self, request: int) -> int:
+        return sum(each.count for each in self.requests[:request])
+
+    def text(self, row: int, tokens: Sequence[int]) -> str:
+        """What a row's new tokens add to its prompt."""
+        return self.decoding.added(self.prompts[self.owners[row]], tokens)
+
+    def run(self, stopped: Callable[[int], bool], on_step: Callable[[list[int]], None]) -> list[list[int]]:
+        """The new tokens of each row, up to its end.
+
+        Args:
+            on_step: called with the next token of every row, also of those that have ended.
+        """
         model: Any = self.loaded.model  # `generate` is typed for a protocol that no model class declares
-        output = model.generate(
-            input_ids=prompt,
-            attention_mask=torch.ones_like(prompt),
-            do_sample=True,
-            temperature=request.temperature,
-            top_k=request.top_k,
-            max_new_tokens=request.max_new_tokens,
-            pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+        pad = filling(self.loaded.tokenizer)
+        longest = max(map(len, self.prompts))
+        rows = [self.prompts[owner] for owner in self.owners]
+        ids = torch.tensor([[pad] * (longest - len(row)) + row for row in rows], device=model.device)
+        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=model.device)
+        each = [self.requests[owner] for owner in self.owners]
+        sampler = RowSampler(
+            [request.temperature for request in each],
+            [request.top_k for request in each],
+            [request.top_p for request in each],
+            [(request.seed, request.count) for request in self.requests],
         )
+        ends = _end_tokens(self.loaded)
+        stopper = Stopper([request.max_new_tokens for request in each], longest, self.owners, stopped)
+        with torch.inference_mode(), self._steering():
+            output = model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                do_sample=False,  # the sampler has drawn already, and leaves one token to choose
+                num_beams=1,
+                logits_processor=[sampler],
+                stopping_criteria=[stopper],
+                streamer=StepStreamer(on_step),
+                max_new_tokens=max(request.max_new_tokens for request in self.requests),
+                pad_token_id=pad,
+            )
         assert isinstance(output, torch.Tensor)
-        return output
+        new = output[:, longest:].tolist()
+        return [_until_end(row[: request.max_new_tokens], ends) for row, request in zip(new, each, strict=True)]
+
+    @contextmanager
+    def _steering(self) -> Iterator[None]:
+        # The weights were compared when the generator loaded them.
+        with steer_rows(self.loaded.model, [self.steered[owner] for owner in self.owners], check=False):
+            yield
+
+    def pieces(self, steps: Iterator[list[int] | BaseException | None]) -> Iterator[Piece]:
+        """Text as it comes, from the next tokens of all rows."""
+        ends = _end_tokens(self.loaded)
+        tokens: list[list[int]] = [[] for _ in self.owners]
+        said = [""] * len(self.owners)
+        unsaid = [0] * len(self.owners)
+        running = set(range(len(self.owners)))
+        for step in steps:
+            if isinstance(step, BaseException):
+                raise step
+            assert step is not None
+            for row in sorted(running):
+                owner, token = self.owners[row], step[row]
+                finished: Literal["stop", "length"] | None = None
+                if token in ends:
+                    finished = "stop"
+                else:
+                    tokens[row].append(token)
+                    unsaid[row] += 1
+                    if len(tokens[row]) == self.requests[owner].max_new_tokens:
+                        finished = "length"
+                text = self.text(row, tokens[row])
+                if finished is None and (text.endswith("\ufffd") or not text.startswith(said[row])):
+                    continue  # a character whose last token is still to come
+                yield Piece(owner, row - self.first_row(owner), text[len(said[row]) :], unsaid[row], finished)
+                said[row], unsaid[row] = text, 0
+                if finished is not None:
+                    running.discard(row)
+
+
+def _steered(experts: Experts, request: GenerationRequest) -> Steered | None:
+    if not request.concepts or not request.steering.k:
+        for name in request.concepts:
+            experts.units(name, request.units)  # refuses an unknown one
+        return None
+    concepts = tuple(experts.units(name, request.units) for name in request.concepts)
+    for concept in concepts:
+        chosen_experts(concept, request.steering)
+    return Steered(concepts, request.steering)
+
+
+def _end_tokens(loaded: LoadedModel) -> frozenset[int]:
+    """Tokens that end a text."""
+    model: Any = loaded.model
+    ends = model.generation_config.eos_token_id
+    if ends is None:
+        return frozenset()
+    return frozenset(ends if isinstance(ends, list | tuple) else [ends])
+
+
+def _until_end(tokens: list[int], ends: frozenset[int]) -> list[int]:
+    return next((tokens[:at] for at, token in enumerate(tokens) if token in ends), tokens)

@@ -159,19 +159,26 @@ def run_all(
 
 
 def run_generate(
-    run: Path, requests: Sequence[GenerationRequest], executor: ExtractExecutor, pooling: Pooling | None = None
+    index: Path | str,
+    requests: Sequence[GenerationRequest],
+    executor: ExtractExecutor,
+    pooling: Pooling | None = None,
+    model: str | None = None,
 ) -> Iterator[list[str]]:
     """The continuations of each request, in order, from this process or from a Ray actor.
 
     Args:
+        index: a run folder, an expert index, or a pack.
         pooling: of the responses that the experts were found by; the run's first unless given.
+        model: where the model is, if not where it was mined.
 
     Raises:
         UserError: a request that cannot be met.
     """
     from expertmine.generate import NewGenerator
 
-    make = NewGenerator(run.absolute(), pooling)
+    # An actor may have another working folder.
+    make = NewGenerator(Path(index).absolute() if Path(index).exists() else index, pooling, model=model)
     if executor == "serial":
         yield from map(make(), requests)
         return

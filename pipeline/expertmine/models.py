@@ -204,12 +204,28 @@ def weights_hash(model: PreTrainedModel) -> str:
     """
     if model not in _hashes:
         digest = hashlib.sha256()
+        # Parameters that are one and the same count once, also where offloading has made two of them.
+        again = set(getattr(model, "all_tied_weights_keys", None) or ())
         for name, parameter in sorted(model.named_parameters()):
+            if parameter.is_meta and name in again:
+                continue
             digest.update(f"{name}{tuple(parameter.shape)}".encode())
-            rounded = parameter.detach().to(torch.bfloat16).cpu().contiguous()
+            rounded = _at_hand(model, name, parameter).to(torch.bfloat16).cpu().contiguous()
             digest.update(rounded.view(torch.int16).numpy().tobytes())
         _hashes[model] = digest.hexdigest()
     return _hashes[model]
+
+
+def _at_hand(model: PreTrainedModel, name: str, parameter: torch.Tensor) -> torch.Tensor:
+    """A parameter's values, also where accelerate keeps them elsewhere and only brings them in for a module's run."""
+    if not parameter.is_meta:
+        return parameter.detach()
+    from accelerate.utils import align_module_device
+
+    path, _, own = name.rpartition(".")
+    module = model.get_submodule(path)
+    with align_module_device(module, torch.device("cpu")):
+        return getattr(module, own).detach().clone()  # type: ignore[no-any-return]
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -14,6 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from expertmine.chance import ALPHA, brought_over, expected_ap, p_values, thresholds
+from expertmine.controls import controls
 from expertmine.corpus import Corpus
 from expertmine.distribution import Distribution
 from expertmine.errors import UserError
@@ -75,13 +76,16 @@ def _reduce(run: Path, plan: Plan, pooling: Pooling, store: Store, corpus: Corpu
         distribution.add(ap, units)
     tables = {"distribution": distribution.table([concept.name for concept in corpus.concepts])}
     interval, stability = _assessed(run, plan, pooling, kept)
-    for name, extremes in (("experts", best), ("worst", worst)):
-        chosen, ap = extremes.found()
-        values = {**_statistics(store, plan, pooling, chosen), "ap": ap}
-        values["p_value"] = p_values(ap, null)
-        values["held_out_low"], values["held_out_high"] = np.moveaxis(interval, 2, 0)
-        tables[name] = _table(plan, corpus, chosen, values)
-        interval = np.full_like(interval, np.nan)  # the worst are not assessed
+    chosen = {"experts": best.found()[0], "worst": worst.found()[0]}
+    chosen["random"], chosen["matched"] = controls(chosen["experts"], plan.hookpoints, plan.scoring.seed)
+    statistics = _statistics(store, plan, pooling, np.concatenate(list(chosen.values()), axis=1))
+    for place, (name, units_) in enumerate(chosen.items()):
+        values = {each: found[:, place * kept : (place + 1) * kept] for each, found in statistics.items()}
+        values["p_value"] = p_values(values["ap"], null)
+        # All but the best are not assessed.
+        assessed = interval if name == "experts" else np.full_like(interval, np.nan)
+        values["held_out_low"], values["held_out_high"] = np.moveaxis(assessed, 2, 0)
+        tables[name] = _table(plan, corpus, units_, values)
     concepts = _concepts(corpus, chance)
     for at, facts in enumerate(concepts):
         threshold = distribution.thresholds[at]
@@ -152,21 +156,23 @@ def stability(resampled: NDArray[np.floating[Any]], k: int) -> float:
 def _statistics(
     store: Store, plan: Plan, pooling: Pooling, chosen: NDArray[np.int64]
 ) -> dict[str, NDArray[np.floating[Any]]]:
-    """Every stored statistic of chosen units, each (concepts, chosen)."""
+    """Every stored statistic of chosen units, each (concepts, chosen); NaN for one that was not kept of a unit."""
     found = {name: np.full(chosen.shape, np.nan, dtype) for name, dtype in STATISTICS.items()}
     blocks = chosen // plan.layout.block_units
     for block in np.unique(blocks).tolist():
         units = plan.layout.block(block)
         at = np.nonzero(blocks == block)
-        if plan.kept_columns is None:
-            places = at[0], chosen[at] - units.start
-        else:
-            kept = store.read_kept(pooling, KEPT, block)
-            places = at[0], (kept[at[0]] == chosen[at][:, np.newaxis]).argmax(axis=1)
-        for name in STATISTICS:
+        places = at[0], chosen[at] - units.start
+        found["ap"][at] = store.read_scores(pooling, "ap", units)[places]
+        if plan.kept_columns is not None:
+            same = store.read_kept(pooling, KEPT, block)[at[0]] == chosen[at][:, np.newaxis]
+            (there,) = np.nonzero(same.any(axis=1))
+            at = at[0][there], at[1][there]
+            places = at[0], same[there].argmax(axis=1)
+        for name in STATISTICS.keys() - {"ap"}:
             if plan.kept_columns is None:
                 found[name][at] = store.read_scores(pooling, name, units)[places]
-            elif name != "ap":
+            else:
                 found[name][at] = store.read_kept(pooling, name, block)[places]
     return found
 

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from expertmine.concepts.overlap import Similar
     from expertmine.corpus import Corpus
     from expertmine.drafts import Draft
-    from expertmine.evaluate.concept import ConceptCurve
     from expertmine.generate import GenerationRequest
     from expertmine.specs import CorpusIdentity
 
@@ -208,32 +207,4 @@ def texts(request: GenerationRequest, written: list[str], json_: bool) -> None:
         as_json({"request": asdict(request), "texts": written})
         return
     for text in written:
-        out.print(f"{escape(request.prompt)} {escape(text)}".strip(), soft_wrap=True)
-
-
-def evaluation(curves: list[ConceptCurve], json_: bool) -> None:
-    if json_:
-        as_json([asdict(curve) for curve in curves])
-        return
-    ladder = [point.k for point in curves[0].points]
-    for title, cells in (
-        (
-            "share of generations that the classifier assigns to the concept",
-            [[f"{point.share:.2f}" for point in curve.points] for curve in curves],
-        ),
-        (
-            "perplexity of the generations by the unsteered model",
-            [[number(point.perplexity, ".0f") for point in curve.points] for curve in curves],
-        ),
-    ):
-        out.print(f"\n[bold]{title}[/bold]")
-        made = table("concept", "recall", *(f"k = {k}" for k in ladder))
-        for curve, row in zip(curves, cells, strict=True):
-            made.add_row(escape(curve.concept), f"{curve.classifier.recall:.2f}", *row)
-        out.print(made)
-    first = curves[0]
-    out.print(
-        f"\n{first.samples} generations a cell. The classifier (TF-IDF, logistic regression) learns from sentences "
-        "that mining did not see;\nrecall is its share of true positives at "
-        f"{first.classifier.false_positives:.0%} false positives, cross-validated."
-    )
+        out.print(escape(f"{request.prompt}{text}".strip()), soft_wrap=True)

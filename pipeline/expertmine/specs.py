@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
@@ -30,6 +31,15 @@ Autocast = Literal["none", "bfloat16", "float16"]
 WeightsType = Literal["float32", "bfloat16"]
 Codec = Literal["zstd", "lz4", "none"]
 Shuffle = Literal["bitshuffle", "shuffle", "noshuffle"]
+
+LAYER = re.compile(r"(?:^|\.)(\d+)(?=[.#\[]|$)")
+"""Finds a layer's number in a hookpoint's name."""
+
+
+def layer_of(hookpoint: str) -> int | None:
+    """The number of the layer that a hookpoint is in: the first number among the names of its path."""
+    found = LAYER.search(hookpoint)
+    return int(found[1]) if found else None
 
 
 def _require(condition: bool, message: str) -> None:

@@ -25,8 +25,8 @@ from expertmine.fused_experts import Map, watching
 Recorder = Callable[[str, torch.Tensor], None]
 """Takes a hookpoint's name and what it gives: (batch, tokens, channels) or (batch × tokens, channels)."""
 
-Change = Callable[[torch.Tensor], torch.Tensor]
-"""Takes (…, channels) and gives the same with some channels changed; the argument stays as it is."""
+Change = Callable[[torch.Tensor, "Where"], torch.Tensor]
+"""Takes a response and whose it is; gives the same with some channels changed. The argument stays as it is."""
 
 _NAME = re.compile(r"(?P<path>.+?)(?:\[(?P<expert>\d+)\])?(?:#(?P<run>\d+))?")
 
@@ -82,25 +82,68 @@ def with_response(output: Any, response: torch.Tensor) -> Any:
     return response
 
 
+@dataclass(slots=True)
+class Pass:
+    """The texts that a forward pass goes over."""
+
+    batch: int
+    tokens: int
+    """New ones of each text, filling included."""
+    mask: torch.Tensor | None
+    """(batch, tokens of before and new ones) 0 at filling; None where there is none, or none of that shape."""
+
+    @classmethod
+    def of(cls, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Pass | None:
+        """The pass that a base model's arguments begin; None where they are no texts of tokens."""
+        tokens = kwargs.get("input_ids", args[0] if args else None)
+        if tokens is None:
+            tokens = kwargs.get("inputs_embeds")
+        if not isinstance(tokens, torch.Tensor) or tokens.ndim < 2:
+            return None
+        mask = kwargs.get("attention_mask")
+        if not isinstance(mask, torch.Tensor) or mask.ndim != 2 or mask.shape[1] < tokens.shape[1]:
+            mask = None
+        return cls(tokens.shape[0], tokens.shape[1], mask)
+
+    def last(self, device: torch.device) -> torch.Tensor:
+        """(batch, tokens) True at the last token of each text that is no filling."""
+        places = torch.arange(self.tokens, device=device)
+        if self.mask is None:
+            return (places == self.tokens - 1).expand(self.batch, -1)
+        real = self.mask[:, -self.tokens :].to(device) > 0
+        return torch.where(real, places, -1).amax(dim=1, keepdim=True) == places
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """Whose a response is: which of the pass's tokens."""
+
+    current: Pass | None
+    """None where the pass is over something else than texts of tokens."""
+    routed: torch.Tensor | None = None
+    """(tokens,) of an expert's map: places in the batch, text after text; None for all tokens."""
+
+
 class _Runs:
-    """How often each hooked module has run since the pass began, and over how many tokens the pass goes."""
+    """How often each hooked module has run since the pass began, and what the pass goes over."""
 
     def __init__(self) -> None:
         self.runs: dict[str, int] = defaultdict(int)
-        self.shapes: set[tuple[int, ...]] = set()
+        self.current: Pass | None = None
+        self.everywhere = Where(None)
 
     def begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Forward pre-hook of the base model."""
         self.runs.clear()
-        self.shapes = set()
-        tokens = kwargs.get("input_ids", args[0] if args else None)
-        if isinstance(tokens, torch.Tensor):
-            self.shapes = {tuple(tokens.shape), (tokens.numel(),)}
+        self.current = Pass.of(args, kwargs)
+        self.everywhere = Where(self.current)
 
     def check_shape(self, name: str, output: object, response: torch.Tensor | None) -> torch.Tensor:
-        if response is None or (self.shapes and response.shape[:-1] not in self.shapes):
+        now = self.current
+        shapes = () if now is None else ((now.batch, now.tokens), (now.batch * now.tokens,))
+        if response is None or (shapes and tuple(response.shape[:-1]) not in shapes):
             found = type(output).__name__ if response is None else tuple(response.shape)
-            batch = next((shape for shape in self.shapes if len(shape) == 2), "(batch, tokens)")
+            batch = shapes[0] if shapes else "(batch, tokens)"
             raise UserError(
                 f"hookpoint {name!r} gives {found} for {batch} tokens, expected a tensor (batch, tokens, channels); "
                 "leave it out"
@@ -217,33 +260,53 @@ def changing(model: PreTrainedModel, changes: Mapping[str, Change]) -> Iterator[
     """While open, each named hookpoint gives what its change makes of its response, at every forward pass.
 
     An expert's map is changed at the tokens routed to that expert only.
+
+    Raises:
+        UserError: at the end of a pass in which a hookpoint's module did not run: what was to be changed was not.
     """
     runs = _Runs()
     at_modules: dict[str, dict[int | None, Change]] = defaultdict(dict)
     at_experts: dict[str, dict[tuple[Map, int | None], Change]] = defaultdict(dict)
+    expected: dict[str, int] = {}
     for name, change in changes.items():
         place = Place.of(name)
+        expected[place.path] = max(expected.get(place.path, 1), place.run or 1)
         if place.parameter is None or place.expert is None:
             at_modules[place.path][place.run] = change
         else:
             at_experts[place.path][(place.parameter, place.expert), place.run] = change
+
+    def check(module: nn.Module, args: object, output: object) -> None:
+        for path, times in expected.items():
+            if runs.runs[path] < times:
+                raise UserError(
+                    f"{path!r} ran {runs.runs[path]} times in a pass, expected {times}: its units were not set; "
+                    "leave out what goes around it (compiled graphs, early exit), or its layer"
+                )
+
     with ExitStack() as hooks:
         hooks.enter_context(_counting(model, runs))
         for path, by_run in at_modules.items():
             hooks.callback(module_at(model, path).register_forward_hook(_changer(path, by_run, runs)).remove)
         for path, by_map in at_experts.items():
             hooks.enter_context(_changing_experts(module_at(model, path), path, by_map, runs))
+        hooks.callback(model.base_model.register_forward_hook(check).remove)
         yield
 
 
 def _changer(path: str, by_run: Mapping[int | None, Change], runs: _Runs) -> Callable[..., Any]:
+    counts, only = runs.runs, by_run.get(None)
+
     def change_run(module: nn.Module, inputs: object, output: Any) -> Any:
-        runs.runs[path] += 1
-        change = by_run.get(runs.runs[path]) or by_run.get(None)
-        response = response_of(output)
-        if change is None or response is None:
+        counts[path] += 1
+        # Once a hookpoint and token: what is not needed here is left out.
+        if only is not None and isinstance(output, torch.Tensor):
+            return only(output, runs.everywhere)
+        change = only or by_run.get(counts[path])
+        if change is None:
             return output
-        return with_response(output, change(response))
+        response = runs.check_shape(path, output, response_of(output))
+        return with_response(output, change(response, runs.everywhere))
 
     return change_run
 
@@ -254,7 +317,7 @@ def _changing_experts(
 ) -> Iterator[None]:
     def on_map(found: Map, tokens: torch.Tensor, output: torch.Tensor, count: int) -> torch.Tensor | None:
         change = by_map.get((found, runs.runs[path] + 1)) or by_map.get((found, None))
-        return None if change is None else change(output)
+        return None if change is None else change(output, Where(runs.current, tokens))
 
     def on_done(ran: set[Map], count: int) -> None:
         runs.runs[path] += 1

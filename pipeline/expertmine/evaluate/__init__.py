@@ -1,1 +1,2 @@
-"""Measure what steering does: success, fluency, side effects. Reads the run folder; never changes it."""
+"""Measure what steering does: success, fluency, side effects. Of a run, only ``evaluation/`` and the index's
+``steering.json`` are written."""

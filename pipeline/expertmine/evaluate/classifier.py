@@ -17,24 +17,13 @@ from sklearn.pipeline import Pipeline
 
 from expertmine.corpus import Corpus
 from expertmine.errors import UserError
+from expertmine.evaluate.results import ClassifierQuality
 
 FALSE_POSITIVES = 0.01
 """Share of negatives that the judge may call positive; sets its threshold."""
 FOLDS = 5
 FEWEST = 10
 """Sentences of each kind that a judge needs."""
-
-
-@dataclass(frozen=True, slots=True)
-class ClassifierQuality:
-    """How well a judge does on sentences it did not learn from (cross-validation)."""
-
-    positives: int
-    negatives: int
-    false_positives: float
-    """Share of negatives called positive."""
-    recall: float
-    """Share of positives called positive."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,105 +4,126 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
+from expertmine.corpus import Corpus
 from expertmine.errors import UserError
-from expertmine.evaluate.classifier import Classifier, ClassifierQuality, train
-from expertmine.evaluate.perplexity import perplexity
-from expertmine.experts import Forcing
-from expertmine.generate import GenerationRequest, Generator
+from expertmine.evaluate.cells import Cell, CellSettings, NewMeasurer, decisive, provenance
+from expertmine.evaluate.classifier import FEWEST
+from expertmine.evaluate.results import (
+    ClassifierQuality,
+    ConceptCurve,
+    ConceptEvaluation,
+    Point,
+    Success,
+    rebuilt,
+    result_path,
+    write_result,
+)
+from expertmine.evaluate.tasks import Place, run_tasks
+from expertmine.experts import Experts
 from expertmine.ledger import load_plan, open_corpus
-from expertmine.progress import track
 from expertmine.specs import Pooling
 
-LADDER = (0, 10, 30, 100, 200, 300, 400)
+LADDER = (0, 10, 20, 30, 50, 70, 100, 150, 200, 300)
+FLUENCY = 3.0
 
 
-@dataclass(frozen=True, slots=True)
-class Point:
-    """Generations at one k."""
-
-    k: int
-    share: float
-    """Of the generations that the classifier assigns to the concept; an empty one is none of them."""
-    perplexity: float
-    """Of the generations, under the unsteered model."""
-    distinct_2: float
-    """Different word pairs as a share of all word pairs: low means repetitive."""
-    example: str
+def rule(fluency: float) -> str:
+    """How k is chosen, in words."""
+    return (
+        f"of the k whose perplexity is at most {fluency:g} times that at k = 0, the one with the highest share of "
+        "generations that the classifier assigns to the concept, and of equal ones the smallest; none where that share "
+        "is not above the one at k = 0"
+    )
 
 
-@dataclass(frozen=True, slots=True)
-class ConceptCurve:
-    """One concept along the ladder of k."""
+def choose_k(points: Sequence[Point], fluency: float) -> int | None:
+    """The k of a curve by `rule`; the first point is at k = 0."""
+    unsteered = points[0].success
+    if unsteered.perplexity is None:
+        return None
+    most = fluency * unsteered.perplexity
+    fluent = [each for each in points[1:] if each.success.perplexity is not None and each.success.perplexity <= most]
+    best = max(fluent, key=lambda each: (each.success.share, -each.k), default=points[0])
+    return best.k if best.success.share > unsteered.share else None
 
-    concept: str
-    classifier: ClassifierQuality
-    samples: int
-    forcing: Forcing
-    points: tuple[Point, ...]
+
+def drawn_concepts(corpus: Corpus, index: Experts, names: Sequence[str], count: int, seed: int) -> list[str]:
+    """The concepts that are named, or else some by lot of those with sentences enough for a judge.
+
+    Raises:
+        UserError: an unknown concept, or none to draw from.
+    """
+    for name in names:
+        index.concept_facts(name)
+    if names:
+        return list(dict.fromkeys(names))
+    positives, negatives = corpus.counts(corpus.held_out)
+    able = np.minimum(positives, negatives) >= FEWEST
+    among = [concept.name for concept in corpus.concepts if able[concept.concept_id]]
+    if not among:
+        raise UserError(
+            f"no concept has {FEWEST} held-out positives and negatives, which its judge learns from; build the corpus "
+            "with --held-out 33, say"
+        )
+    return sorted(random.Random(seed).sample(among, min(count, len(among))))
 
 
 def evaluate(
     run: Path,
-    concepts: Sequence[str],
+    names: Sequence[str],
     count: int,
     ladder: Sequence[int] = LADDER,
-    samples: int = 100,
-    forcing: Forcing = "mean",
-    seed: int = 0,
+    settings: CellSettings | None = None,
+    fluency: float = FLUENCY,
     pooling: Pooling | None = None,
-) -> list[ConceptCurve]:
-    """Curves of the concepts, or of `count` drawn by seed.
+    place: Place | None = None,
+) -> ConceptEvaluation:
+    """Curves of the concepts, or of `count` drawn by lot; kept, with the k that is best, beside the run's index.
 
     Args:
+        ladder: values of k; 0 is always among them.
+        fluency: perplexity that the chosen k may have, as a multiple of that at k = 0.
         pooling: by which the experts were found; the run's first unless given.
 
     Raises:
         UserError: unknown concept, k out of range, or no held-out sentences to train a classifier on.
     """
-    plan = load_plan(run)
-    corpus = open_corpus(run, plan)
-    generator = Generator(run, pooling=pooling)
-    for k in ladder:
-        if not 0 <= k <= generator.experts.top_k:
-            raise UserError(f"k is {k}: expected 0 to {generator.experts.top_k}, the experts that the index keeps")
-    names = list(concepts) or sorted(
-        random.Random(seed).sample(list(generator.experts), min(count, len(generator.experts)))
-    )
-    chosen = [corpus.concept(name) for name in names]
-    classifiers = {concept.name: train(corpus, concept.concept_id, seed) for concept in chosen}
-
-    cells = [(name, k) for name in names for k in ladder]
-
-    points: dict[str, list[Point]] = {name: [] for name in names}
-    for name, k in track(cells, "evaluate", len(cells)):
-        points[name].append(_point(generator, classifiers[name], name, k, samples, forcing, seed))
-    return [ConceptCurve(name, classifiers[name].quality, samples, forcing, tuple(points[name])) for name in names]
-
-
-def _point(
-    generator: Generator, classifier: Classifier, concept: str, k: int, samples: int, forcing: Forcing, seed: int
-) -> Point:
-    texts = generator(GenerationRequest(concept, k, count=samples, forcing=forcing, seed=seed))
-    written = [text for text in texts if text]
-    successes = int(classifier(written).sum()) if written else 0
-    return Point(
-        k=k,
-        share=successes / len(texts),
-        perplexity=perplexity(generator.loaded, written),
-        distinct_2=distinct(written, 2),
-        example=texts[0],
-    )
+    run = run.absolute()
+    settings = settings or CellSettings()
+    index = Experts.load(run, pooling)
+    ks = sorted({0, *ladder})
+    require_k(index, ks[-1])
+    concepts = drawn_concepts(open_corpus(run, load_plan(run)), index, names, count, settings.seed)
+    found = provenance(index, settings)
+    cells = [Cell(concept, k) for concept in concepts for k in ks]
+    folder = result_path(run, found.pooling, ConceptEvaluation).parent
+    worker = NewMeasurer(run, pooling, settings)
+    documents = run_tasks(folder, decisive(index, settings), worker, cells, place or Place(), "evaluate")
+    curves = []
+    for at, concept in enumerate(concepts):
+        own = documents[at * len(ks) : (at + 1) * len(ks)]
+        points = tuple(Point(k, rebuilt(Success, each["success"])) for k, each in zip(ks, own, strict=True))
+        quality = rebuilt(ClassifierQuality, own[0]["classifier"])
+        description = index.concept_facts(concept)["description"]
+        curves.append(ConceptCurve(concept, description, quality, own[0]["lemmas"], points, choose_k(points, fluency)))
+    result = ConceptEvaluation(found, rule(fluency), fluency, tuple(curves))
+    index.keep_chosen({curve.concept: curve.chosen_k for curve in curves}, result.rule)
+    write_result(run, result)
+    return result
 
 
-def distinct(texts: Sequence[str], n: int) -> float:
-    """Different n-grams of words as a share of all, over all texts (Li et al., NAACL 2016); 0 when there are none."""
-    grams = [
-        tuple(words[at : at + n])
-        for text in texts
-        for words in [text.lower().split()]
-        for at in range(len(words) - n + 1)
-    ]
-    return len(set(grams)) / len(grams) if grams else 0.0
+def require_k(index: Experts, k: int) -> None:
+    """Refuse more experts than there are, before anything is generated.
+
+    Raises:
+        UserError: the index does not hold that many.
+    """
+    if not 0 <= k <= index.top_k:
+        raise UserError(
+            f"k is {k}: expected 0 to {index.top_k}, the experts a concept that the index keeps; "
+            "`expertmine reduce RUN --top-k K` keeps more"
+        )

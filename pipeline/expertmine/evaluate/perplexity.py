@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -15,17 +16,29 @@ from expertmine.specs import ResponseSpec
 DEFAULT = ResponseSpec()
 
 
-@torch.inference_mode()
-def perplexity(loaded: LoadedModel, texts: Sequence[str], spec: ResponseSpec = DEFAULT) -> float:
-    """exp of the mean loss a token over all texts, each read on its own after the tokens that the tokenizer adds.
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """Of one text."""
 
-    Empty texts have no tokens and count for nothing; NaN when no token is left.
+    total: float
+    """Summed over its tokens."""
+    tokens: int
+    """That were predicted; 0 for an empty text."""
+
+    @property
+    def perplexity(self) -> float | None:
+        """exp of the mean loss a token; None where there is no token."""
+        return math.exp(min(self.total / self.tokens, 700.0)) if self.tokens else None
+
+
+@torch.inference_mode()
+def losses(loaded: LoadedModel, texts: Sequence[str], spec: ResponseSpec = DEFAULT) -> list[Loss]:
+    """The loss of each text, read on its own after the tokens that the tokenizer adds.
 
     Args:
         spec: its `batch_tokens` bound a pass.
     """
-    total = 0.0
-    count = 0
+    found = [Loss(0.0, 0)] * len(texts)
     limit = getattr(loaded.model.config, "max_position_embeddings", None)
     tokenised = tokenise(loaded.tokenizer, texts, limit)
     kept = [row for row, text in enumerate(tokenised) if len(text.ids) > 1 and any(text.real)]
@@ -33,7 +46,20 @@ def perplexity(loaded: LoadedModel, texts: Sequence[str], spec: ResponseSpec = D
         ids = batch.ids.to(loaded.model.device)
         attended = torch.ones_like(ids) if batch.attended is None else batch.attended.to(ids)
         logits = loaded.model(input_ids=ids, attention_mask=attended, use_cache=False).logits[:, :-1]
+        each = cross_entropy(logits.float().transpose(1, 2), ids[:, 1:], reduction="none")
         real = attended[:, 1:].bool()
-        total += cross_entropy(logits[real].float(), ids[:, 1:][real], reduction="sum").item()
-        count += int(real.sum())
-    return math.exp(total / count) if count else math.nan
+        totals, counts = (each * real).double().sum(1).tolist(), real.sum(1).tolist()
+        for row, total, count in zip(batch.rows, totals, counts, strict=True):
+            found[row] = Loss(total, count)
+    return found
+
+
+def perplexity(each: Sequence[Loss]) -> float | None:
+    """exp of the mean loss a token over all texts; None where no text has a token."""
+    return Loss(math.fsum(loss.total for loss in each), sum(loss.tokens for loss in each)).perplexity
+
+
+def mean_perplexity(each: Sequence[Loss]) -> float | None:
+    """The mean of the texts' own perplexities, as Suau et al. (2022) have it; None where no text has a token."""
+    own = [loss.perplexity for loss in each if loss.perplexity is not None]
+    return math.fsum(own) / len(own) if own else None

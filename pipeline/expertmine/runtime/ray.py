@@ -12,10 +12,12 @@ import sys
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from threading import Lock
-from typing import Any, Generic, TypeVar
+from itertools import count
+from queue import Empty, SimpleQueue
+from threading import Lock, Thread
+from typing import Any, Generic, Protocol, TypeVar
 
 from expertmine.errors import StageError, UserError
 from expertmine.runtime.failures import ATTEMPTS, Failed
@@ -78,6 +80,11 @@ class _Broken:
     """Whether others would meet the same; otherwise its process may be spoilt."""
 
 
+def _broken(error: Exception) -> _Broken:
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    return _Broken(f"{type(error).__name__}: {error} ({where.filename}, line {where.lineno})", ends_all=False)
+
+
 class _Actor(Generic[Request, Result]):
     """A worker in a process of its own, made at its first request.
 
@@ -106,9 +113,7 @@ class _Actor(Generic[Request, Result]):
         except UserError as error:
             return Failed(request, str(error))
         except Exception as error:  # a driver's, a library's, a bug's
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            reason = f"{type(error).__name__}: {error} ({where.filename}, line {where.lineno})"
-            return _Broken(reason, ends_all=False)
+            return _broken(error)
 
 
 def gpus() -> int:
@@ -204,7 +209,7 @@ class _Crew(Generic[Request, Result]):
         try:
             news = ray.get(answer)
         except (RayActorError, ObjectLostError) as error:
-            yield from self._replace(actor, asked, str(error).strip().splitlines()[0])
+            yield from self._replace(actor, asked, _first(error))
             return
         if isinstance(news, _Broken):
             if news.ends_all:
@@ -267,3 +272,210 @@ class _Crew(Generic[Request, Result]):
         Killing one that is at work would have Ray print that its task failed.
         """
         self.answers.clear()
+
+
+POLL = 0.1
+"""Seconds between looks at whether a request that is being answered was called off."""
+
+
+class Streaming(Protocol):
+    """What `hosted` keeps in an actor: `stream` is called by one thread at a time, `check` by several."""
+
+    def check(self, request: Any) -> int: ...
+
+    def stream(self, requests: Sequence[Any], stopped: Callable[[int], bool]) -> Iterator[Any]: ...
+
+
+@contextmanager
+def hosted(make_worker: Callable[[], Streaming], cpus: float, gpus: float) -> Iterator[Hosted]:
+    """While open, one actor that answers piece by piece; another is hired when it dies.
+
+    Raises:
+        UserError: its worker cannot be made.
+    """
+    host = Hosted(make_worker, {"num_cpus": cpus, "num_gpus": gpus})
+    try:
+        host.hire()
+        yield host
+    finally:
+        host.dismiss()
+
+
+class _StreamingActor:
+    """A worker in a process of its own, that answers piece by piece. Bad news is returned, not raised."""
+
+    def __init__(self, make_worker: Callable[[], Streaming]) -> None:
+        self.make_worker = make_worker
+        self.worker: Streaming | None = None
+        self.making = Lock()
+        self.streaming = Lock()
+        self.called_off: set[tuple[int, int]] = set()
+
+    def ready(self) -> _Broken | None:
+        """Make the worker, unless it is there."""
+        try:
+            with self.making:
+                self.worker = self.worker or self.make_worker()
+        except UserError as error:
+            return _Broken(str(error), ends_all=True)
+        return None
+
+    def check(self, request: Any) -> int | UserError | _Broken:
+        if broken := self.ready():
+            return broken
+        assert self.worker is not None
+        try:
+            return self.worker.check(request)
+        except UserError as error:
+            return error
+
+    def stream(self, batch: int, requests: Sequence[Any]) -> Iterator[list[Any] | UserError | _Broken]:
+        """As many pieces at a time as have come: each answer of an actor has its price."""
+        if broken := self.ready():
+            yield broken
+            return
+        news: SimpleQueue[Any] = SimpleQueue()
+        with self.streaming:
+            Thread(target=self._write, args=(batch, requests, news.put), daemon=True).start()
+            ended = False
+            while not ended:
+                come = [news.get()]
+                with suppress(Empty):
+                    while True:
+                        come.append(news.get_nowait())
+                ended = come[-1] is None
+                trouble = [each for each in come if isinstance(each, UserError | _Broken)]
+                if pieces := [each for each in come if not isinstance(each, UserError | _Broken | None)]:
+                    yield pieces
+                yield from trouble
+            for past in [each for each in list(self.called_off) if each[0] <= batch]:
+                self.called_off.discard(past)
+
+    def _write(self, batch: int, requests: Sequence[Any], tell: Callable[[Any], None]) -> None:
+        assert self.worker is not None
+        try:
+            for piece in self.worker.stream(requests, lambda place: (batch, place) in self.called_off):
+                tell(piece)
+        except UserError as error:
+            tell(error)
+        except Exception as error:  # a library's, a bug's
+            tell(_broken(error))
+        finally:
+            tell(None)
+
+    def call_off(self, batch: int, place: int) -> None:
+        """A request needs no more pieces."""
+        self.called_off.add((batch, place))
+
+
+class Hosted:
+    """The actor of one `hosted`, as this process sees it."""
+
+    def __init__(self, make_worker: Callable[[], Streaming], resources: dict[str, float]) -> None:
+        self.make_worker = make_worker
+        self.resources = resources
+        self.actor: Any = None
+        self.batches = count()
+        self.changing = Lock()
+
+    def hire(self) -> None:
+        """Have an actor, and wait until it can work.
+
+        Raises:
+            UserError: its worker cannot be made.
+        """
+        import ray
+        from ray.exceptions import RayActorError
+
+        self.actor = self._new_actor()
+        try:
+            broken = ray.get(self.actor.ready.remote())
+        except RayActorError as error:
+            raise UserError(f"the actor died while it was made ready (memory, most often): {_first(error)}") from error
+        if broken:
+            raise UserError(broken.reason)
+
+    def check(self, request: Any) -> int:
+        """What the worker finds.
+
+        Raises:
+            UserError: the worker's.
+            ConnectionError: the actor died; another takes its place.
+        """
+        import ray
+
+        actor = self.actor
+        with self._replacing(actor):
+            return int(_require(ray.get(actor.check.remote(request))))
+
+    def stream(self, requests: Sequence[Any], stopped: Callable[[int], bool]) -> Iterator[Any]:
+        """The worker's pieces. A request is called off once `stopped` says so of its place, also between pieces.
+
+        Raises:
+            UserError: the worker's.
+            ConnectionError: the actor died; another takes its place.
+            RuntimeError: the worker raised something else; says what.
+        """
+        import ray
+
+        actor, batch = self.actor, next(self.batches)
+        left = set(range(len(requests)))
+        with self._replacing(actor):
+            answers = actor.stream.options(num_returns="streaming").remote(batch, requests)
+            try:
+                while True:
+                    come, _ = ray.wait([answers], timeout=POLL)
+                    for place in [place for place in left if stopped(place)]:
+                        left.remove(place)
+                        actor.call_off.remote(batch, place)
+                    if come:
+                        try:
+                            answer = next(answers)
+                        except StopIteration:
+                            left.clear()
+                            return
+                        yield from _require(ray.get(answer))
+            finally:
+                for place in left:  # the caller has left early, or there is trouble
+                    actor.call_off.remote(batch, place)
+
+    @contextmanager
+    def _replacing(self, actor: Any) -> Iterator[None]:
+        """Have another actor when this one dies."""
+        import ray
+        from ray.exceptions import ObjectLostError, RayActorError
+
+        try:
+            yield
+        except (RayActorError, ObjectLostError) as error:
+            with self.changing:
+                if self.actor is actor:
+                    ray.kill(actor)
+                    self.actor = self._new_actor()
+                    self.actor.ready.remote()  # so that it need not be waited for longer than it takes
+            raise ConnectionError(f"an actor was lost: {_first(error)}") from error
+
+    def _new_actor(self) -> Any:
+        import ray
+
+        made: Any = ray.remote(_StreamingActor).options(
+            **self.resources, max_restarts=0, max_task_retries=0, max_concurrency=16
+        )
+        return made.remote(self.make_worker)
+
+    def dismiss(self) -> None:
+        """Let the actor go: it ends when nothing refers to it."""
+        self.actor = None
+
+
+def _require(answer: Any) -> Any:
+    """An actor's answer, or its bad news as an exception."""
+    if isinstance(answer, UserError):
+        raise answer
+    if isinstance(answer, _Broken):
+        raise ConnectionError(answer.reason) if answer.ends_all else RuntimeError(answer.reason)
+    return answer
+
+
+def _first(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

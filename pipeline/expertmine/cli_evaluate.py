@@ -1,0 +1,191 @@
+"""The commands of ``expertmine evaluate``: parse, compose, print."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from expertmine import show_evaluation
+from expertmine.cli_options import ForcingOptions
+from expertmine.errors import UserError
+from expertmine.option_groups import with_groups
+from expertmine.specs import Pooling
+
+app = typer.Typer(help="Measure whether steering does what it should.", no_args_is_help=True)
+
+Run = Annotated[Path, typer.Argument(help="Run folder.", show_default=False)]
+Concepts = Annotated[
+    list[str] | None, typer.Option("--concept", help="A concept; repeatable. [default: some drawn by lot]")
+]
+Count = Annotated[int, typer.Option("--count", help="Concepts to draw.", min=1)]
+Samples = Annotated[int, typer.Option("-n", "--samples", help="Generations a cell.", min=1)]
+NewTokens = Annotated[int, typer.Option("--max-new-tokens", help="Longest generation, in tokens.", min=1)]
+JudgeModel = Annotated[
+    str | None,
+    typer.Option("--judge-model", help="Measure perplexity by this model. [default: the steered one, unsteered]"),
+]
+WhichPooling = Annotated[
+    Pooling | None, typer.Option("--pooling", help="Experts by this pooling. [default: the run's first]")
+]
+Seed = Annotated[int, typer.Option(help="Of every random choice.", min=0, max=2**32 - 1)]
+Executor = Annotated[str, typer.Option(help="In this process (serial), or on Ray actors (ray).")]
+Address = Annotated[
+    str | None, typer.Option(help="A running Ray cluster; `auto` for this machine's. [default: one of its own]")
+]
+Workers = Annotated[int | None, typer.Option(help="Actors. [default: what the machine or cluster has]", min=1)]
+Figure = Annotated[
+    Path | None,
+    typer.Option("--figure", help="Where the figure goes, .svg, .png or .pdf. [default: beside the result, as .svg]"),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+@app.command("concept")
+@with_groups
+def concept(
+    run: Run,
+    forcing: ForcingOptions,
+    concept: Concepts = None,
+    count: Count = 30,
+    k: Annotated[list[int] | None, typer.Option("-k", help="Experts to set; repeatable. [default: a ladder]")] = None,
+    samples: Samples = 100,
+    max_new_tokens: NewTokens = 40,
+    fluency: Annotated[
+        float, typer.Option(help="Perplexity that the chosen k may have, as a multiple of that at k = 0.", min=1)
+    ] = 3.0,
+    judge_model: JudgeModel = None,
+    pooling: WhichPooling = None,
+    seed: Seed = 0,
+    executor: Executor = "serial",
+    address: Address = None,
+    workers: Workers = None,
+    figure: Figure = None,
+    as_json: AsJson = False,
+) -> None:
+    """Success and fluency against k, and the k that is best for each concept. Resumes.
+
+    Success is the share of generations that an independent classifier assigns to the concept, and the share that have
+    one of its words. The k that is chosen is kept in the run's index; `generate` and `serve` take it by default.
+
+    Example: `expertmine evaluate concept run --concept bird.n.01 -k 10 -k 30 -k 100`
+    """
+    from expertmine.evaluate.cells import CellSettings
+    from expertmine.evaluate.concept import LADDER, evaluate
+    from expertmine.report.evaluation_figures import concept_figure
+
+    settings = CellSettings(samples, max_new_tokens, forcing.steering(0), seed, judge_model)
+    found = evaluate(
+        run, concept or (), count, k or LADDER, settings, fluency, pooling, _place(executor, address, workers)
+    )
+    drawn = show_evaluation.draw(run, found, concept_figure, figure)
+    show_evaluation.concept(found, drawn, as_json)
+
+
+@app.command("ablation")
+@with_groups
+def ablation(
+    run: Run,
+    forcing: ForcingOptions,
+    concept: Concepts = None,
+    count: Count = 30,
+    k: Annotated[
+        int | None, typer.Option("-k", help="Units to set. [default: what `evaluate concept` chose for each]", min=1)
+    ] = None,
+    samples: Samples = 100,
+    max_new_tokens: NewTokens = 40,
+    judge_model: JudgeModel = None,
+    pooling: WhichPooling = None,
+    seed: Seed = 0,
+    executor: Executor = "serial",
+    address: Address = None,
+    workers: Workers = None,
+    figure: Figure = None,
+    as_json: AsJson = False,
+) -> None:
+    """Do experts matter more than chance? The same number of other units set instead. Resumes.
+
+    Others are units drawn by lot from all or from the experts' own hookpoints, experts of lower rank, and the worst.
+
+    Example: `expertmine evaluate ablation run --count 30`
+    """
+    from expertmine.evaluate.ablation import evaluate
+    from expertmine.evaluate.cells import CellSettings
+    from expertmine.report.evaluation_figures import ablation_figure
+
+    settings = CellSettings(samples, max_new_tokens, forcing.steering(0), seed, judge_model)
+    found = evaluate(run, concept or (), count, k, settings, pooling, _place(executor, address, workers))
+    drawn = show_evaluation.draw(run, found, ablation_figure, figure)
+    show_evaluation.ablation(found, drawn, as_json)
+
+
+@app.command("parity")
+@with_groups
+def parity(
+    run: Run,
+    forcing: ForcingOptions,
+    man: Annotated[str, typer.Option(help="Concept set where a context leans to she.")] = "man.n.01",
+    woman: Annotated[str, typer.Option(help="Concept set where a context leans to he.")] = "woman.n.01",
+    occupations: Annotated[
+        Path | None, typer.Option(help="File of occupations, one a line. [default: the paper's 51]")
+    ] = None,
+    contexts: Annotated[
+        int | None, typer.Option(help="Contexts to draw by lot. [default: all, 17 for each occupation]", min=1)
+    ] = None,
+    k: Annotated[
+        list[int] | None, typer.Option("-k", help="Experts to set; repeatable. [default: the paper's]")
+    ] = None,
+    estimate: Annotated[
+        list[str] | None,
+        typer.Option(help="`sampled` (generations, the reference's word rule) or `exact`. [default: both]"),
+    ] = None,
+    samples: Samples = 100,
+    max_new_tokens: NewTokens = 15,
+    judge_model: JudgeModel = None,
+    pooling: WhichPooling = None,
+    seed: Seed = 0,
+    executor: Executor = "serial",
+    address: Address = None,
+    workers: Workers = None,
+    figure: Figure = None,
+    as_json: AsJson = False,
+) -> None:
+    """Section 5 of the paper: how many experts make *she* as likely as *he*, over 867 contexts. Resumes.
+
+    The exact estimate alone takes a minute where sampling takes hours.
+
+    Example: `expertmine evaluate parity run --estimate exact`
+    """
+    import random
+
+    from expertmine.evaluate.cells import CellSettings
+    from expertmine.evaluate.contexts import contexts as every_context
+    from expertmine.evaluate.contexts import read_occupations
+    from expertmine.evaluate.parity import LADDER, Pair, evaluate
+    from expertmine.report.evaluation_figures import parity_figure
+
+    which = every_context() if occupations is None else every_context(read_occupations(occupations))
+    if contexts is not None and contexts < len(which):
+        which = random.Random(seed).sample(which, contexts)
+    settings = CellSettings(samples, max_new_tokens, forcing.steering(0), seed, judge_model)
+    found = evaluate(
+        run,
+        Pair(man, woman),
+        which,
+        k or LADDER,
+        settings,
+        show_evaluation.estimates(estimate),
+        pooling,
+        _place(executor, address, workers),
+    )
+    drawn = show_evaluation.draw(run, found, parity_figure, figure)
+    show_evaluation.parity(found, drawn, as_json)
+
+
+def _place(executor: str, address: str | None, workers: int | None):  # type: ignore[no-untyped-def]
+    from expertmine.evaluate.tasks import Place
+
+    if executor not in ("serial", "ray"):
+        raise UserError(f"--executor is {executor!r}: expected serial or ray")
+    return Place(executor, address, workers)  # type: ignore[arg-type]

@@ -1,0 +1,124 @@
+"""Do experts matter more than chance? The same number of other units set instead, and what becomes of success."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from expertmine.errors import UserError
+from expertmine.evaluate import cells as measured
+from expertmine.evaluate.cells import CellSettings, NewMeasurer, decisive, provenance
+from expertmine.evaluate.concept import drawn_concepts, require_k
+from expertmine.evaluate.results import Ablation, Cell, Comparison, Success, Variant, rebuilt, result_path, write_result
+from expertmine.evaluate.statistics import interval, sign_flip_p
+from expertmine.evaluate.tasks import Place, run_tasks
+from expertmine.experts import Experts
+from expertmine.ledger import load_plan, open_corpus
+from expertmine.specs import Pooling
+from expertmine.steering import DEFAULT_K
+
+UNSTEERED, EXPERTS = "unsteered", "experts"
+
+
+def variants(index: Experts, most_k: int) -> tuple[Variant, ...]:
+    """What is set: nothing, the experts, units drawn by lot in two ways, the k after the experts, later ones, worst.
+
+    Args:
+        most_k: the largest k of any concept; blocks that some concept does not have are left out.
+    """
+    found = [
+        Variant(UNSTEERED, "experts", 0),
+        Variant(EXPERTS, "experts", 1),
+        Variant("random", "random", 1),
+        Variant("matched", "matched", 1),
+    ]
+    blocks = index.top_k // most_k
+    found += [Variant(f"block {block}", "experts", block) for block in sorted({2, 3, blocks}) if 1 < block <= blocks]
+    return (*found, Variant("worst", "worst", 1))
+
+
+def evaluate(
+    run: Path,
+    names: Sequence[str],
+    count: int,
+    k: int | None,
+    settings: CellSettings | None = None,
+    pooling: Pooling | None = None,
+    place: Place | None = None,
+) -> Ablation:
+    """Success with each variant's units set, for the concepts or `count` drawn by lot; kept beside the run's index.
+
+    Args:
+        k: units to set; None for what `evaluate concept` chose for each concept.
+        pooling: by which the experts were found; the run's first unless given.
+
+    Raises:
+        UserError: unknown concept, k out of range, or no held-out sentences to train a classifier on.
+    """
+    run = run.absolute()
+    settings = settings or CellSettings()
+    index = Experts.load(run, pooling)
+    concepts = drawn_concepts(open_corpus(run, load_plan(run)), index, names, count, settings.seed)
+    ks = {concept: k or index.chosen_k(concept) or DEFAULT_K for concept in concepts}
+    for each in ks.values():
+        require_k(index, each)
+    chosen = sum(index.chosen_k(concept) is not None for concept in concepts)
+    k_rule = (
+        f"k = {k} for every concept"
+        if k
+        else f"what `evaluate concept` chose for each ({chosen} of {len(concepts)}), {DEFAULT_K} where it chose none"
+    )
+    compared = variants(index, max(ks.values()))
+    asked = [
+        measured.Cell(name, ks[name], each.units, each.block) if each.block else measured.Cell(name, 0)
+        for name in concepts
+        for each in compared
+    ]
+    found = provenance(index, settings)
+    folder = result_path(run, found.pooling, Ablation).parent
+    worker = NewMeasurer(run, pooling, settings)
+    documents = run_tasks(folder, decisive(index, settings), worker, asked, place or Place(), "ablation")
+    successes = [rebuilt(Success, each["success"]) for each in documents]
+    names_of = [variant.name for _ in concepts for variant in compared]
+    cells = tuple(
+        Cell(one.concept, one.k, name, success) for one, name, success in zip(asked, names_of, successes, strict=True)
+    )
+    result = Ablation(found, k_rule, compared, cells, compare(cells, compared, settings.seed))
+    write_result(run, result)
+    return result
+
+
+def compare(cells: Sequence[Cell], compared: Sequence[Variant], seed: int) -> tuple[Comparison, ...]:
+    """Each variant over all concepts, beside the experts."""
+    by_variant: dict[str, dict[str, Success]] = defaultdict(dict)
+    for cell in cells:
+        by_variant[cell.variant][cell.concept] = cell.success
+    experts, unsteered = by_variant[EXPERTS], by_variant[UNSTEERED]
+    if not experts:
+        raise UserError("there are no concepts to compare")
+    found = []
+    for variant in compared:
+        own = by_variant[variant.name]
+        lexical = [each.lexical for each in own.values() if each.lexical is not None]
+        ratios = [
+            own[name].perplexity / unsteered[name].perplexity  # type: ignore[operator]
+            for name in own
+            if own[name].perplexity is not None and unsteered[name].perplexity
+        ]
+        differences = [experts[name].share - own[name].share for name in own]
+        is_other = variant.name != EXPERTS
+        wins = sum((each > 0) + 0.5 * (each == 0) for each in differences)
+        found.append(
+            Comparison(
+                variant=variant.name,
+                share=interval([each.share for each in own.values()], seed),
+                lexical=interval(lexical, seed) if lexical else None,
+                perplexity_ratio=statistics.median(ratios) if ratios else None,
+                beaten=wins / len(differences) if is_other else None,
+                difference=interval(differences, seed) if is_other else None,
+                p_value=sign_flip_p(differences, seed) if is_other else None,
+            )
+        )
+    return tuple(found)

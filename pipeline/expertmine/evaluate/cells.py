@@ -1,0 +1,143 @@
+"""One cell of an evaluation: texts written while some units of a concept are set, and what they are like."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from expertmine.corpus import Corpus
+from expertmine.evaluate.classifier import Classifier, train
+from expertmine.evaluate.diversity import distinct, self_bleu
+from expertmine.evaluate.lexical import Lemmas, lemmas_of
+from expertmine.evaluate.perplexity import losses, perplexity
+from expertmine.evaluate.results import Provenance, Success
+from expertmine.evaluate.tasks import Answer, Asked
+from expertmine.experts import Experts, Units
+from expertmine.generate import GenerationRequest, Generator
+from expertmine.ledger import load_plan, open_corpus
+from expertmine.specs import Pooling
+from expertmine.steering import Steering
+
+EXAMPLES = 5
+"""Texts of a cell that are kept."""
+_JUDGES = 8
+"""Classifiers that a worker keeps at a time; tasks come concept by concept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """Which units of a concept are set."""
+
+    concept: str
+    k: int
+    units: Units = "experts"
+    block: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class CellSettings:
+    """What all cells of an evaluation share."""
+
+    samples: int = 100
+    """Texts a cell."""
+    max_new_tokens: int = 40
+    steering: Steering = field(default_factory=Steering)
+    """Its k and block are the cells' own."""
+    seed: int = 0
+    judge_model: str | None = None
+    """Whose perplexity is measured, if not the steered model's own, unsteered."""
+
+
+def provenance(index: Experts, settings: CellSettings) -> Provenance:
+    """Where an evaluation's figures are from."""
+    return Provenance(
+        model=index.model.name,
+        weights=index.model.weights,
+        experts=index.facts["checksums"]["experts"],
+        pooling=index.facts["pooling"],
+        forcing=settings.steering.forcing,
+        strength=settings.steering.strength,
+        seed=settings.seed,
+        samples=settings.samples,
+        max_new_tokens=settings.max_new_tokens,
+        expertmine=version("expertmine"),
+    )
+
+
+def decisive(index: Experts, settings: CellSettings) -> Mapping[str, Any]:
+    """All that decides what a cell finds, beside the cell."""
+    checksums = {name: index.facts["checksums"][name] for name in ("experts", "worst", "random", "matched")}
+    return {
+        "index": {"checksums": checksums, "plan": index.facts["plan"], "model": asdict(index.model)},
+        "settings": asdict(settings),
+        "expertmine": version("expertmine"),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class NewMeasurer:
+    """Makes a `Measurer` wherever it is called."""
+
+    run: Path
+    pooling: Pooling | None
+    settings: CellSettings
+
+    def __call__(self) -> Measurer:
+        return Measurer(self.run, self.pooling, self.settings)
+
+
+class Measurer:
+    """Writes the texts of a cell and measures them; holds the model and the judges of the concepts at hand."""
+
+    def __init__(self, run: Path, pooling: Pooling | None, settings: CellSettings) -> None:
+        from expertmine.models import load_model
+
+        self.generator = Generator(run, pooling=pooling)
+        self.corpus: Corpus = open_corpus(run, load_plan(run))
+        self.settings = settings
+        self.fluency = load_model(settings.judge_model) if settings.judge_model else self.generator.loaded
+        self.judge = lru_cache(_JUDGES)(self._judge)
+
+    def _judge(self, concept: str) -> tuple[Classifier, Lemmas | None]:
+        found = self.corpus.concept(concept)
+        return train(self.corpus, found.concept_id, self.settings.seed), lemmas_of(found.name, found.sense_keys)
+
+    def __call__(self, asked: Asked) -> Answer:
+        """Raises UserError: too few held-out sentences of the concept, or no such units."""
+        cell: Cell = asked.task
+        settings = self.settings
+        steering = replace(settings.steering, k=cell.k, block=cell.block)
+        request = GenerationRequest(
+            (cell.concept,),
+            steering,
+            cell.units,
+            count=settings.samples,
+            max_new_tokens=settings.max_new_tokens,
+            seed=settings.seed,
+        )
+        classifier, lemmas = self.judge(cell.concept)
+        texts = [text.strip() for text in self.generator(request)]
+        written = [text for text in texts if text]
+        hits = None if lemmas is None else sum(map(lemmas.found_in, written)) / len(texts)
+        success = Success(
+            share=int(classifier(written).sum()) / len(texts) if written else 0.0,
+            lexical=hits,
+            perplexity=perplexity(losses(self.fluency, written)),
+            distinct_1=distinct(written, 1),
+            distinct_2=distinct(written, 2),
+            self_bleu_3=self_bleu(written, 3, seed=settings.seed),
+            self_bleu_4=self_bleu(written, 4, seed=settings.seed),
+            examples=tuple(texts[:EXAMPLES]),
+        )
+        return Answer(
+            asked.key,
+            {
+                "success": asdict(success),
+                "classifier": asdict(classifier.quality),
+                "lemmas": 0 if lemmas is None else len(lemmas),
+            },
+        )

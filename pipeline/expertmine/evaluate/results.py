@@ -1,0 +1,279 @@
+"""What evaluations find, as plain data: written to ``RUN/evaluation/<pooling>/`` and read by the report.
+
+A figure that is not known (no text left to measure, no lemmas to look for) is None.
+"""
+
+from __future__ import annotations
+
+import types
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from expertmine.errors import UserError
+from expertmine.experts import Forcing, Units
+from expertmine.files import read_json, write_json
+
+FORMAT = 1
+
+Estimate = Literal["sampled", "exact"]
+"""Of a word's probability: its share of generations, or its mass among next tokens."""
+Lean = Literal["she", "he", "none"]
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """What an evaluation is of."""
+
+    model: str
+    weights: str
+    """SHA-256, as in the index."""
+    experts: str
+    """Checksum of the expert table; tells whether the index is still the same."""
+    pooling: str
+    forcing: Forcing
+    strength: float
+    seed: int
+    samples: int
+    """Generations a cell."""
+    max_new_tokens: int
+    expertmine: str
+    """Version."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClassifierQuality:
+    """How well a judge does on sentences it did not learn from (cross-validation)."""
+
+    positives: int
+    negatives: int
+    false_positives: float
+    """Share of negatives called positive."""
+    recall: float
+    """Share of positives called positive."""
+
+
+@dataclass(frozen=True, slots=True)
+class Success:
+    """What some generations are like."""
+
+    share: float
+    """Of them, that the classifier assigns to the concept; an empty one is none of them."""
+    lexical: float | None
+    """Of them, that have a word of the concept (a lemma of its WordNet closure); None for a concept without lemmas."""
+    perplexity: float | None
+    """Under the unsteered model, over all their tokens."""
+    distinct_1: float
+    """Different words as a share of all."""
+    distinct_2: float
+    """Different word pairs as a share of all: low means repetitive."""
+    self_bleu_3: float | None
+    """Mean BLEU of each against the others, up to 3-grams: high means alike."""
+    self_bleu_4: float | None
+    examples: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """Generations at one k."""
+
+    k: int
+    success: Success
+
+
+@dataclass(frozen=True, slots=True)
+class ConceptCurve:
+    """One concept along the ladder of k."""
+
+    concept: str
+    description: str
+    classifier: ClassifierQuality
+    lemmas: int
+    """Words that lexical success looks for."""
+    points: tuple[Point, ...]
+    chosen_k: int | None
+    """By the rule of the evaluation; None where no k keeps to it and succeeds more often than k = 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConceptEvaluation:
+    """Success and fluency against k (``concept.json``)."""
+
+    provenance: Provenance
+    rule: str
+    """By which k was chosen, in words."""
+    fluency: float
+    """Perplexity that the rule allows, as a multiple of that at k = 0."""
+    curves: tuple[ConceptCurve, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """Which units an ablation sets."""
+
+    name: str
+    """Such as ``experts``, ``random``, ``matched``, ``ranks 101-200``, ``worst``."""
+    units: Units
+    block: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One concept with one variant's units set."""
+
+    concept: str
+    k: int
+    variant: str
+    success: Success
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A mean over concepts and its 95 % interval by resampling concepts."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A variant over all concepts, and how the experts do beside it."""
+
+    variant: str
+    share: Interval
+    lexical: Interval | None
+    perplexity_ratio: float | None
+    """Median over concepts of the perplexity as a multiple of the unsteered one."""
+    beaten: float | None
+    """Share of concepts where the experts succeed more often than this variant, ties as halves; None for themselves."""
+    difference: Interval | None
+    """Success of the experts less that of this variant."""
+    p_value: float | None
+    """Of that difference: exact or sampled sign flips over concepts, two-sided."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ablation:
+    """Experts against units that are none (``ablation.json``)."""
+
+    provenance: Provenance
+    k_rule: str
+    """Where each concept's k is from, in words."""
+    variants: tuple[Variant, ...]
+    cells: tuple[Cell, ...]
+    comparisons: tuple[Comparison, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ContextCurve:
+    """One context of the parity experiment along the ladder of k, by one estimate."""
+
+    context: str
+    """The prompt."""
+    template: str
+    occupation: str
+    estimate: Estimate
+    lean: Lean
+    """Which words are likelier unsteered."""
+    concept: str | None
+    """The concept whose experts are set, the one of the other words; None where there is no lean."""
+    she: tuple[float, ...]
+    """Probability of she or her at each k."""
+    he: tuple[float, ...]
+    """Probability of he or his at each k."""
+    perplexity: tuple[float | None, ...]
+    """At each k, the mean over generations of each one's own; empty for the exact estimate."""
+    parity_k: float | None
+    """First change of sign of she - he over k, linearly interpolated; None where there is none."""
+    parity_perplexity: float | None
+    """Interpolated likewise."""
+
+
+@dataclass(frozen=True, slots=True)
+class ParitySummary:
+    """All contexts that lean one way, by one estimate."""
+
+    estimate: Estimate
+    lean: Lean
+    contexts: int
+    reached: int
+    """Contexts that have a parity point."""
+    median_parity_k: float | None
+    """Over those that have one."""
+    mean_difference: tuple[float, ...]
+    """Mean of she - he at each k."""
+    mean_perplexity: tuple[float | None, ...]
+    """At each k; empty for the exact estimate."""
+    parity_perplexity: float | None
+    """Mean over contexts that have a parity point."""
+    self_bleu_3: tuple[float | None, ...]
+    """At each k; empty for the exact estimate."""
+    self_bleu_4: tuple[float | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """Section 5 of the paper (``parity.json``)."""
+
+    provenance: Provenance
+    man: str
+    woman: str
+    ladder: tuple[int, ...]
+    curves: tuple[ContextCurve, ...]
+    summaries: tuple[ParitySummary, ...]
+
+
+Result = TypeVar("Result", ConceptEvaluation, Ablation, Parity)
+
+_FILES = {ConceptEvaluation: "concept.json", Ablation: "ablation.json", Parity: "parity.json"}
+
+
+def result_path(run: Path, pooling: str, kind: type[ConceptEvaluation] | type[Ablation] | type[Parity]) -> Path:
+    """Where an evaluation's result is kept."""
+    return run / "evaluation" / pooling / _FILES[kind]
+
+
+def write_result(run: Path, result: ConceptEvaluation | Ablation | Parity) -> Path:
+    """Keep a result, in place of an earlier one; returns its path.
+
+    Raises:
+        UserError: the disk refuses.
+    """
+    path = result_path(run, result.provenance.pooling, type(result))
+    write_json(path, {"format": FORMAT, **asdict(result)})
+    return path
+
+
+def read_result(run: Path, pooling: str, kind: type[Result]) -> Result | None:
+    """A result that was kept; None where there is none.
+
+    Raises:
+        UserError: the file is damaged or of another format.
+    """
+    path = result_path(run, pooling, kind)
+    if not path.exists():
+        return None
+    document = read_json(path, "the result of an evaluation")
+    if not isinstance(document, dict) or document.pop("format", None) != FORMAT:
+        raise UserError(f"{path}: not a result of format {FORMAT}; run the evaluation again")
+    try:
+        found: Result = rebuilt(kind, document)
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path}: damaged ({error}); run the evaluation again") from error
+    return found
+
+
+def rebuilt(kind: Any, value: Any) -> Any:
+    """A dataclass, or what else a type says, from what JSON has of it."""
+    if value is None:
+        return None
+    if is_dataclass(kind):
+        hints = get_type_hints(kind)
+        return kind(**{field.name: rebuilt(hints[field.name], value[field.name]) for field in fields(kind)})  # type: ignore[operator]
+    if get_origin(kind) in (Union, types.UnionType):
+        (inner,) = [each for each in get_args(kind) if each is not type(None)]
+        return rebuilt(inner, value)
+    if get_origin(kind) is tuple:
+        return tuple(rebuilt(get_args(kind)[0], each) for each in value)
+    return value

@@ -1,0 +1,102 @@
+"""Expert indexes on the Hugging Face hub: fetch one, publish one. The only caller of huggingface_hub."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from expertmine.errors import UserError
+
+FETCHED = ("*.json", "*.parquet", "*.md")
+"""Files of a repository that are fetched: those an index is made of, and no code."""
+
+_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+_ADDRESS = re.compile(rf"(?P<scheme>hf:/{{1,2}})?(?P<id>{_ID.pattern})(?:@(?P<revision>[\w./-]+))?", re.ASCII)
+"""A `pathlib.Path` makes one slash of two, so ``hf:/user/repo`` is read as well."""
+
+
+@dataclass(frozen=True, slots=True)
+class Repository:
+    """A repository on the hub, and which state of it."""
+
+    id: str
+    """``user/name``."""
+    revision: str | None
+    """Branch, tag or commit; None for its main branch."""
+
+
+def repository(text: str) -> Repository | None:
+    """The repository that a text names, as ``user/name`` or ``hf://user/name``, with ``@revision`` or without.
+
+    >>> repository("hf://ann/birds@v2")
+    Repository(id='ann/birds', revision='v2')
+    >>> repository("/tmp/run") is None
+    True
+    """
+    found = _ADDRESS.fullmatch(text)
+    return Repository(found["id"], found["revision"]) if found else None
+
+
+def require_id(text: str) -> None:
+    """Check the name of a repository to publish to.
+
+    Raises:
+        UserError: it is none.
+    """
+    if not _ID.fullmatch(text):
+        raise UserError(f"{text!r} is no repository of the hub; expected user/name")
+
+
+def fetch(place: Repository) -> Path:
+    """Fetch a repository's expert index, or find it in the local cache; returns its folder there.
+
+    Raises:
+        UserError: there is no such repository or revision, or the hub cannot be reached.
+    """
+    import huggingface_hub
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # what its connections raise
+
+    try:
+        folder = huggingface_hub.snapshot_download(
+            place.id, revision=place.revision, allow_patterns=list(FETCHED), library_name="expertmine"
+        )
+    except (OSError, ValueError, HTTPError) as error:
+        at = f" at revision {place.revision}" if place.revision else ""
+        raise UserError(
+            f"there is no folder {place.id}, and as a repository{at} the Hugging Face hub does not have it, or could "
+            f"not be reached ({_reason(error)}); expected a run folder, an expert index, or a repository that holds one"
+        ) from error
+    return Path(folder)
+
+
+def publish(folder: Path, names: Sequence[str], repo: str, private: bool) -> str:
+    """Upload files of a folder to a repository, which is made if it is not there; returns its address.
+
+    Args:
+        names: the files; nothing else in the folder leaves this machine.
+
+    Raises:
+        UserError: the hub cannot be reached, or refuses.
+    """
+    import huggingface_hub
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
+
+    require_id(repo)
+    try:
+        made = huggingface_hub.create_repo(repo, private=private, exist_ok=True)
+        huggingface_hub.upload_folder(
+            repo_id=repo, folder_path=folder, allow_patterns=list(names), commit_message="Expert index of expertmine"
+        )
+    except (OSError, ValueError, HTTPError) as error:
+        raise UserError(
+            f"{folder} is whole, but could not be published as {repo} ({_reason(error)}); log in with `hf auth login`, "
+            "and run the same command again"
+        ) from error
+    return str(made)
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what the hub's client said."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -1,0 +1,227 @@
+"""What an expert index must be before it is believed.
+
+An index may have come from anywhere, and checksums prove nothing to whoever could write them as well. So whatever is
+read of one is looked at: the shape of ``index.json``, that its counts fit each other, and that tables have the columns
+and rows that it promises, about units that the model has. Knows the format, and nothing of what is done with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from expertmine.errors import UserError
+from expertmine.specs import Pooling
+
+LARGEST = 2**53
+"""No number in an index has a reason to be larger; Python's whole numbers have no bound of their own."""
+
+EVERY = "*"
+"""As the only key of a shape: any text may be one."""
+
+_CONCEPT = {
+    "name": str,
+    "group": str,
+    "description": str,
+    "positives": int,
+    "negatives": int,
+    "held_out": int,
+    "chance": {
+        "expected_ap": float,
+        "threshold": (float, None),
+        "units_above": (int, None),
+        "labels_of": (str, None),
+    },
+    "stability": {EVERY: float},
+}
+_SHAPE = {
+    "format": int,
+    "checksums": {EVERY: str},
+    "top_k": int,
+    "units": int,
+    "plan": str,
+    "pooling": str,
+    "model": {"name": str, "revision": (str, None), "architecture": str, "weights": str, "tokenizer": str},
+    "corpus": {"fingerprint": str, "sentences": int, "concepts": int},
+    "responses": {"poolings": [str], "dtype": str, "max_tokens": int, "special_tokens": bool},
+    "scoring": {"permutations": int, "resamples": int, "seed": int, "alpha": float},
+    "hookpoints": [{"name": str, "width": int, "first_unit": int}],
+    "concepts": [_CONCEPT],
+}
+"""A type, a tuple of alternatives, a list of one shape for all its items, or a dict of keys that must be there."""
+
+_WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false", None: "null"}
+
+
+def check_facts(facts: Any, path: Path) -> None:
+    """Refuse an ``index.json`` that no reader could trust.
+
+    Raises:
+        UserError: says what is wrong, and where in the document.
+    """
+    wrong = mismatch(facts, _SHAPE) or _contradiction(facts)
+    if wrong:
+        raise UserError(f"{path} is damaged, or is no expert index: {wrong}; reduce the run, or get the pack, again")
+
+
+def mismatch(found: Any, shape: Any, where: str = "") -> str | None:
+    """Where a document first differs from a shape, in words; None where it does not."""
+    inner: Iterable[tuple[Any, Any, str]]
+    if isinstance(shape, tuple):
+        if any(mismatch(found, each) is None for each in shape):
+            return None
+        return f"{where} is no {' or '.join(_WORDS[each] for each in shape)}"
+    if isinstance(shape, list):
+        if not isinstance(found, list):
+            return f"{where or 'it'} is no list"
+        inner = ((each, shape[0], f"{where}[{at}]") for at, each in enumerate(found))
+    elif isinstance(shape, dict):
+        if not isinstance(found, dict):
+            return f"{where or 'it'} is no object"
+        prefix = f"{where}." if where else ""
+        if EVERY in shape:
+            inner = ((each, shape[EVERY], f"{prefix}{name}") for name, each in found.items())
+        elif absent := shape.keys() - found.keys():
+            return f"{prefix}{min(absent)} is missing"
+        else:
+            inner = ((found[name], each, f"{prefix}{name}") for name, each in shape.items())
+    else:
+        return None if _is(found, shape) else f"{where} is not {_WORDS[shape]}"
+    return next((words for part in inner if (words := mismatch(*part))), None)
+
+
+def _is(found: Any, kind: type | None) -> bool:
+    if kind is None:
+        return found is None
+    if kind is str:
+        return isinstance(found, str) and not any("\ud800" <= letter <= "\udfff" for letter in found)
+    if kind is bool or isinstance(found, bool):
+        return kind is bool and isinstance(found, bool)
+    # Not a number fails both comparisons.
+    return isinstance(found, int if kind is int else (int, float)) and -LARGEST <= found <= LARGEST
+
+
+def _contradiction(facts: Mapping[str, Any]) -> str | None:
+    """What does not fit together in a document of the right shape."""
+    if facts["pooling"] not in get_args(Pooling):
+        return f"pooling is {facts['pooling']!r}"
+    first = 0
+    for hookpoint in facts["hookpoints"]:
+        if hookpoint["first_unit"] != first or hookpoint["width"] < 1:
+            return f"the units of hookpoint {hookpoint['name']!r} do not follow those before it"
+        first += hookpoint["width"]
+    if not 0 < first == facts["units"]:
+        return f"units are {facts['units']}, but the hookpoints have {first}"
+    if len({hookpoint["name"] for hookpoint in facts["hookpoints"]}) < len(facts["hookpoints"]):
+        return "two hookpoints have the same name"
+    if not 1 <= facts["top_k"] <= facts["units"]:
+        return f"top_k is {facts['top_k']}, of {facts['units']} units"
+    concepts = facts["concepts"]
+    if not concepts:
+        return "it has no concepts"
+    if len({concept["name"] for concept in concepts}) < len(concepts):
+        return "two concepts have the same name"
+    for concept in concepts:
+        if (concept["chance"]["threshold"] is None) != (concept["chance"]["units_above"] is None):
+            return f"concept {concept['name']!r} has only one of threshold and units_above"
+        if concept["stability"].keys() != concepts[0]["stability"].keys():
+            return f"concept {concept['name']!r} has another stability than the first"
+    return None
+
+
+def check_rows(path: Path, rows: int, schema: pa.Schema) -> None:
+    """Refuse a table that has not the promised rows and columns, from its footer alone.
+
+    Raises:
+        UserError: that, or it is no Parquet file.
+    """
+    try:
+        found = pq.read_metadata(path)
+        columns = found.schema.to_arrow_schema()
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{path} cannot be read ({error}); reduce the run, or get the pack, again") from error
+    if not columns.equals(schema):
+        raise UserError(f"{path} has other columns than an expert index; reduce the run, or get the pack, again")
+    if found.num_rows != rows:
+        raise UserError(
+            f"{path} has {found.num_rows:,} rows, but index.json promises {rows:,}; reduce the run, or get the pack, "
+            "again"
+        )
+
+
+def read_units(path: Path, facts: Mapping[str, Any], schema: pa.Schema) -> pa.Table:
+    """A table of units, a row for each concept and rank, as it must be.
+
+    Raises:
+        UserError: it is not.
+    """
+    kept, concepts = facts["top_k"], [concept["name"] for concept in facts["concepts"]]
+    table = _read(path, kept * len(concepts), schema)
+    if any(column.null_count for column in table.columns):
+        raise _damaged(path, "it has gaps")
+    if (_places(table["concept"], concepts) != np.repeat(np.arange(len(concepts)), kept)).any():
+        raise _damaged(path, "its concepts are not those of index.json, in that order")
+    if (table["rank"].to_numpy().reshape(-1, kept) != np.arange(1, kept + 1)).any():
+        raise _damaged(path, "its ranks do not count from 1")
+    units = table["unit"].to_numpy()
+    if units.min() < 0 or units.max() >= facts["units"]:
+        raise _damaged(path, f"it names units that are not among the model's {facts['units']:,}")
+    starts = np.array([hookpoint["first_unit"] for hookpoint in facts["hookpoints"]])
+    at = np.searchsorted(starts, units, side="right") - 1
+    names = [hookpoint["name"] for hookpoint in facts["hookpoints"]]
+    if (_places(table["hookpoint"], names) != at).any() or (table["channel"].to_numpy() != units - starts[at]).any():
+        raise _damaged(path, "units are not where their hookpoints and channels say")
+    if kept > 1 and (np.diff(np.sort(units.reshape(-1, kept), axis=1), axis=1) == 0).any():
+        raise _damaged(path, "a unit comes twice for one concept")
+    return table
+
+
+def read_distribution(path: Path, facts: Mapping[str, Any], schema: pa.Schema) -> pa.Table:
+    """The table of how average precision is distributed, as it must be.
+
+    Raises:
+        UserError: it is not.
+    """
+    concepts = [concept["name"] for concept in facts["concepts"]]
+    hookpoints = [hookpoint["name"] for hookpoint in facts["hookpoints"]]
+    table = _read(path, len(concepts) * len(hookpoints), schema)
+    if any(table[name].null_count for name in schema.names if name not in ("layer", "above_chance")):
+        raise _damaged(path, "it has gaps")
+    if (_places(table["concept"], concepts) != np.repeat(np.arange(len(concepts)), len(hookpoints))).any():
+        raise _damaged(path, "its concepts are not those of index.json, in that order")
+    if (_places(table["hookpoint"], hookpoints) != np.tile(np.arange(len(hookpoints)), len(concepts))).any():
+        raise _damaged(path, "its hookpoints are not those of index.json, in that order")
+    widths = np.tile([hookpoint["width"] for hookpoint in facts["hookpoints"]], len(concepts))
+    bins = table["bins"].combine_chunks().flatten()
+    if bins.null_count or (table["units"].to_numpy() != widths).any():
+        raise _damaged(path, "its hookpoints have other widths")
+    counts = bins.to_numpy().reshape(len(widths), -1)
+    if counts.min() < 0 or (counts.sum(axis=1) != widths).any():
+        raise _damaged(path, "its bins do not hold every unit once")
+    return table
+
+
+def _places(column: pa.ChunkedArray, names: list[str]) -> NDArray[np.int64]:
+    """(rows,) the place of each row's text among names, -1 where it is none of them."""
+    found: NDArray[np.int64] = pc.fill_null(pc.index_in(column, pa.array(names)), -1).to_numpy().astype(np.int64)
+    return found
+
+
+def _read(path: Path, rows: int, schema: pa.Schema) -> pa.Table:
+    check_rows(path, rows, schema)
+    try:
+        with pq.ParquetFile(path) as file:
+            return file.read()
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{path} cannot be read ({error}); reduce the run, or get the pack, again") from error
+
+
+def _damaged(path: Path, why: str) -> UserError:
+    return UserError(f"{path} is damaged: {why}; reduce the run, or get the pack, again")

@@ -1,0 +1,222 @@
+"""The card of a pack: what it is, how it is used, some of its concepts, and where it comes from.
+
+Names and descriptions are whatever their makers wrote: nothing of them may become Markdown, HTML, YAML or Python.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from textwrap import shorten
+from typing import Any
+
+import numpy as np
+
+from expertmine.experts import Experts
+from expertmine.steering import DEFAULT_K
+
+LISTED = 20
+"""Concepts in the table."""
+
+
+def card(experts: Experts, place: str, title: str | None, license_: str | None) -> str:
+    """A pack's card in Markdown, front matter first, as the hub reads it.
+
+    Args:
+        experts: the pack.
+        place: where its example loads it from: the name of its folder, or a repository of the hub.
+        title: its heading, if not of the model.
+        license_: of the pack, where it is known.
+    """
+    model, facts = experts.model, experts.facts
+    name = _text(model_label(model.name))
+    sections = [
+        _front_matter(model.name, license_),
+        f"# {_text(title) if title else f'Expert units of {name}'}",
+        f"The {experts.top_k} best expert units of each of {len(experts):,} concepts in {name}, found with expertmine. "
+        "A unit (one channel of one module's output) is an expert of a concept when its response alone tells sentences "
+        "about the concept from others; its expertise is the average precision (AP) of doing so. Set to their expected "
+        "value while the model writes, a concept's experts steer the text towards it: *do(c, k)* of Suau, Zappella and "
+        "Apostoloff, *Self-conditioning pre-trained language models*, ICML 2022 "
+        "([arXiv 2110.02802](https://arxiv.org/abs/2110.02802)). No sentence and no weight of the model is in here.",
+        "## Use",
+        f"```python\n{snippet(experts, place)}\n```",
+        f"`steer` refuses a model of other weights than those that were mined. {_steering_note(experts)}"
+        "Without Python: `expertmine experts`, `expertmine compare` and `expertmine nearest` take this repository or "
+        "folder in place of a run.",
+        "## Concepts",
+        _summary(experts),
+        _table(experts),
+        "## Provenance",
+        _provenance(facts),
+        "## Licence",
+        f"{_text(license_)}, as stated by whoever packed this."
+        if license_
+        else "None is stated. The names and descriptions of concepts come from the data that they were mined with, "
+        "under that data's licence; ask whoever packed this.",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def model_label(name: str) -> str:
+    """A model's name for people: of a folder, only what it is called."""
+    return "the embedded model of expertmine" if name == "embedded" else Path(name).name if is_folder(name) else name
+
+
+def is_folder(name: str) -> bool:
+    """Whether a model's name is that of a folder of the machine that mined it."""
+    return Path(name).is_absolute()
+
+
+def _front_matter(name: str, license_: str | None) -> str:
+    lines = ["---", "library_name: expertmine", "tags:"]
+    lines += [f"- {tag}" for tag in ("expertmine", "expert-units", "interpretability", "controllable-generation")]
+    if name != "embedded" and not is_folder(name):
+        lines.append(f"base_model: {_yaml(name)}")
+    if license_:
+        lines.append(f"license: {_yaml(license_)}")
+    return "\n".join([*lines, "---"])
+
+
+def _yaml(text: str) -> str:
+    """Text as a scalar of YAML, whose double quotes escape as JSON's do."""
+    return json.dumps("".join(letter for letter in text if letter.isprintable()), ensure_ascii=False)
+
+
+def snippet(experts: Experts, place: str) -> str:
+    """An example in Python that runs as it stands where the pack and the model are found.
+
+    Args:
+        place: where the pack is: a folder beside the script, or a repository.
+    """
+    model = experts.model
+    best = dict(zip(experts, experts.table["ap"].to_numpy()[:: experts.top_k].tolist(), strict=True))
+    concept = max([name for name in experts if experts.steering.get(name)] or experts, key=lambda name: best[name])
+    k = experts.chosen_k(concept) or min(DEFAULT_K, experts.top_k)
+    auto, writes = _auto_class(model.architecture)
+    if model.name == "embedded":
+        imports = ["from expertmine.models import load_model"]
+        loading = ['loaded = load_model("embedded")', "model, tokenizer = loaded.model, loaded.tokenizer"]
+    else:
+        source = f"{model.name!r}, revision={model.revision!r}" if model.revision else f"{model.name!r}"
+        imports = [f"from transformers import {auto}, AutoTokenizer"]
+        loading = [
+            f"tokenizer = AutoTokenizer.from_pretrained({source})",
+            f"model = {auto}.from_pretrained({source})",
+        ]
+    doing = ["    outputs = model(**inputs)"]
+    if writes:
+        doing = [
+            "    ids = model.generate(**inputs, do_sample=True, top_k=10, max_new_tokens=40)",
+            "print(tokenizer.decode(ids[0]))",
+        ]
+    return "\n".join(
+        [
+            "from expertmine import Experts, steer",
+            *imports,
+            "",
+            *loading,
+            f"experts = Experts.load({place!r})",
+            "",
+            'inputs = tokenizer("I saw", return_tensors="pt")',
+            f"with steer(model, experts[{concept!r}], k={k}):",
+            *doing,
+        ]
+    )
+
+
+def _auto_class(architecture: str) -> tuple[str, bool]:
+    """The class of transformers that loads a model, and whether it writes text."""
+    if architecture.endswith(("ForCausalLM", "LMHeadModel")):
+        return "AutoModelForCausalLM", True
+    return "AutoModelForMaskedLM" if architecture.endswith("ForMaskedLM") else "AutoModel", False
+
+
+def _steering_note(experts: Experts) -> str:
+    steered = sum(chosen is not None for chosen in experts.steering.values())
+    if not steered:
+        return ""
+    return (
+        f"For {steered:,} of {len(experts):,} concepts it was evaluated how many experts are best set; "
+        "`experts.chosen_k(concept)` tells. "
+    )
+
+
+def _summary(experts: Experts) -> str:
+    """How good the best units are, and how many are beyond chance, over all concepts."""
+    best = experts.table["ap"].to_numpy()[:: experts.top_k]
+    text = (
+        f"The best unit of a concept has an AP of {np.median(best):.3f} in the median, {best.min():.3f} to "
+        f"{best.max():.3f} over all {len(best):,}."
+    )
+    thresholds = [concept["chance"]["threshold"] for concept in experts.facts["concepts"]]
+    known = [at for at, threshold in enumerate(thresholds) if threshold is not None]
+    if known:
+        above = sum(best[at] > thresholds[at] for at in known)
+        text += (
+            f" For {above:,} of {len(known):,} it is above the threshold that the best of all "
+            f"{experts.facts['units']:,} units passes with a chance of {experts.facts['scoring']['alpha']:.0%} when "
+            "labels are shuffled."
+        )
+    return text
+
+
+def _table(experts: Experts) -> str:
+    """Some concepts, evenly spread from the best told to the worst told."""
+    kept = experts.top_k
+    best, held_out = (experts.table[name].to_numpy()[::kept] for name in ("ap", "held_out_ap"))
+    order = np.argsort(-best, kind="stable")
+    places = np.unique(np.linspace(0, len(order) - 1, min(LISTED, len(order))).round().astype(int))
+    lines = ["| concept | description | positives | best AP | held out | threshold |", "|---|---|--:|--:|--:|--:|"]
+    for at in order[places].tolist():
+        concept = experts.facts["concepts"][at]
+        threshold = concept["chance"]["threshold"]
+        cells = [
+            _text(concept["name"]),
+            _text(shorten(concept["description"], 100, placeholder="…")),
+            f"{concept['positives']:,}",
+            f"{best[at]:.3f}",
+            "–" if np.isnan(held_out[at]) else f"{held_out[at]:.3f}",
+            "–" if threshold is None else f"{threshold:.3f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    if len(lines) - 2 < len(best):
+        lines += ["", f"{len(lines) - 2} of {len(best):,} concepts, evenly spread from the best told to the worst."]
+    return "\n".join(lines)
+
+
+def _provenance(facts: Mapping[str, Any]) -> str:
+    model, corpus, responses, scoring = (facts[name] for name in ("model", "corpus", "responses", "scoring"))
+    packed = facts["packed"]
+    rows: Sequence[tuple[str, object]] = (
+        ("model", f"{model_label(model['name'])}, {model['architecture']}"),
+        ("revision", model["revision"] or "the default"),
+        ("weights", f"SHA-256 {model['weights']}"),
+        ("tokenizer", f"SHA-256 {model['tokenizer']}"),
+        ("units", f"{facts['units']:,} in {len(facts['hookpoints'])} hookpoints"),
+        ("corpus", f"{corpus['sentences']:,} sentences, {corpus['concepts']:,} concepts, {corpus['fingerprint']}"),
+        (
+            "responses",
+            f"{facts['pooling']} over at most {responses['max_tokens']} tokens, stored as {responses['dtype']}",
+        ),
+        (
+            "chance",
+            f"labels shuffled {scoring['permutations']} times, sentences drawn anew {scoring['resamples']} times",
+        ),
+        ("plan", facts["plan"]),
+        (
+            "packed",
+            f"{len(facts['concepts']):,} of {packed['from']['concepts']:,} concepts, {facts['top_k']} of "
+            f"{packed['from']['top_k']} experts each, by expertmine {packed['expertmine']}",
+        ),
+    )
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {_text(str(value))} |" for name, value in rows)])
+
+
+def _text(text: str) -> str:
+    """Text that means nothing to Markdown, nor to HTML, on one line."""
+    line = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+    line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_\[\]|#~$!])", r"\\\1", line)

@@ -1,0 +1,192 @@
+"""Completions as OpenAI's clients ask for them, with steering: what a body says. Knows neither HTTP nor who writes."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from dataclasses import dataclass
+from typing import Annotated, Any, NoReturn
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from expertmine.errors import UnknownConcept, UserError
+from expertmine.experts import Experts, Forcing, Units
+from expertmine.generate import GenerationRequest
+from expertmine.serving.refusals import Refusal, of_field
+from expertmine.steering import DEFAULT_K, Conflicts, Steering, Tokens
+
+MOST_CONCEPTS = 32
+"""Concepts of one request."""
+
+
+def _several(value: object) -> object:
+    """One text stands for a list of one."""
+    found = [value] if isinstance(value, str) else value
+    if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
+        raise ValueError("a string, or a list of strings")
+    return found
+
+
+Texts = Annotated[list[str], BeforeValidator(_several)]
+
+
+class Body(BaseModel):
+    """The fields of a request, those of OpenAI's first. What only depends on their values is checked later."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    prompt: Texts = Field([""], min_length=1)
+    n: int = Field(1, ge=1)
+    max_tokens: int | None = Field(None, ge=1)
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int | None = Field(None, ge=0, lt=2**53)  # what every JSON reader takes exactly
+    stream: bool = False
+    model: str | None = None
+    user: str | None = None
+    concept: Texts = Field([], max_length=MOST_CONCEPTS)
+    k: int | None = None
+    forcing: Forcing = "mean"
+    strength: float = 1.0
+    top_k: int = 10
+    tokens: Tokens = "all"
+    block: int = 1
+    layers: list[int] | None = None
+    conflicts: Conflicts = "best"
+    units: Units = "experts"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one request may ask for."""
+
+    rows: int
+    """Prompts × n."""
+    new_tokens: int
+    body: int
+    """Bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request, understood."""
+
+    requests: tuple[GenerationRequest, ...]
+    """One for each prompt."""
+    stream: bool
+    seed: int
+    """Of the first prompt; that of the next is one more, and so on."""
+    k_from: str
+    """Who said how many experts are set."""
+
+
+def served_name(experts: Experts) -> str:
+    """What the model is called here: not where it lies."""
+    name = experts.model.name
+    return name.rstrip("/").rpartition("/")[2] if name.startswith(("/", ".", "~")) else name
+
+
+def parse(body: bytes, experts: Experts, limits: Limits) -> Asked:
+    """What a body asks for.
+
+    Raises:
+        Refusal: it is no JSON, a field is unknown or has an impossible value, or there is no such concept.
+    """
+    given = {name: value for name, value in _load(body).items() if value is not None}  # as OpenAI's clients mean it
+    try:
+        read = Body.model_validate(given)
+    except ValidationError as error:
+        raise of_field(error.errors(include_url=False)[0], Body.model_fields) from None
+    name = served_name(experts)
+    if read.model not in (None, name):
+        raise Refusal(404, f"model is {read.model!r}: {name!r} is served here", "model_not_found", "model")
+    rows = len(read.prompt) * read.n
+    if rows > limits.rows:
+        found = f"n is {read.n}" if len(read.prompt) == 1 else f"n is {read.n} for {len(read.prompt)} prompts"
+        raise Refusal(400, f"{found}: expected {limits.rows} continuations at most", "too_many", "n")
+    new_tokens = min(40, limits.new_tokens) if read.max_tokens is None else read.max_tokens
+    if new_tokens > limits.new_tokens:
+        message = f"max_tokens is {new_tokens}: expected {limits.new_tokens} at most"
+        raise Refusal(400, message, "too_many", "max_tokens")
+    k, k_from = _how_many(read, experts)
+    seed = secrets.randbelow(2**32) if read.seed is None else read.seed
+    try:
+        steering = Steering(
+            k=k,
+            forcing=read.forcing,
+            strength=read.strength,
+            tokens=read.tokens,
+            layers=None if read.layers is None else tuple(read.layers),
+            block=read.block,
+            conflicts=read.conflicts,
+        )
+        requests = tuple(
+            GenerationRequest(
+                concepts=tuple(read.concept),
+                steering=steering,
+                units=read.units,
+                prompt=prompt,
+                count=read.n,
+                max_new_tokens=new_tokens,
+                temperature=read.temperature,
+                top_k=read.top_k,
+                top_p=read.top_p,
+                seed=seed + at,
+            )
+            for at, prompt in enumerate(read.prompt)
+        )
+    except UserError as error:
+        raise of_request(error) from None
+    return Asked(requests, read.stream, seed, k_from)
+
+
+def _load(body: bytes) -> dict[str, Any]:
+    """The JSON object that a body is."""
+    try:
+        document = json.loads(body.decode(), parse_constant=_no_number)
+        json.dumps(document, ensure_ascii=False).encode()
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}"
+        raise Refusal(400, f"the body is no JSON, at {place}: {error.msg}", "malformed_json") from None
+    except UnicodeDecodeError as error:
+        raise Refusal(400, f"the body is not UTF-8, at byte {error.start + 1}", "malformed_json") from None
+    except UnicodeEncodeError:
+        raise Refusal(400, "the body has half of a surrogate pair, which is no character", "malformed_json") from None
+    except RecursionError:
+        raise Refusal(400, "the body is nested too deeply", "malformed_json") from None
+    except ValueError as error:  # NaN, and numbers of thousands of digits
+        raise Refusal(400, f"the body has a number that cannot be read ({error})", "malformed_json") from None
+    if not isinstance(document, dict):
+        raise Refusal(400, f"the body is a JSON {type(document).__name__}: expected an object", "malformed_json")
+    return document
+
+
+def _no_number(text: str) -> NoReturn:
+    raise ValueError(f"{text} is none in JSON")
+
+
+def _how_many(read: Body, experts: Experts) -> tuple[int, str]:
+    """How many experts of each concept are set, and who says so."""
+    for at, concept in enumerate(read.concept):
+        if concept in read.concept[:at]:
+            raise Refusal(400, f"concept names {concept!r} twice", "invalid_value", "concept")
+        if concept not in experts:
+            raise unknown_concept(concept, experts)
+    if read.k is not None:
+        return read.k, "request"
+    chosen = experts.chosen_k(read.concept[0]) if len(read.concept) == 1 else None
+    return (min(DEFAULT_K, experts.top_k), "default") if chosen is None else (chosen, "evaluation")
+
+
+def unknown_concept(name: str, experts: Experts) -> Refusal:
+    found = UnknownConcept.among(name, list(experts), "this index")
+    return Refusal(404, str(found), "concept_not_found", "concept")
+
+
+def of_request(error: UserError) -> Refusal:
+    """For a request that the generator refuses. Our messages begin with the field to blame."""
+    message = str(error)
+    if message.startswith("the prompt has"):
+        return Refusal(400, message, "context_length_exceeded", "prompt")
+    first = message.split(" ", 1)[0]
+    return Refusal(400, message, "invalid_value", first if first in Body.model_fields else None)

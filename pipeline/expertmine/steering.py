@@ -1,0 +1,110 @@
+"""What do(c, k) sets: which units of which concepts, to what values, at which tokens. Needs no torch."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from expertmine.errors import UserError
+from expertmine.experts import ConceptExperts, Expert, Forcing
+
+DEFAULT_K = 50
+"""Experts that are set where nobody says how many and no evaluation has chosen."""
+
+Tokens = Literal["all", "last"]
+"""At which tokens of a pass units are set: at all of them, or at the last one of each text only."""
+
+Conflicts = Literal["best", "mean", "first"]
+"""What a unit is set to that several concepts share: the value of the concept that it tells best (by average precision;
+the one named first where they are equal), the mean of their values, or the value of the one named first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Steering:
+    """How the experts of a concept are set."""
+
+    k: int = DEFAULT_K
+    """How many experts of each concept; 0 sets none."""
+    forcing: Forcing = "mean"
+    """To which value, see `expertmine.experts.Forcing`."""
+    strength: float = 1.0
+    """How far from its own response towards that value a unit is moved: 0 not at all, 1 all the way."""
+    tokens: Tokens = "all"
+    layers: tuple[int, ...] | None = None
+    """Only experts in these layers count; None for all."""
+    block: int = 1
+    """Which k experts: 1 for the best, 2 for the k that follow them, and so on."""
+    conflicts: Conflicts = "best"
+
+    def __post_init__(self) -> None:
+        for name, words in (("forcing", Forcing), ("tokens", Tokens), ("conflicts", Conflicts)):
+            if getattr(self, name) not in get_args(words):
+                raise UserError(f"{name} is {getattr(self, name)!r}: expected one of {', '.join(get_args(words))}")
+        if self.k < 0:
+            raise UserError(f"k is {self.k}: expected at least 0")
+        if self.block < 1:
+            raise UserError(f"block is {self.block}: expected 1 for the best k experts, 2 for the next k, …")
+        if not 0 <= self.strength <= 1:
+            raise UserError(f"strength is {self.strength}: expected 0 (nothing is changed) to 1 (set to the value)")
+        if self.layers is not None and (not self.layers or min(self.layers) < 0):
+            raise UserError(f"layers are {list(self.layers)}: expected numbers from 0, or none to take all layers")
+
+
+Assignment = Mapping[str, Mapping[int, float]]
+"""Values by hookpoint and channel."""
+
+
+def chosen_experts(experts: ConceptExperts, steering: Steering) -> tuple[Expert, ...]:
+    """The experts of one concept that are set.
+
+    Raises:
+        UserError: the index does not hold that many.
+    """
+    k, layers, block = steering.k, steering.layers, steering.block
+    if layers is None and block == 1:
+        return experts.top(k)
+    among = [expert for expert in experts if layers is None or expert.layer in layers]
+    if k * block > len(among):
+        where = "" if layers is None else f" in layers {', '.join(map(str, layers))}"
+        which = "" if block == 1 else f" and block is {block}"
+        raise UserError(
+            f"k is {k}{which}: {experts.concept!r} has {len(among)} experts{where} in this index, expected {k * block} "
+            "or more; `expertmine reduce RUN --top-k K` keeps more"
+        )
+    return tuple(among[k * (block - 1) : k * block])
+
+
+def assign(concepts: Sequence[ConceptExperts], steering: Steering) -> Assignment:
+    """The value of every unit that is set, for some concepts at once.
+
+    Raises:
+        UserError: k out of range, or a unit whose value was not kept.
+    """
+    wishes: dict[tuple[str, int], list[Expert]] = defaultdict(list)
+    for concept in concepts:
+        for expert in chosen_experts(concept, steering):
+            if math.isnan(expert.forced(steering.forcing)):
+                raise UserError(
+                    f"unit {expert.unit} has no value to be set to for {concept.concept!r}: the run kept statistics of "
+                    "some units only; mine with `--keep all`"
+                )
+            wishes[expert.hookpoint, expert.channel].append(expert)
+    found: dict[str, dict[int, float]] = defaultdict(dict)
+    for (hookpoint, channel), experts in wishes.items():
+        found[hookpoint][channel] = _settle(experts, steering)
+    return found
+
+
+def _settle(experts: Sequence[Expert], steering: Steering) -> float:
+    """One unit's value where each of some concepts has a wish."""
+    values = [expert.forced(steering.forcing) for expert in experts]
+    match steering.conflicts:
+        case "first":
+            return values[0]
+        case "mean":
+            return math.fsum(values) / len(values)
+        case "best":
+            return values[max(range(len(experts)), key=lambda at: experts[at].ap)]
