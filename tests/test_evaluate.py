@@ -339,11 +339,20 @@ def test_an_ablation_sets_other_units_of_the_same_concepts(evaluated: Path) -> N
     for cell, (units, first) in zip(found.cells[2:7], others, strict=True):
         chosen = index.units("metallic_element.n.01", units)[first : first + 20]  # type: ignore[arg-type]
         by_hand = replace(index["metallic_element.n.01"], experts=tuple(chosen))
-        sampled = GenerationRequest(count=4, max_new_tokens=5)
+        sampled = GenerationRequest(count=4, max_new_tokens=5, seed=1)  # not the seed that a k was chosen with
         with steer(generator.loaded.model, by_hand, 20):
             assert tuple(text.strip() for text in generator(sampled)) == cell.success.examples, cell.variant
     assert found == read_result(evaluated, "max", Ablation)
     assert f"{DEFAULT_K} where it chose none" in ablation.evaluate(evaluated, ["man.n.01"], 1, None, SMALL).k_rule
+
+
+def test_an_ablation_takes_the_concepts_and_the_k_that_were_evaluated(evaluated: Path) -> None:
+    Experts.load(evaluated).keep_chosen({"woman.n.01": 7, "metallic_element.n.01": None}, "a rule")
+    found = ablation.evaluate(evaluated, (), 2, None, SMALL)
+    ks = {(cell.concept, cell.k) for cell in found.cells if cell.variant == "experts"}
+    assert ks == {("woman.n.01", 7), ("metallic_element.n.01", DEFAULT_K)}
+    assert "(1 of 2)" in found.k_rule
+    (evaluated / "experts" / "steering.json").unlink()
 
 
 def test_words_that_begin_what_was_written() -> None:

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from expertmine.experts import Experts as Experts
+    from expertmine.interventions import Steered as Steered
     from expertmine.interventions import steer as steer
+    from expertmine.interventions import steer_rows as steer_rows
+    from expertmine.steering import Steering as Steering
 
-__all__ = ["Experts", "steer"]
+_HOME = {
+    "Experts": "experts",
+    "Steered": "interventions",
+    "Steering": "steering",
+    "steer": "interventions",
+    "steer_rows": "interventions",
+}
+__all__ = ["Experts", "Steered", "Steering", "steer", "steer_rows"]
 
 
 def __getattr__(name: str) -> Any:
     """Import on first use: scoring workers need no torch, readers of an index no model."""
-    if name == "Experts":
-        from expertmine.experts import Experts
-
-        return Experts
-    if name == "steer":
-        from expertmine.interventions import steer
-
-        return steer
+    if name in _HOME:
+        return getattr(import_module(f"expertmine.{_HOME[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

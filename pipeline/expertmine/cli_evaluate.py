@@ -107,6 +107,7 @@ def ablation(
     """Do experts matter more than chance? The same number of other units set instead. Resumes.
 
     Others are units drawn by lot from all or from the experts' own hookpoints, experts of lower rank, and the worst.
+    Without --concept, concepts that `evaluate concept` was asked about; their texts are drawn anew.
 
     Example: `expertmine evaluate ablation run --count 30`
     """

@@ -1,10 +1,16 @@
-"""Do experts matter more than chance? The same number of other units set instead, and what becomes of success."""
+"""Do experts matter more than chance? The same number of other units set instead, and what becomes of success.
+
+All texts are drawn with another seed than those that a k was chosen on: the best of several k looks better there than
+it is.
+"""
 
 from __future__ import annotations
 
+import random
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from expertmine.errors import UserError
@@ -48,9 +54,11 @@ def evaluate(
     pooling: Pooling | None = None,
     place: Place | None = None,
 ) -> Ablation:
-    """Success with each variant's units set, for the concepts or `count` drawn by lot; kept beside the run's index.
+    """Success with each variant's units set; kept beside the run's index.
 
     Args:
+        names: concepts; unless given, `count` of those that `evaluate concept` was asked about, or else of all, by lot.
+        settings: its seed draws concepts; texts are drawn with the next one.
         k: units to set; None for what `evaluate concept` chose for each concept.
         pooling: by which the experts were found; the run's first unless given.
 
@@ -60,7 +68,10 @@ def evaluate(
     run = run.absolute()
     settings = settings or CellSettings()
     index = Experts.load(run, pooling)
+    if not names and index.steering:  # those whose k is known
+        names = sorted(random.Random(settings.seed).sample(list(index.steering), min(count, len(index.steering))))
     concepts = drawn_concepts(open_corpus(run, load_plan(run)), index, names, count, settings.seed)
+    settings = replace(settings, seed=(settings.seed + 1) % 2**32)
     ks = {concept: k or index.chosen_k(concept) or DEFAULT_K for concept in concepts}
     for each in ks.values():
         require_k(index, each)

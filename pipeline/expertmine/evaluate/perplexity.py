@@ -46,9 +46,10 @@ def losses(loaded: LoadedModel, texts: Sequence[str], spec: ResponseSpec = DEFAU
         ids = batch.ids.to(loaded.model.device)
         attended = torch.ones_like(ids) if batch.attended is None else batch.attended.to(ids)
         logits = loaded.model(input_ids=ids, attention_mask=attended, use_cache=False).logits[:, :-1]
-        each = cross_entropy(logits.float().transpose(1, 2), ids[:, 1:], reduction="none")
         real = attended[:, 1:].bool()
-        totals, counts = (each * real).double().sum(1).tolist(), real.sum(1).tolist()
+        each = cross_entropy(logits[real].float(), ids[:, 1:][real], reduction="none").double()
+        counts = real.sum(1).tolist()
+        totals = [float(own.sum()) for own in each.split(counts)]
         for row, total, count in zip(batch.rows, totals, counts, strict=True):
             found[row] = Loss(total, count)
     return found
