@@ -1,0 +1,364 @@
+"""What the page says, as plain data: read from an index, a run and its evaluations. Knows no HTML and no figures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from expertmine.errors import UserError
+from expertmine.evaluate.results import Ablation, ConceptCurve, ConceptEvaluation, Parity, Success, read_result
+from expertmine.experts import Experts
+from expertmine.ledger import load_plan, read_receipts
+from expertmine.show_experts import interval, p_value
+from expertmine.specs import STAGES, Plan
+
+TOP = 100
+"""Best units of a concept that count as its experts where one number is needed."""
+
+DASH = "–"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A run, or an index alone."""
+
+    path: Path
+    index: Experts
+    plan: Plan | None
+    """None for an index alone, and for a run that was planned anew since the index was made."""
+    note: str | None
+    """Why there is no plan."""
+    steering: ConceptEvaluation | None
+    ablation: Ablation | None
+    parity: Parity | None
+
+    @property
+    def pooling(self) -> str:
+        return str(self.index.facts["pooling"])
+
+    def curve(self, concept: str) -> ConceptCurve | None:
+        """What evaluation found of a concept."""
+        curves = self.steering.curves if self.steering else ()
+        return next((curve for curve in curves if curve.concept == concept), None)
+
+    def earlier(self, result: ConceptEvaluation | Ablation | Parity) -> bool:
+        """Whether an evaluation was made with another index than the one that is here."""
+        return bool(result.provenance.experts != self.index.facts["checksums"]["experts"])
+
+
+def open_source(path: Path, index: Experts) -> Source:
+    """Look at what there is beside an index.
+
+    Raises:
+        UserError: the plan or an evaluation's result is damaged.
+    """
+    plan: Plan | None = None
+    note: str | None = "this is an expert index without its run"
+    if (path / "plan.json").exists():
+        plan, note = load_plan(path), None
+        if plan.fingerprint != index.facts["plan"]:
+            plan, note = None, "the run was planned anew since its index was made"
+        elif not (path / "store.zarr").exists():
+            plan, note = None, "the run's stored responses are not there"
+    pooling = str(index.facts["pooling"])
+    return Source(
+        path,
+        index,
+        plan,
+        note,
+        read_result(path, pooling, ConceptEvaluation),
+        read_result(path, pooling, Ablation),
+        read_result(path, pooling, Parity),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A figure of a table: as it is read, and as it is sorted."""
+
+    shown: str
+    key: float | str | None
+    """None sorts last."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConceptRow:
+    """A row of the table of concepts."""
+
+    name: str
+    cells: tuple[Cell, ...]
+    above: bool
+    """Whether its best unit is above its threshold."""
+
+
+COLUMNS: tuple[tuple[str, str], ...] = (
+    ("concept", "Name in the corpus"),
+    ("positives", "Mined positive sentences"),
+    ("negatives", "Mined negative sentences"),
+    ("best AP", "Average precision of the best unit on mined sentences"),
+    ("held out (95 %)", "Average precision of the same unit on sentences that mining did not see"),
+    ("p", "Chance that the best of all units does as well under shuffled labels"),
+    ("threshold", "Average precision that the best of all units passes by chance in 5 of 100 shuffles"),
+    ("units above", "Units above the threshold"),
+    ("stability", "Share of the 10 best units that stay among the 10 best when sentences are drawn anew"),
+    ("chosen k", "Experts set, as evaluation chose"),
+    ("success", "Share of generations at the chosen k that a classifier assigns to the concept"),
+    ("perplexity", "Of those generations, under the unsteered model"),
+    ("description", "From the corpus"),
+)
+"""Of the table of concepts: heading, and what it means."""
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best unit of every concept."""
+
+    names: tuple[str, ...]
+    ap: NDArray[np.float64]
+    """(concepts,)"""
+    held_out: NDArray[np.float64]
+    """(concepts,) NaN where not known."""
+    thresholds: NDArray[np.float64]
+    """(concepts,) NaN where not known."""
+
+    @classmethod
+    def of(cls, index: Experts) -> Best:
+        table, kept = index.table, index.top_k
+        chance = [facts["chance"]["threshold"] for facts in index.facts["concepts"]]
+        return cls(
+            tuple(index),
+            table["ap"].to_numpy()[::kept],
+            table["held_out_ap"].to_numpy()[::kept],
+            np.array([math.nan if each is None else each for each in chance], np.float64),
+        )
+
+    @property
+    def margin(self) -> NDArray[np.float64]:
+        """(concepts,) average precision above the threshold, or above 0 where none is known."""
+        return self.ap - np.nan_to_num(self.thresholds)
+
+    @property
+    def order(self) -> NDArray[np.int64]:
+        """Concepts by that margin, the largest first."""
+        return np.argsort(-self.margin, kind="stable")
+
+
+def concept_rows(source: Source, best: Best) -> list[ConceptRow]:
+    """Every concept, the highest best average precision first."""
+    permutations = source.index.facts["scoring"]["permutations"]
+    return [
+        _row(source, best.names[at], permutations, bool(best.ap[at] > best.thresholds[at]))
+        for at in np.argsort(-best.ap, kind="stable").tolist()
+    ]
+
+
+def known_columns(rows: Sequence[ConceptRow]) -> list[int]:
+    """Places of the columns in which something is known of any concept."""
+    return [at for at in range(len(COLUMNS)) if any(row.cells[at].key not in (None, "") for row in rows)]
+
+
+def _row(source: Source, name: str, permutations: int, above: bool) -> ConceptRow:
+    facts, expert = source.index.concept_facts(name), source.index[name].top(1)[0]
+    chance, stability = facts["chance"], facts["stability"].get("10")
+    chosen, success = chosen_success(source, name)
+    held_out = number(expert.held_out_ap, ".3f")
+    if not math.isnan(expert.held_out_low):
+        held_out = Cell(f"{held_out.shown} ({interval(expert.held_out_low, expert.held_out_high)})", held_out.key)
+    return ConceptRow(
+        name,
+        (
+            Cell(name, name),
+            number(facts["positives"], ",d"),
+            number(facts["negatives"], ",d"),
+            number(expert.ap, ".3f"),
+            held_out,
+            Cell(p_value(expert.p_value, permutations), number(expert.p_value, "").key),
+            number(chance["threshold"], ".3f"),
+            number(chance["units_above"], ",d"),
+            number(stability, ".0%"),
+            number(chosen, ",d"),
+            number(success.share if success else None, ".2f"),
+            number(success.perplexity if success else None, ",.0f"),
+            Cell(facts["description"], facts["description"]),
+        ),
+        above,
+    )
+
+
+def chosen_success(source: Source, concept: str) -> tuple[int | None, Success | None]:
+    """The k that evaluation chose for a concept, and what its generations were like there; None where not known."""
+    curve = source.curve(concept)
+    chosen = curve.chosen_k if curve else source.index.chosen_k(concept)
+    points = curve.points if curve else ()
+    return chosen, next((point.success for point in points if point.k == chosen), None)
+
+
+def number(value: float | int | None, spec: str) -> Cell:
+    """A figure as a cell; a dash where it is not known."""
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return Cell(DASH, None)
+    return Cell(format(value, spec), value)
+
+
+def run_facts(source: Source) -> list[tuple[str, str]]:
+    """What the page is of, for its head: labels and values."""
+    facts, model = source.index.facts, source.index.model
+    scoring, responses = facts["scoring"], facts["responses"]
+    keep = "all units" if scoring["keep"] is None else f"{scoring['keep']} best and worst units of each block"
+    found = [
+        ("Model", model.name + (f", revision {model.revision}" if model.revision else "")),
+        ("Architecture", model.architecture),
+        ("Weights", f"SHA-256 {model.weights[:12]}…"),
+        ("Units", f"{facts['units']:,} at {len(facts['hookpoints']):,} hookpoints"),
+        ("Concepts", f"{len(facts['concepts']):,}"),
+        ("Sentences", f"{facts['corpus']['sentences']:,} in the corpus"),
+    ]
+    if source.plan is not None:
+        found += _counts(source.path, source.plan)
+    found += [
+        ("Corpus", f"fingerprint {facts['corpus']['fingerprint'][:12]}…"),
+        ("Responses", f"{facts['pooling']} pooling, stored as {responses['dtype']}, model in {responses['weights']}"
+         + ("" if responses["autocast"] == "none" else f" with autocast to {responses['autocast']}")),
+        ("Tokens a sentence", f"at most {responses['max_tokens']}, longer ones "
+         + ("dropped" if responses["too_long"] == "drop" else "truncated")
+         + (", special tokens pooled too" if responses["special_tokens"] else "")),
+        ("Scoring", f"{scoring['permutations']} permutations ({scoring['null']} null), {scoring['resamples']} "
+         f"resamples, alpha {scoring['alpha']:g}, seed {scoring['seed']}; statistics of {keep}"),
+        ("Experts kept", f"{source.index.top_k:,} a concept"),
+        ("Index", f"plan {facts['plan'][:12]}…, table {facts['checksums']['experts'][:12]}…"),
+        ("Evaluated", _evaluated(source)),
+        ("expertmine", _version()),
+    ]  # fmt: skip
+    return found
+
+
+def _counts(run: Path, plan: Plan) -> list[tuple[str, str]]:
+    """How much was run, and how far each stage is."""
+    done, totals, dropped = {}, {"sentences": 0, "tokens": 0}, 0
+    for stage in STAGES:
+        receipts = list(read_receipts(run, plan, stage))
+        done[stage] = f"{stage} {len(receipts):,} of {plan.tasks(stage):,}"
+        if stage == "extract":
+            totals = {name: sum(receipt.counts.get(name, 0) for receipt in receipts) for name in totals}
+            dropped = sum(receipt.counts.get("dropped", 0) for receipt in receipts)
+    lost = f", {dropped:,} dropped as too long" if dropped else ""
+    return [
+        ("Run through the model", f"{totals['sentences']:,} sentences, {totals['tokens']:,} tokens{lost}"),
+        ("Tasks done", "; ".join(done[stage] for stage in STAGES if plan.tasks(stage))),
+    ]
+
+
+def _evaluated(source: Source) -> str:
+    parts = []
+    if source.steering:
+        parts.append(f"steering of {len(source.steering.curves):,} concepts")
+    if source.ablation:
+        parts.append(f"ablation of {len({cell.concept for cell in source.ablation.cells}):,} concepts")
+    if source.parity:
+        parts.append(f"gender parity in {len({curve.context for curve in source.parity.curves}):,} contexts")
+    return "; ".join(parts) or "not yet"
+
+
+def _version() -> str:
+    try:
+        return version("expertmine")
+    except PackageNotFoundError:  # from a checkout that nobody installed
+        return "unknown version"
+
+
+def chosen_details(source: Source, best: Best, names: Sequence[str], most: int) -> list[str]:
+    """The concepts that are shown in full, the farthest above chance first.
+
+    Args:
+        names: those that were asked for; none for the `most` that are farthest above chance.
+
+    Raises:
+        UnknownConcept: one that was asked for is not there.
+    """
+    for name in names:
+        source.index.concept_facts(name)
+    ordered = [best.names[at] for at in best.order.tolist()]
+    return [name for name in ordered if name in names] if names else ordered[:most]
+
+
+def require_counts(sentences: int, concepts: int) -> None:
+    """Check how much is asked for.
+
+    Raises:
+        UserError: less than nothing.
+    """
+    for name, value in (("--sentences", sentences), ("--concepts", concepts)):
+        if value < 0:
+            raise UserError(f"{name} is {value}: expected 0 or more")
+
+
+@dataclass(frozen=True)
+class Overlaps:
+    """How much of their experts concepts share."""
+
+    names: tuple[str, ...]
+    jaccard: NDArray[np.float64]
+    """(concepts, concepts)"""
+    k: int
+
+    def nearest(self, concept: str, count: int) -> list[tuple[str, float]]:
+        """The concepts that share most with one, and how much; those that share nothing are left out."""
+        at = self._places.get(concept)
+        if at is None:
+            return []
+        row = self.jaccard[at].copy()
+        row[at] = -1
+        order = np.argsort(-row, kind="stable")[:count]
+        return [(self.names[other], float(row[other])) for other in order if row[other] > 0]
+
+    def pairs(self, count: int) -> list[tuple[str, str, float, int]]:
+        """The closest pairs: two names, their overlap, and how many experts they share."""
+        first, second = np.triu_indices(len(self.names), 1)
+        values = self.jaccard[first, second]
+        order = np.argsort(-values, kind="stable")[:count]
+        return [
+            (self.names[first[at]], self.names[second[at]], float(values[at]), self.shared(float(values[at])))
+            for at in order
+            if values[at] > 0
+        ]
+
+    def shared(self, jaccard: float) -> int:
+        """Experts that two sets of k share, from their Jaccard index."""
+        return round(2 * self.k * jaccard / (1 + jaccard))
+
+    def most_connected(self, count: int) -> NDArray[np.int64]:
+        """Places of the concepts that share most with others, in their order."""
+        together = self.jaccard.sum(axis=1)
+        return np.sort(np.argsort(-together, kind="stable")[:count])
+
+    @cached_property
+    def _places(self) -> Mapping[str, int]:
+        return {name: at for at, name in enumerate(self.names)}
+
+
+def group_success(evaluation: ConceptEvaluation) -> list[dict[str, Any]]:
+    """Over all evaluated concepts, at each k: mean success, and the middle of perplexity."""
+    found = []
+    for k in sorted({point.k for curve in evaluation.curves for point in curve.points}):
+        points = [point.success for curve in evaluation.curves for point in curve.points if point.k == k]
+        lexical = [each.lexical for each in points if each.lexical is not None]
+        fluent = [each.perplexity for each in points if each.perplexity is not None]
+        found.append(
+            {
+                "k": k,
+                "concepts": len(points),
+                "share": number(float(np.mean([each.share for each in points])), ".2f").shown,
+                "lexical": number(float(np.mean(lexical)) if lexical else None, ".2f").shown,
+                "perplexity": number(float(np.median(fluent)) if fluent else None, ",.0f").shown,
+                "distinct_2": number(float(np.mean([each.distinct_2 for each in points])), ".2f").shown,
+            }
+        )
+    return found

@@ -1,0 +1,190 @@
+"""The token that a stored response is from: a few sentences go through the model again, and are looked at unmixed.
+
+Needs the model of the run. What comes out differently than it was stored is not marked.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from expertmine.errors import UserError
+from expertmine.models import load_identical
+from expertmine.progress import track
+from expertmine.responses import LARGEST, TYPES, Batch, filling, make_batches, pool, prepare
+from expertmine.specs import Hookpoint, Plan, Pooling, ResponseSpec
+from expertmine.taps import reading
+
+Span = tuple[int, int]
+"""Characters of a text, from and to."""
+
+PRECISION = {"none": 1e-4, "bfloat16": 2.0**-6, "float16": 2.0**-9}
+"""How far sums in other batches may be off, as a share of the response or of 1: for each kind of autocast."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A response whose token is looked for."""
+
+    sentence_id: int
+    unit: int
+    response: float
+    """As stored."""
+
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """Where responses are from."""
+
+    spans: Mapping[tuple[int, int], Span]
+    """By sentence id and unit; those that no token of the text has are not there."""
+    differing: int
+    """Responses that came out differently than they were stored."""
+    sentences: int
+    """Run through the model."""
+
+
+def find_marks(
+    plan: Plan, pooling: Pooling, texts: Mapping[int, str], wanted: Collection[Wanted], device: str | None = None
+) -> Marks:
+    """Run sentences through the model of a plan and find the token that each response is from.
+
+    That is the token of highest response; with mean pooling the one that adds most, with last pooling the last one.
+
+    Args:
+        texts: by sentence id.
+        device: a GPU when there is one, unless given.
+
+    Raises:
+        UserError: the model is not there, or another.
+    """
+    spec = plan.responses
+    loaded = load_identical(plan.model, device, TYPES[spec.weights])
+    ids = sorted(texts)
+    listed = [texts[each] for each in ids]
+    tokenised, kept = prepare(loaded.tokenizer, listed, spec)
+    offsets = _offsets(loaded.tokenizer, listed, [text.ids for text in tokenised], spec)
+    by_sentence: dict[int, list[Wanted]] = defaultdict(list)
+    for each in wanted:
+        by_sentence[each.sentence_id].append(each)
+    channels = _channels(plan.hookpoints, {each.unit for each in wanted})
+    spans: dict[tuple[int, int], Span] = {}
+    differing = 0
+    values: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+    running: list[Batch] = []
+
+    def record(name: str, output: torch.Tensor) -> None:
+        units, columns = channels[name]
+        (batch,) = running
+        tokens = output.reshape(*batch.pooled.shape, -1)[..., columns.to(output.device)]
+        pooled = stored_as(pool(tokens, batch, pooling), spec)
+        places = _places(tokens.float(), batch.pooled.to(tokens.device), pooling)
+        for at, unit in enumerate(units):
+            values[unit] = pooled[:, at].cpu(), places[:, at].cpu()
+
+    batches = make_batches(tokenised, kept, spec, filling(loaded.tokenizer))
+    with reading(loaded.model, list(channels), record):
+        for batch in track(batches, "tokens", len(batches)):
+            running[:] = [batch]
+            _forward(loaded.model.base_model, batch, loaded.model.device, spec)
+            for row, place in enumerate(batch.rows):
+                for each in by_sentence[ids[place]]:
+                    pooled, places = values[each.unit]
+                    if not same_response(float(pooled[row]), each.response, spec):
+                        differing += 1
+                        continue
+                    at = int(places[row])
+                    if at < len(offsets[place]) and offsets[place][at] is not None:
+                        spans[each.sentence_id, each.unit] = offsets[place][at]  # type: ignore[assignment]
+    return Marks(spans, differing, len(kept))
+
+
+def _channels(hookpoints: Sequence[Hookpoint], units: set[int]) -> dict[str, tuple[list[int], torch.Tensor]]:
+    """Of each hookpoint with wanted units: these, and their channels."""
+    found = {}
+    for hookpoint in hookpoints:
+        own = sorted(unit for unit in units if unit in hookpoint.units)
+        if own:
+            found[hookpoint.name] = own, torch.tensor(own) - hookpoint.first_unit
+    return found
+
+
+def _forward(model: torch.nn.Module, batch: Batch, device: torch.device, spec: ResponseSpec) -> None:
+    """As extraction has it."""
+    autocast = TYPES.get(spec.autocast)
+    with torch.inference_mode(), torch.autocast(device.type, autocast, enabled=autocast is not None):
+        model(
+            input_ids=batch.ids.to(device),
+            attention_mask=None if batch.attended is None else batch.attended.to(device),
+            use_cache=False,
+        )
+
+
+def _places(tokens: torch.Tensor, pooled: torch.Tensor, pooling: Pooling) -> torch.Tensor:
+    """(sentences, units) the place of the token that a response is from; the first of equals.
+
+    Args:
+        tokens: (sentences, tokens, units).
+        pooled: (sentences, tokens) the tokens that count.
+    """
+    if pooling == "last":
+        last = pooled.shape[1] - 1 - pooled.flip(1).int().argmax(1)
+        return last[:, None].expand(-1, tokens.shape[2])
+    among = tokens.masked_fill(~pooled.unsqueeze(-1), -torch.inf)
+    highest = among.amax(1, keepdim=True)
+    return (among == highest).int().argmax(1)
+
+
+def stored_as(pooled: torch.Tensor, spec: ResponseSpec) -> torch.Tensor:
+    """Pooled responses as the store has them, in float64."""
+    if spec.dtype == "float16":
+        pooled = pooled.clamp(-LARGEST, LARGEST)
+    return pooled.to(TYPES[spec.dtype]).double()
+
+
+def same_response(found: float, stored: float, spec: ResponseSpec) -> bool:
+    """Whether a response is the stored one: but for a rounding of storage, and for sums that other batches make."""
+    step = float(np.spacing(np.abs(np.array(stored, spec.dtype)).clip(max=LARGEST / 2)))
+    rounding = max(PRECISION[spec.autocast], PRECISION["bfloat16"] if spec.weights == "bfloat16" else 0.0)
+    return abs(found - stored) <= step + rounding * max(1.0, abs(stored))
+
+
+def _offsets(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], expected: Sequence[list[int]], spec: ResponseSpec
+) -> list[list[Span | None]]:
+    """Of each text, the characters of each of its tokens; nothing where the tokenizer does not say.
+
+    Raises:
+        UserError: the tokenizer gives other tokens than it did a moment ago.
+    """
+    truncate = spec.too_long == "truncate"
+    try:
+        encoded = tokenizer(
+            list(texts),
+            truncation=truncate,
+            max_length=spec.max_tokens if truncate else None,
+            return_offsets_mapping=True,
+            return_attention_mask=False,
+            verbose=False,
+        )
+    except NotImplementedError:  # what slow tokenizers say
+        return [[] for _ in texts]
+    if list(encoded["input_ids"]) != list(expected):
+        raise UserError("the tokenizer gives other tokens the second time; ask for no sentences (--sentences 0)")
+    return [
+        [_trimmed(text, *pair) for pair in pairs] for text, pairs in zip(texts, encoded["offset_mapping"], strict=True)
+    ]
+
+
+def _trimmed(text: str, start: int, stop: int) -> Span | None:
+    """A span without the spaces at its ends; None where nothing is left."""
+    while start < stop and text[start].isspace():
+        start += 1
+    while stop > start and text[stop - 1].isspace():
+        stop -= 1
+    return (start, stop) if stop > start else None

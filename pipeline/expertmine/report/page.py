@@ -1,0 +1,340 @@
+"""The report: what a run found, as one HTML page that needs nothing else, neither network nor server.
+
+Everything that comes from data is escaped by the template, or goes into the page as JSON that no script evaluates. The
+page may run its own script only, and load nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from expertmine.errors import UserError
+from expertmine.evaluate.results import ConceptCurve, Success
+from expertmine.experts import Expert, Experts
+from expertmine.files import write_atomically
+from expertmine.ledger import open_corpus
+from expertmine.lookup import overlaps
+from expertmine.report import evaluation_figures, facts, figures
+from expertmine.report.marks import Marks, Span, Wanted, find_marks
+from expertmine.report.sentences import Shown, UnitSentences, extreme_sentences
+from expertmine.report.small_curve import small_curve
+from expertmine.report.style import PANEL, Panel, alone, inline_svg
+from expertmine.show_experts import p_value
+from expertmine.specs import Pooling
+
+HERE = Path(__file__).parent
+MOST_DETAILS = 300
+"""Concepts shown in full unless more are asked for."""
+LOOKED_AT = 3
+"""Best units of a concept whose sentences are shown."""
+LISTED = 10
+"""Best units of a concept that are listed."""
+STATIC_ROWS = 50
+"""Rows of the table for those who read without a script, and on paper."""
+STATIC_DETAILS = 3
+NEAREST = 6
+PAIRS = 100
+SAMPLED = 6
+"""Concepts whose steered texts are shown outside of their details."""
+MOST_OVERLAPPING = 3000
+"""Concepts of which all pairs are compared; of more, those shown in full."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a report is to show."""
+
+    title: str | None = None
+    sentences: int = 5
+    """Of highest response, for each of a concept's three best units; 0 leaves the model alone."""
+    concepts: tuple[str, ...] = ()
+    """Those shown in full; none for those farthest above chance."""
+    most_concepts: int | None = None
+    """How many are shown in full; None for all, up to 300."""
+    device: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sentence:
+    """A sentence as it is shown: what is before the marked token, the token, what is after."""
+
+    label: str
+    response: str
+    before: str
+    mark: str
+    after: str
+
+
+@dataclass(frozen=True, slots=True)
+class Detail:
+    """All that is shown of one concept."""
+
+    name: str
+    description: str
+    facts: Mapping[str, Any]
+    experts: tuple[Expert, ...]
+    units: tuple[tuple[Expert, tuple[tuple[str, tuple[Sentence, ...]], ...]], ...]
+    """Of each expert looked at: groups of sentences, with a heading each."""
+    nearest: tuple[tuple[str, float], ...]
+    curve: ConceptCurve | None
+    drawing: Markup
+    chosen_k: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What was made, for whoever asked."""
+
+    path: Path
+    concepts: int
+    details: int
+    marks: Marks | None
+    note: str | None
+    """Why there are no sentences."""
+
+
+def write_report(run: Path, out: Path, asked: Asked = Asked(), pooling: Pooling | None = None) -> Written:
+    """Write the report of a run, or of an expert index, as one HTML file; the same run gives the same bytes.
+
+    Args:
+        pooling: by which the experts were found; the run's first unless given.
+
+    Raises:
+        UserError: there is no index, an unknown concept was asked for, what is stored is damaged, or the model is not
+            there.
+    """
+    facts.require_counts(asked.sentences, asked.most_concepts or 0)
+    source = facts.open_source(run, Experts.load(run, pooling))
+    best = facts.Best.of(source.index)
+    most = MOST_DETAILS if asked.most_concepts is None else asked.most_concepts
+    chosen = facts.chosen_details(source, best, asked.concepts, most)
+    units, marks, note = _sentences(source, chosen, asked)
+    shared = _overlaps(source.index, chosen)
+    details = [_detail(source, name, units.get(name, ()), marks, shared) for name in chosen]
+    content = _render(source, best, asked, details, shared, marks, note)
+    write_atomically(out, content.encode())
+    return Written(out, len(best.names), len(details), marks, note)
+
+
+def _sentences(
+    source: facts.Source, chosen: Sequence[str], asked: Asked
+) -> tuple[dict[str, tuple[UnitSentences, ...]], Marks | None, str | None]:
+    """Sentences of the best units of some concepts, where their tokens are, or why there are none."""
+    if not asked.sentences:
+        return {}, None, "they were not asked for (`--sentences 0`)"
+    if source.plan is None or not chosen:
+        return {}, None, source.note
+    pooling: Pooling = source.index.facts["pooling"]
+    experts = {name: source.index[name].top(min(LOOKED_AT, source.index.top_k)) for name in chosen}
+    corpus = open_corpus(source.path, source.plan)
+    found = extreme_sentences(source.path, source.plan, corpus, pooling, experts, asked.sentences)
+    texts: dict[int, str] = {}
+    wanted: dict[Wanted, None] = {}
+    for unit in (unit for units in found.values() for unit in units):
+        for shown in (*unit.highest, *unit.lowest_positives, *unit.highest_negatives):
+            texts[shown.sentence_id] = shown.text
+            wanted[Wanted(shown.sentence_id, unit.expert.unit, shown.response)] = None
+    try:
+        return found, find_marks(source.plan, pooling, texts, list(wanted), asked.device), None
+    except UserError as error:
+        raise UserError(f"{error} (`--sentences 0` makes a report without the model)") from error
+
+
+def _overlaps(index: Experts, chosen: Sequence[str]) -> facts.Overlaps:
+    k = min(facts.TOP, index.top_k)
+    names, jaccard = overlaps(index, k, None if len(index) <= MOST_OVERLAPPING else chosen)
+    return facts.Overlaps(tuple(names), jaccard, k)
+
+
+def _detail(
+    source: facts.Source,
+    name: str,
+    units: Sequence[UnitSentences],
+    marks: Marks | None,
+    shared: facts.Overlaps,
+) -> Detail:
+    found = source.index[name]
+    curve = source.curve(name)
+    drawing = ""
+    if curve and len(curve.points) > 1:
+        drawing = small_curve([(point.k, point.success.share, point.success.perplexity) for point in curve.points])
+    return Detail(
+        name=name,
+        description=found.description,
+        facts=source.index.concept_facts(name),
+        experts=found.top(min(LISTED, len(found))),
+        units=tuple((unit.expert, tuple(_groups(unit, marks))) for unit in units),
+        nearest=tuple(shared.nearest(name, NEAREST)),
+        curve=curve,
+        drawing=Markup(drawing),  # figures alone
+        chosen_k=facts.chosen_success(source, name)[0],
+    )
+
+
+def _groups(unit: UnitSentences, marks: Marks | None) -> Iterator[tuple[str, tuple[Sentence, ...]]]:
+    spans = marks.spans if marks else {}
+    for heading, shown in (
+        ("highest of all", unit.highest),
+        ("lowest positives", unit.lowest_positives),
+        ("highest negatives", unit.highest_negatives),
+    ):
+        if shown:
+            yield heading, tuple(_marked(each, spans.get((each.sentence_id, unit.expert.unit))) for each in shown)
+
+
+def _marked(shown: Shown, span: Span | None) -> Sentence:
+    start, stop = span or (len(shown.text), len(shown.text))
+    return Sentence(
+        shown.label,
+        f"{shown.response:z.2f}".replace("-", "−"),
+        shown.text[:start],
+        shown.text[start:stop],
+        shown.text[stop:],
+    )
+
+
+def _render(
+    source: facts.Source,
+    best: facts.Best,
+    asked: Asked,
+    details: Sequence[Detail],
+    shared: facts.Overlaps,
+    marks: Marks | None,
+    note: str | None,
+) -> str:
+    rows = facts.concept_rows(source, best)
+    shown = facts.known_columns(rows)
+    where = figures.whereabouts(source.index)
+    script = (HERE / "page.js").read_text()
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["thousands"] = lambda value: f"{value:,}"
+    environment.filters["decimals"] = lambda value, places: facts.number(value, f",.{places}f").shown.replace("-", "−")
+    environment.filters["p"] = partial(_p_value, source.index.facts["scoring"]["permutations"])
+    environment.filters["of_interval"] = lambda each: f"{each.mean:.2f} ({each.low:.2f}–{each.high:.2f})"
+    return environment.get_template("page.html.j2").render(
+        title=asked.title or f"Expert units of {_short(source.index.model.name)}",
+        css=Markup((HERE / "page.css").read_text()),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        asked=asked,
+        source=source,
+        facts=facts.run_facts(source),
+        scoring=source.index.facts["scoring"],
+        best=best,
+        columns=[facts.COLUMNS[at] for at in shown],
+        shown=shown,
+        rows=rows,
+        static_rows=STATIC_ROWS,
+        table=_as_json(_table(rows, shown, details)),
+        details=details,
+        static_details=details[:STATIC_DETAILS],
+        sentences_note=note,
+        marks=marks,
+        looked_at=LOOKED_AT,
+        where=where,
+        shared=shared,
+        pairs=shared.pairs(PAIRS),
+        shown_overlaps=min(figures.SHOWN_CONCEPTS, len(shared.names)),
+        above=sum(row.above for row in rows),
+        steering=source.steering,
+        steps=facts.group_success(source.steering) if source.steering else [],
+        samples=_sampled(source, details),
+        ablation=source.ablation,
+        parity=source.parity,
+        drawn={name: list(_drawn(name, *drawing)) for name, drawing in _drawings(source, best, where, shared).items()},
+    )
+
+
+def _short(model: str) -> str:
+    """A model's name; of a local folder only the last part."""
+    return Path(model).name if Path(model).is_absolute() else model
+
+
+def _drawings(
+    source: facts.Source, best: facts.Best, where: figures.Whereabouts, shared: facts.Overlaps
+) -> dict[str, tuple[Iterable[Panel | Figure], tuple[float, float]]]:
+    """Every figure of the page: its panels, or it itself, and how large a panel is."""
+    found: dict[str, tuple[Iterable[Panel | Figure], tuple[float, float]]] = {
+        "distribution": (figures.distribution_panels(source.index, best), PANEL),
+        "where": (figures.whereabouts_panels(where), figures.whereabouts_size(where)),
+    }
+    if len(shared.names) > 1:
+        found["overlap"] = ([figures.overlap_figure(shared)], PANEL)
+    if source.steering:
+        found["steering"] = (evaluation_figures.concept_panels(source.steering), PANEL)
+    if source.ablation:
+        size = evaluation_figures.ablation_size(source.ablation)
+        found["ablation"] = (evaluation_figures.ablation_panels(source.ablation), size)
+    if source.parity:
+        found["parity"] = (evaluation_figures.parity_panels(source.parity), PANEL)
+    return found
+
+
+def _drawn(name: str, panels: Iterable[Panel | Figure], size: tuple[float, float]) -> Iterator[Markup]:
+    """The panels of a figure as SVG, each for itself, so that they go below each other where it is narrow.
+
+    Matplotlib escapes the names in them.
+    """
+    for at, panel in enumerate(panels):
+        figure = panel if isinstance(panel, Figure) else alone(panel, size)
+        yield Markup(inline_svg(figure, f"{name} {at}"))
+
+
+def _p_value(permutations: int, value: float | None) -> str:
+    return facts.DASH if value is None else p_value(value, permutations)
+
+
+def _table(rows: Sequence[facts.ConceptRow], shown: Sequence[int], details: Sequence[Detail]) -> dict[str, Any]:
+    """The table of concepts for the page's script: what is shown, and by what it is sorted where that is another.
+
+    Args:
+        shown: places of the columns that are.
+    """
+    places = {detail.name: at for at, detail in enumerate(details)}
+    return {
+        "rows": [
+            [
+                [each.shown if each.key == each.shown else [each.shown, each.key] for each in _cells(row, shown)],
+                places.get(row.name, -1),
+                int(row.above),
+            ]
+            for row in rows
+        ]
+    }
+
+
+def _cells(row: facts.ConceptRow, shown: Sequence[int]) -> list[facts.Cell]:
+    return [row.cells[at] for at in shown]
+
+
+def _as_json(document: Any) -> Markup:
+    """JSON for inside a script element: nothing in it can end that."""
+    text = json.dumps(document, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)
+
+
+def _sampled(source: facts.Source, details: Sequence[Detail]) -> list[tuple[ConceptCurve, list[tuple[int, Success]]]]:
+    """Evaluated concepts with steered texts: the most successful at their chosen k, at a few steps of it."""
+
+    def success(curve: ConceptCurve) -> float:
+        return max((point.success.share for point in curve.points if point.k == curve.chosen_k), default=-1.0)
+
+    curves = source.steering.curves if source.steering else ()
+    with_texts = [curve for curve in curves if any(point.success.examples for point in curve.points)]
+    chosen = sorted(with_texts, key=lambda curve: (-success(curve), curve.concept))[:SAMPLED]
+    return [(curve, [(point.k, point.success) for point in curve.points if point.success.examples]) for curve in chosen]

@@ -1,0 +1,131 @@
+"""The sentences that a concept's experts respond to most, and those of its own that they respond to least.
+
+Reads stored responses, each block of units once; knows no model. Which token a response is from, see `marks`.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from expertmine.corpus import Corpus
+from expertmine.experts import Expert
+from expertmine.progress import track
+from expertmine.scored_rows import Side, mined_and_held_out
+from expertmine.specs import Plan, Pooling
+from expertmine.store import Store
+
+Label = Literal["positive", "negative", "neither"]
+LABELS: tuple[Label, ...] = ("negative", "neither", "positive")
+
+CONTRARY = 3
+"""At most so many positives of lowest, and negatives of highest response."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A sentence and what a unit's response to it is."""
+
+    sentence_id: int
+    text: str
+    label: Label
+    """What it is for the concept."""
+    response: float
+    """Pooled, as stored."""
+
+
+@dataclass(frozen=True, slots=True)
+class UnitSentences:
+    """Sentences of one expert of a concept."""
+
+    expert: Expert
+    highest: tuple[Shown, ...]
+    """Of all mined sentences, the highest response first."""
+    lowest_positives: tuple[Shown, ...]
+    """Of the concept's own, the lowest first."""
+    highest_negatives: tuple[Shown, ...]
+
+
+def extreme_sentences(
+    run: Path, plan: Plan, corpus: Corpus, pooling: Pooling, experts: Mapping[str, Sequence[Expert]], count: int
+) -> dict[str, tuple[UnitSentences, ...]]:
+    """Sentences of some experts, by concept, in the order given.
+
+    Equal responses are in order of the rows in which they are stored. A block of responses is held at a time.
+
+    Args:
+        experts: of each concept, those to look at.
+        count: how many sentences of highest response.
+
+    Raises:
+        UserError: what is stored is damaged.
+    """
+    store = Store(run, plan)
+    mined, _, rows_of = mined_and_held_out(run, plan, corpus, store)
+    ids = np.flatnonzero(mined.usable)
+    ids = ids[np.argsort(rows_of[ids], kind="stable")]  # by row, so that ties are
+    wanted: dict[int, list[tuple[str, Expert]]] = defaultdict(list)
+    for concept, chosen in experts.items():
+        for expert in chosen:
+            wanted[expert.unit // plan.layout.block_units].append((concept, expert))
+    found: dict[tuple[str, int], UnitSentences] = {}
+    places = {concept.name: concept.concept_id for concept in corpus.concepts}
+    for block in track(sorted(wanted), "sentences", len(wanted)):
+        units = plan.layout.block(block)
+        responses = store.read_responses(pooling, units)
+        for concept, expert in wanted[block]:
+            values = responses[rows_of[ids], expert.unit - units.start]
+            labels = _labels(mined, places[concept])[ids]
+            found[concept, expert.rank] = _of_unit(corpus, expert, ids, values, labels, count)
+    return {concept: tuple(found[concept, expert.rank] for expert in chosen) for concept, chosen in experts.items()}
+
+
+def _labels(mined: Side, concept_id: int) -> NDArray[np.int8]:
+    """(sentences of the corpus,) 1 for a concept's mined positives, -1 for its mined negatives, 0 for neither."""
+    labels = np.zeros(len(mined.usable), np.int8)
+    _, pool, removed = mined.pool_of(concept_id)
+    labels[pool] = -1
+    labels[removed] = 0
+    labels[mined.positives_of(concept_id)] = 1
+    return labels
+
+
+def _of_unit(
+    corpus: Corpus,
+    expert: Expert,
+    ids: NDArray[np.int64],
+    values: NDArray[np.floating[Any]],
+    labels: NDArray[np.int8],
+    count: int,
+) -> UnitSentences:
+    def shown(among: NDArray[np.int64], sign: int, most: int) -> tuple[Shown, ...]:
+        chosen = among[first_by(sign * values[among].astype(np.float64), most)]
+        return tuple(
+            Shown(int(ids[at]), corpus.texts(range(ids[at], ids[at] + 1))[0], LABELS[labels[at] + 1], float(values[at]))
+            for at in chosen
+        )
+
+    few = min(count, CONTRARY)
+    return UnitSentences(
+        expert,
+        shown(np.arange(len(ids)), -1, count),
+        shown(np.flatnonzero(labels == 1), 1, few),
+        shown(np.flatnonzero(labels == -1), -1, few),
+    )
+
+
+def first_by(keys: NDArray[np.float64], count: int) -> NDArray[np.int64]:
+    """Places of the `count` lowest keys, lowest first; equal ones in their order."""
+    count = min(count, len(keys))
+    if not count:
+        return np.empty(0, np.int64)
+    bound = np.partition(keys, count - 1)[count - 1]
+    below, equal = np.flatnonzero(keys < bound), np.flatnonzero(keys == bound)
+    candidates = np.concatenate([below, equal[: count - len(below)]])
+    return candidates[np.lexsort([candidates, keys[candidates]])]
