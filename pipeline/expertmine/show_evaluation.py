@@ -47,7 +47,7 @@ def concept(found: ConceptEvaluation, figure: Path, json_: bool) -> None:
     for title, name, form in (
         ("share of generations that the classifier assigns to the concept", "share", ".2f"),
         ("share of generations that have one of its words", "lexical", ".2f"),
-        ("perplexity of the generations by the unsteered model", "perplexity", ".0f"),
+        (f"perplexity of the generations by {found.provenance.reader}", "perplexity", ".0f"),
         ("distinct pairs of words", "distinct_2", ".2f"),
     ):
         out.print(f"\n[bold]{title}[/bold]")

@@ -64,6 +64,7 @@ def provenance(index: Experts, settings: CellSettings) -> Provenance:
         seed=settings.seed,
         samples=settings.samples,
         max_new_tokens=settings.max_new_tokens,
+        judge_model=settings.judge_model,
         expertmine=version("expertmine"),
     )
 

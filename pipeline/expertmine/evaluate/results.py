@@ -37,8 +37,15 @@ class Provenance:
     samples: int
     """Generations a cell."""
     max_new_tokens: int
+    judge_model: str | None
+    """Whose perplexity it is; None for the steered model, unsteered."""
     expertmine: str
     """Version."""
+
+    @property
+    def reader(self) -> str:
+        """By whom perplexity is measured, in words."""
+        return "the unsteered model" if self.judge_model is None else self.judge_model
 
 
 @dataclass(frozen=True, slots=True)

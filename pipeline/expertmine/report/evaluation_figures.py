@@ -145,7 +145,7 @@ def _perplexity(evaluation: ConceptEvaluation, axes: Axes) -> None:
     middle = _over_concepts(np.nanmedian, found)
     axes.plot(ladder, middle, color=BLUE, zorder=3)
     steps_axis(axes, ladder)
-    log_values(axes, "perplexity, unsteered model")
+    log_values(axes, "perplexity")
     axes.set_title("Fluency")
     label_ends(axes, [(ladder[-1], middle[-1], "median", BLUE)])
 

@@ -111,7 +111,7 @@ COLUMNS: tuple[tuple[str, str], ...] = (
     ("stability", "Share of the 10 best units that stay among the 10 best when sentences are drawn anew"),
     ("chosen k", "Experts set, as evaluation chose"),
     ("success", "Share of generations at the chosen k that a classifier assigns to the concept"),
-    ("perplexity", "Of those generations, under the unsteered model"),
+    ("perplexity", "Of those generations"),
     ("description", "From the corpus"),
 )
 """Of the table of concepts: heading, and what it means."""
