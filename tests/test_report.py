@@ -296,7 +296,7 @@ def test_the_first_of_equals_come_first(keys: list[int], count: int) -> None:
 
 def provenance(index: Experts) -> Provenance:
     experts = index.facts["checksums"]["experts"]
-    return Provenance("tiny", index.model.weights, experts, "max", "mean", 1.0, 0, 50, 40, None, "0")
+    return Provenance("tiny", index.model.weights, experts, "max", "mean", 1.0, "all", None, 0, 50, 40, None, "0")
 
 
 def success(share: float, perplexity: float | None, lexical: float | None = None, text: str = "") -> Success:

@@ -12,10 +12,11 @@ from tiny_models import BUILDERS, save_model
 from transformers import PreTrainedModel
 
 from expertmine import Experts, steer
-from expertmine.decoding import RowSampler
+from expertmine.decoding import RowSampler, Stopper
 from expertmine.errors import UserError
 from expertmine.experts import ConceptExperts, Expert, Forcing
-from expertmine.generate import GenerationRequest, Generator
+from expertmine.files import sha256_file
+from expertmine.generate import GenerationRequest, Generator, _Batch
 from expertmine.models import LoadedModel, load_model
 from expertmine.steering import Steering
 from expertmine.taps import reading
@@ -327,6 +328,104 @@ def test_what_is_drawn_is_distributed_as_the_model_says(generator: Generator, lo
     found = torch.bincount(drawn, minlength=len(logits)) / 20000
     assert (found[expected == 0] == 0).all()
     assert (found - expected).abs().max() < 4 * (expected * (1 - expected) / 20000).sqrt().max()
+
+
+def test_each_row_chooses_among_its_own_number_of_tokens() -> None:
+    """Equal scores, so that every candidate would come; a row with top_p beside one without."""
+    scores = torch.zeros(3000, 50)
+    sampler = RowSampler([1.0] * 3000, [3] * 1000 + [0] * 2000, [1.0] * 2000 + [0.2] * 1000, [(0, 1000), (1, 2000)])
+    drawn = sampler(scores, scores).argmax(-1)
+    assert [len(part.unique()) for part in drawn.split(1000)] == [3, 50, 10]
+
+
+def test_a_row_is_done_at_its_own_length_or_when_its_request_is_told() -> None:
+    stopper = Stopper([2, 5, 5], 4, [0, 0, 1], lambda request: request == 1)
+    ids = torch.zeros(3, 6, dtype=torch.long)
+    assert stopper(ids, ids).tolist() == [True, False, True]
+
+
+@pytest.fixture(scope="module")
+def writer(mined: Path, tmp_path_factory: pytest.TempPathFactory) -> Generator:
+    """The embedded model, which ends its texts; without experts of its own."""
+    folder = Path(shutil.copytree(mined / "experts", tmp_path_factory.mktemp("writer") / "experts"))
+    facts = json.loads((folder / "index.json").read_text())
+    facts["model"] = asdict(load_model("embedded", device="cpu").identity)
+    (folder / "index.json").write_text(json.dumps(facts))
+    return Generator(folder, "cpu")
+
+
+TEXTS = [
+    GenerationRequest(prompt=prompt, count=4, seed=seed, top_k=top_k, max_new_tokens=length)
+    for seed, (prompt, top_k, length) in enumerate(
+        [("", 10, 40), ("a kind of", 5, 25), ("the", 0, 7), ("a small bird", 3, 30)]
+    )
+]
+
+
+def test_texts_that_end_by_themselves_end_there(writer: Generator) -> None:
+    """Together, alone and as a stream: nothing of what fills a finished row up."""
+    together = writer.write(TEXTS)
+    assert together == [writer(request) for request in TEXTS]
+    streamed = [[""] * request.count for request in TEXTS]
+    tokens = [[0] * request.count for request in TEXTS]
+    why = {}
+    for piece in writer.stream(TEXTS):
+        streamed[piece.request][piece.row] += piece.text
+        tokens[piece.request][piece.row] += piece.tokens
+        if piece.finished:
+            why[piece.request, piece.row] = piece.finished
+    assert streamed == together
+    assert set(why.values()) == {"stop", "length"} and len(why) == 16
+    for (request, row), reason in why.items():
+        assert (tokens[request][row] == TEXTS[request].max_new_tokens) == (reason == "length")
+        (ids,) = (writer.loaded.tokenizer(together[request][row])["input_ids"],)
+        assert 0 not in ids[1:]
+
+
+def test_what_the_model_would_do_of_itself_changes_nothing(writer: Generator) -> None:
+    """Checkpoints bring settings of generation; what was asked for is sampled all the same."""
+    expected = writer.write(TEXTS)
+    own = writer.loaded.model.generation_config
+    try:
+        own.repetition_penalty, own.min_length, own.temperature, own.top_k = 1.7, 20, 0.1, 2  # type: ignore[union-attr]
+        assert writer.write(TEXTS) == expected
+        assert writer.loaded.model.generation_config is own
+    finally:
+        own.repetition_penalty, own.min_length, own.temperature, own.top_k = 1.0, 0, 1.0, 50  # type: ignore[union-attr]
+
+
+def test_half_a_character_at_the_end_is_no_text(writer: Generator) -> None:
+    batch = _Batch(writer, [GenerationRequest(prompt="caf")])
+    ids = writer.loaded.tokenizer("caf\u00e9\u2014")["input_ids"]
+    start = len(writer.loaded.tokenizer("caf")["input_ids"])
+    texts = [batch.whole_text(0, ids[start : start + count]) for count in range(1, len(ids) - start + 1)]
+    assert "\ufffd" in batch.text(0, ids[start:-1])
+    assert texts[-1] == "\u00e9\u2014"
+    assert all("\ufffd" not in text or at == 0 for at, text in enumerate(texts))
+
+
+def test_a_request_whose_units_have_no_value_is_refused_before_the_others_are_written(
+    mined: Path, tmp_path: Path
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder = Path(shutil.copytree(mined / "experts", tmp_path / "experts"))
+    table = pq.read_table(folder / "random.parquet")
+    at = table.schema.get_field_index("on_mean")
+    pq.write_table(
+        table.set_column(at, table.schema.field(at), pa.nulls(len(table), pa.float32()).fill_null(float("nan"))),
+        folder / "random.parquet",
+    )
+    facts = json.loads((folder / "index.json").read_text())
+    facts["checksums"]["random"] = sha256_file(folder / "random.parquet")
+    (folder / "index.json").write_text(json.dumps(facts))
+    generator = Generator(folder, "cpu")
+    bad = GenerationRequest(("animal",), Steering(5), units="random")
+    for refuse in (generator.check, generator, lambda asked: generator.write([MIXED[0], asked])):
+        with pytest.raises(UserError, match="has no value to be set to"):
+            refuse(bad)  # type: ignore[operator]
+    assert generator.check(replace(bad, steering=Steering(5, "zero"))) > 0
 
 
 def test_top_p_keeps_the_fewest_tokens_that_reach_it() -> None:

@@ -10,11 +10,11 @@ import torch
 from tiny_models import BUILDERS
 from transformers import PreTrainedModel
 
-from expertmine import Experts, steer
+from expertmine import Experts, models, steer
 from expertmine.errors import UserError
 from expertmine.experts import ConceptExperts, Expert
 from expertmine.interventions import Steered, steer_rows
-from expertmine.models import load_model
+from expertmine.models import load_model, weights_hash
 from expertmine.specs import ModelIdentity
 from expertmine.steering import Steering, assign, chosen_experts
 from expertmine.taps import reading
@@ -238,6 +238,16 @@ def test_a_model_whose_weights_are_elsewhere_is_steered_and_recognised(
     accelerate.cpu_offload(other, execution_device=torch.device("cpu"))
     with pytest.raises(UserError, match="other weights"), steer(other, experts, 25):
         pass
+
+
+def test_weights_that_are_tied_hash_alike_as_one_tensor_and_as_two(tiny_model: Path) -> None:
+    """As with the head and the embedding on two devices."""
+    tied, apart = (load_model(str(tiny_model), device="cpu").model for _ in range(2))
+    apart.lm_head.weight = torch.nn.Parameter(apart.lm_head.weight.detach().clone())  # type: ignore[union-attr]
+    assert len(list(apart.named_parameters())) == len(list(tied.named_parameters())) + 1
+    assert weights_hash(type(apart)(apart.config)) != weights_hash(tied)
+    models._hashes.pop(apart)
+    assert weights_hash(apart) == weights_hash(tied)
 
 
 def test_blocks_follow_each_other_and_layers_are_chosen_among(mined: Path) -> None:

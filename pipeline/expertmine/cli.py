@@ -325,8 +325,10 @@ def generate(
 
     concepts = tuple(concept or ())
     if k is None:
-        chosen = Experts.load(run, pooling).chosen_k(concepts[0]) if len(concepts) == 1 else None
-        k = DEFAULT_K if chosen is None else chosen
+        index = Experts.load(run, pooling)
+        plain = len(concepts) == 1 and choice.block == 1 and choice.units == "experts"
+        chosen = index.chosen_k(concepts[0], forcing.steering(0).manner) if plain else None
+        k = min(DEFAULT_K, index.top_k) if chosen is None else chosen
     asked = GenerationRequest(
         concepts=concepts,
         steering=replace(forcing.steering(k), block=choice.block, conflicts=choice.conflicts),

@@ -35,7 +35,9 @@ class RowSampler(LogitsProcessor):
         self.greedy = torch.tensor([temperature == 0 for temperature in temperatures])
         self.temperatures = torch.tensor([temperature or 1.0 for temperature in temperatures])[:, None]
         self.top_ks = list(top_ks)
-        self.top_ps = torch.tensor(list(top_ps))[:, None] if min(top_ps) < 1 else None
+        # Sums of shares fall a little short of 1: all tokens are all tokens.
+        bounds = [top_p if top_p < 1 else torch.inf for top_p in top_ps]
+        self.top_ps = torch.tensor(bounds)[:, None] if min(top_ps) < 1 else None
         self.counts = [count for _, count in requests]
         self.generators = [torch.Generator().manual_seed(seed) for seed, _ in requests]
 

@@ -37,6 +37,8 @@ best; or for each of the best one of the same hookpoint, drawn by lot likewise."
 UNITS: tuple[Units, ...] = ("experts", "worst", "random", "matched")
 TABLES = (*UNITS, "distribution")
 STEERING = "steering.json"
+MANNER_BY_DEFAULT: Mapping[str, Any] = {"forcing": "mean", "strength": 1.0, "tokens": "all", "layers": None}
+"""How units are set unless one asks for something else; a chosen k means nothing when they are set otherwise."""
 
 Forcing = Literal["mean", "p50", "p90", "zero"]
 """Value that do(c, k) sets a unit to: the mean of its responses to positives (the paper's), their median (the
@@ -206,13 +208,19 @@ class Experts(Mapping[str, ConceptExperts]):
         description = self.facts["concepts"][at]["description"]
         return ConceptExperts(concept, description, self.model, tuple(Expert(**row) for row in rows))
 
-    def chosen_k(self, concept: str) -> int | None:
+    def chosen_k(self, concept: str, under: Mapping[str, Any] | None = None) -> int | None:
         """How many experts evaluation found to steer best; None where it was not evaluated, or none steered.
+
+        Args:
+            under: how units are to be set, `expertmine.steering.Steering.manner`; None where they were set otherwise
+                when it was evaluated. Unless given, however that was.
 
         Raises:
             UnknownConcept: there is none of that name.
         """
         self._place_of(concept)
+        if under is not None and under != self.steered_under:
+            return None
         found: int | None = self.steering.get(concept)
         return found
 
@@ -255,25 +263,41 @@ class Experts(Mapping[str, ConceptExperts]):
         document = read_json(path, "the k that evaluation chose for each concept")
         if not isinstance(document, dict) or document.get("experts") != self.facts["checksums"]["experts"]:
             return {}
-        wrong = mismatch(document, {"rule": str, "k": {EVERY: (int, None)}})
+        wrong = mismatch(document, {"rule": str, "k": {EVERY: (int, None)}, "under": {"forcing": str, "tokens": str}})
         chosen: dict[str, int | None] = {} if wrong else document["k"]
         if wrong or any(k is not None and not 0 <= k <= self.top_k for k in chosen.values()):
             raise UserError(f"{path} is damaged: {wrong or 'a k is out of range'}; remove it, and evaluate again")
         return chosen
 
-    def keep_chosen(self, chosen: Mapping[str, int | None], rule: str) -> None:
-        """Write down which k evaluation chose, beside what was chosen for other concepts before.
+    @cached_property
+    def steered_under(self) -> Mapping[str, Any]:
+        """How units were set when those k were chosen; empty where none were."""
+        if not self.steering:
+            return {}
+        under: dict[str, Any] = read_json(self.folder / STEERING, "the k that evaluation chose")["under"]
+        return under
+
+    def keep_chosen(
+        self, chosen: Mapping[str, int | None], rule: str, under: Mapping[str, Any] = MANNER_BY_DEFAULT
+    ) -> None:
+        """Write down which k evaluation chose, beside what was chosen for other concepts in the same way.
 
         Args:
-            rule: by which they were chosen, in words.
+            rule: by which they were chosen, in words. What was chosen by another rule is forgotten.
+            under: how units were set, `expertmine.steering.Steering.manner`; as by another rule.
 
         Raises:
             UserError: the disk refuses.
         """
-        together = dict(sorted({**self.steering, **chosen}.items()))
-        document = {"experts": self.facts["checksums"]["experts"], "rule": rule, "k": together}
-        write_json(self.folder / STEERING, document)
-        self.__dict__.pop("steering", None)
+        path, before = self.folder / STEERING, self.steering
+        if before:
+            document = read_json(path, "the k that evaluation chose")
+            before = before if (document["rule"], document["under"]) == (rule, dict(under)) else {}
+        together = dict(sorted({**before, **chosen}.items()))
+        checksum = self.facts["checksums"]["experts"]
+        write_json(path, {"experts": checksum, "rule": rule, "under": dict(under), "k": together})
+        for known in ("steering", "steered_under"):
+            self.__dict__.pop(known, None)
 
     @property
     def worst(self) -> pa.Table:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
+from transformers import GenerationConfig
 
 from expertmine.decoding import Decoding, RowSampler, StepStreamer, Stopper
 from expertmine.errors import UserError
@@ -20,7 +21,7 @@ from expertmine.interventions import Steered, steer_rows
 from expertmine.models import LoadedModel, load_identical, refuse_encoder, tokenise
 from expertmine.responses import filling
 from expertmine.specs import Pooling
-from expertmine.steering import Steering, chosen_experts
+from expertmine.steering import Steering, assign
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,10 @@ class NewGenerator:
         return Generator(self.index, self.device, self.pooling, self.model)
 
 
+LONGEST_CHARACTER = 4
+"""Bytes of a character at most, and tokens, where a tokenizer takes bytes as tokens."""
+
+
 def never(request: int) -> bool:
     """No request is to stop early."""
     return False
@@ -136,8 +141,7 @@ class Generator:
             UserError: unknown concept, k out of range, or a prompt that leaves no room.
         """
         ids = self._prompt(request)
-        for name in request.concepts:
-            chosen_experts(self.experts.units(name, request.units), request.steering)
+        _steered(self.experts, request)
         return len(ids)
 
     def write(self, requests: Sequence[GenerationRequest]) -> list[list[str]]:
@@ -148,7 +152,7 @@ class Generator:
         """
         batch = _Batch(self, requests)
         rows = batch.run(never, lambda step: None)
-        texts = [batch.text(row, rows[row]) for row in range(len(rows))]
+        texts = [batch.whole_text(row, rows[row]) for row in range(len(rows))]
         starts = [batch.first_row(at) for at in range(len(requests) + 1)]
         return [texts[start:end] for start, end in pairwise(starts)]
 
@@ -192,7 +196,8 @@ class Generator:
     def _prompt(self, request: GenerationRequest) -> list[int]:
         """The tokens that a request goes on from."""
         model, tokenizer = self.loaded.model, self.loaded.tokenizer
-        ids = tokenise(tokenizer, [request.prompt], None)[0].ids or [tokenizer.bos_token_id]
+        (text,) = tokenise(tokenizer, [request.prompt], None)
+        ids = text.without_end().ids or [tokenizer.bos_token_id]
         if ids[0] is None:
             raise UserError(f"{self.experts.model.name!r} has no start token; give a prompt")
         context = getattr(model.config, "max_position_embeddings", None)
@@ -223,6 +228,14 @@ class _Batch:
         """What a row's new tokens add to its prompt."""
         return self.decoding.added(self.prompts[self.owners[row]], tokens)
 
+    def whole_text(self, row: int, tokens: Sequence[int]) -> str:
+        """The same of a row that is finished: without what the length has left of a last character."""
+        for end in range(len(tokens), max(len(tokens) - LONGEST_CHARACTER, 0), -1):
+            text = self.text(row, tokens[:end])
+            if not text.endswith("\ufffd"):
+                return text
+        return self.text(row, tokens)
+
     def run(self, stopped: Callable[[int], bool], on_step: Callable[[list[int]], None]) -> list[list[int]]:
         """The new tokens of each row, up to its end.
 
@@ -244,7 +257,7 @@ class _Batch:
         )
         ends = _end_tokens(self.loaded)
         stopper = Stopper([request.max_new_tokens for request in each], longest, self.owners, stopped)
-        with torch.inference_mode(), self._steering():
+        with torch.inference_mode(), self._steering(), _plain_settings(model):
             output = model.generate(
                 input_ids=ids,
                 attention_mask=mask,
@@ -287,7 +300,7 @@ class _Batch:
                     unsaid[row] += 1
                     if len(tokens[row]) == self.requests[owner].max_new_tokens:
                         finished = "length"
-                text = self.text(row, tokens[row])
+                text = (self.whole_text if finished else self.text)(row, tokens[row])
                 if finished is None and (text.endswith("\ufffd") or not text.startswith(said[row])):
                     continue  # a character whose last token is still to come
                 yield Piece(owner, row - self.first_row(owner), text[len(said[row]) :], unsaid[row], finished)
@@ -297,14 +310,30 @@ class _Batch:
 
 
 def _steered(experts: Experts, request: GenerationRequest) -> Steered | None:
-    if not request.concepts or not request.steering.k:
-        for name in request.concepts:
-            experts.units(name, request.units)  # refuses an unknown one
-        return None
+    """What a request sets.
+
+    Raises:
+        UserError: unknown concept, k out of range, or a unit whose value was not kept.
+    """
     concepts = tuple(experts.units(name, request.units) for name in request.concepts)
-    for concept in concepts:
-        chosen_experts(concept, request.steering)
-    return Steered(concepts, request.steering)
+    assign(concepts, request.steering)
+    return Steered(concepts, request.steering) if concepts and request.steering.k else None
+
+
+@contextmanager
+def _plain_settings(model: Any) -> Iterator[None]:
+    """While open, the model brings no settings of its own, such as a repetition penalty, but its special tokens.
+
+    They would change what is drawn without a word, and some count filling as text.
+    """
+    own = model.generation_config
+    model.generation_config = GenerationConfig(
+        bos_token_id=own.bos_token_id, eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id
+    )
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def _end_tokens(loaded: LoadedModel) -> frozenset[int]:

@@ -65,6 +65,11 @@ class TokenisedText:
     real: list[bool]
     """Whether a token belongs to the text; False for those that the tokenizer adds, such as BOS."""
 
+    def without_end(self) -> TokenisedText:
+        """Without the tokens that the tokenizer puts after a text; a text without tokens of its own has none left."""
+        end = max((at + 1 for at, each in enumerate(self.real) if each), default=0)
+        return TokenisedText(self.ids[:end], self.real[:end])
+
 
 def load_model(
     name: str, revision: str | None = None, device: str | None = None, dtype: torch.dtype = torch.float32
@@ -205,9 +210,10 @@ def weights_hash(model: PreTrainedModel) -> str:
     if model not in _hashes:
         digest = hashlib.sha256()
         # Parameters that are one and the same count once, also where offloading has made two of them.
-        again = set(getattr(model, "all_tied_weights_keys", None) or ())
+        names = {name for name, _ in model.named_parameters()}
+        tied = getattr(model, "all_tied_weights_keys", None) or {}
         for name, parameter in sorted(model.named_parameters()):
-            if parameter.is_meta and name in again:
+            if tied.get(name) in names:
                 continue
             digest.update(f"{name}{tuple(parameter.shape)}".encode())
             rounded = _at_hand(model, name, parameter).to(torch.bfloat16).cpu().contiguous()

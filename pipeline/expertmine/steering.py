@@ -6,7 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from expertmine.errors import UserError
 from expertmine.experts import ConceptExperts, Expert, Forcing
@@ -51,6 +51,12 @@ class Steering:
             raise UserError(f"strength is {self.strength}: expected 0 (nothing is changed) to 1 (set to the value)")
         if self.layers is not None and (not self.layers or min(self.layers) < 0):
             raise UserError(f"layers are {list(self.layers)}: expected numbers from 0, or none to take all layers")
+
+    @property
+    def manner(self) -> dict[str, Any]:
+        """How units are set, whichever they are; as JSON has it."""
+        layers = None if self.layers is None else list(self.layers)
+        return {"forcing": self.forcing, "strength": self.strength, "tokens": self.tokens, "layers": layers}
 
 
 Assignment = Mapping[str, Mapping[int, float]]

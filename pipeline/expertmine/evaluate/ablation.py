@@ -23,9 +23,11 @@ from expertmine.evaluate.tasks import Place, run_tasks
 from expertmine.experts import Experts
 from expertmine.ledger import load_plan, open_corpus
 from expertmine.specs import Pooling
-from expertmine.steering import DEFAULT_K
+from expertmine.steering import DEFAULT_K, assign
 
 UNSTEERED, EXPERTS = "unsteered", "experts"
+FRESH = 2**31
+"""Lies between the seed that draws concepts and the one that draws texts; so far off that nobody chose a k with it."""
 
 
 def variants(index: Experts, most_k: int) -> tuple[Variant, ...]:
@@ -58,7 +60,7 @@ def evaluate(
 
     Args:
         names: concepts; unless given, `count` of those that `evaluate concept` was asked about, or else of all, by lot.
-        settings: its seed draws concepts; texts are drawn with the next one.
+        settings: its seed draws concepts; texts are drawn with another.
         k: units to set; None for what `evaluate concept` chose for each concept.
         pooling: by which the experts were found; the run's first unless given.
 
@@ -71,11 +73,12 @@ def evaluate(
     if not names and index.steering:  # those whose k is known
         names = sorted(random.Random(settings.seed).sample(list(index.steering), min(count, len(index.steering))))
     concepts = drawn_concepts(open_corpus(run, load_plan(run)), index, names, count, settings.seed)
-    settings = replace(settings, seed=(settings.seed + 1) % 2**32)
-    ks = {concept: k or index.chosen_k(concept) or DEFAULT_K for concept in concepts}
+    settings = replace(settings, seed=(settings.seed + FRESH) % 2**32)
+    known = {concept: index.chosen_k(concept, settings.steering.manner) for concept in concepts}
+    ks = {concept: k or known[concept] or min(DEFAULT_K, index.top_k) for concept in concepts}
     for each in ks.values():
         require_k(index, each)
-    chosen = sum(index.chosen_k(concept) is not None for concept in concepts)
+    chosen = sum(each is not None for each in known.values())
     k_rule = (
         f"k = {k} for every concept"
         if k
@@ -87,6 +90,9 @@ def evaluate(
         for name in concepts
         for each in compared
     ]
+    for one in asked:  # before hours of work, not after
+        steering = replace(settings.steering, k=one.k, block=one.block)
+        assign([index.units(one.concept, one.units)], steering)
     found = provenance(index, settings)
     folder = result_path(run, found.pooling, Ablation).parent
     worker = NewMeasurer(run, pooling, settings)

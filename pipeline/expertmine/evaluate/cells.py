@@ -61,6 +61,8 @@ def provenance(index: Experts, settings: CellSettings) -> Provenance:
         pooling=index.facts["pooling"],
         forcing=settings.steering.forcing,
         strength=settings.steering.strength,
+        tokens=settings.steering.tokens,
+        layers=settings.steering.layers,
         seed=settings.seed,
         samples=settings.samples,
         max_new_tokens=settings.max_new_tokens,
@@ -74,7 +76,7 @@ def decisive(index: Experts, settings: CellSettings) -> Mapping[str, Any]:
     checksums = {name: index.facts["checksums"][name] for name in ("experts", "worst", "random", "matched")}
     return {
         "index": {"checksums": checksums, "plan": index.facts["plan"], "model": asdict(index.model)},
-        "settings": asdict(settings),
+        "settings": asdict(replace(settings, steering=replace(settings.steering, k=0, block=1))),
         "expertmine": version("expertmine"),
     }
 

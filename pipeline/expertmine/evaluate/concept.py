@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from scipy.stats import fisher_exact
 
 from expertmine.corpus import Corpus
 from expertmine.errors import UserError
@@ -29,26 +30,42 @@ from expertmine.specs import Pooling
 
 LADDER = (0, 10, 20, 30, 50, 70, 100, 150, 200, 300)
 FLUENCY = 3.0
+ALPHA = 0.05
 
 
 def rule(fluency: float) -> str:
     """How k is chosen, in words."""
     return (
-        f"of the k whose perplexity is at most {fluency:g} times that at k = 0, the one with the highest share of "
-        "generations that the classifier assigns to the concept, and of equal ones the smallest; none where that share "
-        "is not above the one at k = 0"
+        f"of the k whose perplexity is at most {fluency:g} times that at k = 0 and whose share of generations that the "
+        "classifier assigns to the concept is above that at k = 0 (Fisher's exact test, one-sided, 5 % over all k that "
+        "were tried), the one with the highest share, and of equal ones the smallest; none where there is no such k"
     )
 
 
-def choose_k(points: Sequence[Point], fluency: float) -> int | None:
-    """The k of a curve by `rule`; the first point is at k = 0."""
-    unsteered = points[0].success
+def choose_k(points: Sequence[Point], samples: int, fluency: float) -> int | None:
+    """The k of a curve by `rule`; the first point is at k = 0.
+
+    Args:
+        samples: generations that each point is of.
+    """
+    unsteered, steered = points[0].success, points[1:]
     if unsteered.perplexity is None:
         return None
     most = fluency * unsteered.perplexity
-    fluent = [each for each in points[1:] if each.success.perplexity is not None and each.success.perplexity <= most]
-    best = max(fluent, key=lambda each: (each.success.share, -each.k), default=points[0])
-    return best.k if best.success.share > unsteered.share else None
+    able = [
+        each
+        for each in steered
+        if each.success.perplexity is not None
+        and each.success.perplexity <= most
+        and _p_above(each.success.share, unsteered.share, samples) <= ALPHA / len(steered)
+    ]
+    return max(able, key=lambda each: (each.success.share, -each.k)).k if able else None
+
+
+def _p_above(share: float, other: float, samples: int) -> float:
+    """One-sided p-value of Fisher's exact test that one share of so many is above another."""
+    hits, others = round(share * samples), round(other * samples)
+    return float(fisher_exact([[hits, samples - hits], [others, samples - others]], alternative="greater").pvalue)
 
 
 def drawn_concepts(corpus: Corpus, index: Experts, names: Sequence[str], count: int, seed: int) -> list[str]:
@@ -109,9 +126,14 @@ def evaluate(
         points = tuple(Point(k, rebuilt(Success, each["success"])) for k, each in zip(ks, own, strict=True))
         quality = rebuilt(ClassifierQuality, own[0]["classifier"])
         description = index.concept_facts(concept)["description"]
-        curves.append(ConceptCurve(concept, description, quality, own[0]["lemmas"], points, choose_k(points, fluency)))
+        curves.append(
+            ConceptCurve(
+                concept, description, quality, own[0]["lemmas"], points, choose_k(points, settings.samples, fluency)
+            )
+        )
     result = ConceptEvaluation(found, rule(fluency), fluency, tuple(curves))
-    index.keep_chosen({curve.concept: curve.chosen_k for curve in curves}, result.rule)
+    chosen = {curve.concept: curve.chosen_k for curve in curves}
+    index.keep_chosen(chosen, result.rule, settings.steering.manner)
     write_result(run, result)
     return result
 

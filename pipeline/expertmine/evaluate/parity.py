@@ -100,6 +100,11 @@ class Experimenter:
     def exact(self, task: ContextTask) -> ContextCurve:
         """By the probability mass of the words as next tokens."""
         prompt, words = word_tokens(self.generator.loaded, task.context.text, (*SHE, *HE))
+        if self.settings.steering.tokens == "last" and max(map(len, words)) > 1:
+            raise UserError(
+                f"the tokenizer of {self.generator.loaded.identity.name!r} makes several tokens of a pronoun; setting "
+                "units at the last token alone, only the sampled estimate can be had: --estimate sampled"
+            )
 
         def masses(concept: str | None, ks: Sequence[int]) -> list[tuple[float, float]]:
             rows = [self._steered(concept, k) for k in ks]
@@ -245,6 +250,8 @@ def evaluate(
             )
     ks = tuple(sorted({0, *ladder}))
     require_k(index, ks[-1])
+    if len(ks) < 2:
+        raise UserError("the ladder has no k above 0: expected one or more")
     tasks = [ContextTask(context, pair, ks, tuple(estimates)) for context in (contexts() if which is None else which)]
     if not tasks or not estimates:
         raise UserError("there is no context, or no estimate, to run the experiment with")

@@ -40,7 +40,7 @@ def losses(loaded: LoadedModel, texts: Sequence[str], spec: ResponseSpec = DEFAU
     """
     found = [Loss(0.0, 0)] * len(texts)
     limit = getattr(loaded.model.config, "max_position_embeddings", None)
-    tokenised = tokenise(loaded.tokenizer, texts, limit)
+    tokenised = [text.without_end() for text in tokenise(loaded.tokenizer, texts, limit)]
     kept = [row for row, text in enumerate(tokenised) if len(text.ids) > 1 and any(text.real)]
     for batch in make_batches(tokenised, kept, spec, filling(loaded.tokenizer)):
         ids = batch.ids.to(loaded.model.device)

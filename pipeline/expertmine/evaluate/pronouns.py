@@ -36,10 +36,10 @@ def word_tokens(loaded: LoadedModel, prompt: str, words: Sequence[str]) -> tuple
     """
     tokenizer = loaded.tokenizer
     ids = tokenise(tokenizer, [prompt, *(f"{prompt} {word}" for word in words)], None)
-    start = _without_end(ids[0].ids, ids[0].real)
+    start = ids[0].without_end().ids
     added = []
     for word, text in zip(words, ids[1:], strict=True):
-        whole = _without_end(text.ids, text.real)
+        whole = text.without_end().ids
         if whole[: len(start)] != start or len(whole) == len(start):
             raise UserError(
                 f"the tokenizer of {loaded.identity.name!r} joins {prompt!r} and {word!r} into one token; the exact "
@@ -47,12 +47,6 @@ def word_tokens(loaded: LoadedModel, prompt: str, words: Sequence[str]) -> tuple
             )
         added.append(whole[len(start) :])
     return start, added
-
-
-def _without_end(ids: Sequence[int], real: Sequence[bool]) -> list[int]:
-    """Tokens without those that the tokenizer puts after a text."""
-    last = max((at for at, each in enumerate(real) if each), default=-1)
-    return list(ids[: last + 1])
 
 
 @torch.no_grad()
@@ -66,17 +60,18 @@ def next_word_mass(
         words: the tokens of each.
         copies: how often the batch has every word: rows come copy by copy, so that each copy can be steered otherwise.
     """
-    longest = len(prompt) + max(map(len, words))
+    # The last token of a word is predicted, not read. Words of one token thus share one row, the prompt.
+    readings = list(dict.fromkeys(tuple(word[:-1]) for word in words))
+    longest = len(prompt) + max(map(len, readings))
     fill = filling(loaded.tokenizer)
-    rows = [[*prompt, *word] for word in words]
+    rows = [[*prompt, *read] for read in readings]
     ids = torch.tensor([row + [fill] * (longest - len(row)) for row in rows], device=loaded.model.device)
     mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=loaded.model.device)
     logits = loaded.model(
         input_ids=ids.repeat(copies, 1), attention_mask=mask.repeat(copies, 1), use_cache=False
     ).logits
-    shares = logits[:, len(prompt) - 1 : -1].double().log_softmax(-1)
-    targets = ids[:, len(prompt) :].repeat(copies, 1)
-    counted = mask[:, len(prompt) :].repeat(copies, 1)
-    each = shares.gather(-1, targets[..., None])[..., 0] * counted
-    mass: torch.Tensor = each.sum(1).exp().reshape(copies, len(words)).cpu()
-    return mass
+    shares = logits[:, len(prompt) - 1 :].double().log_softmax(-1).reshape(copies, len(rows), -1, logits.shape[-1])
+    mass = [
+        sum(shares[:, readings.index(tuple(word[:-1])), at, token] for at, token in enumerate(word)) for word in words
+    ]
+    return torch.stack([each.exp() for each in mass], dim=1).cpu()

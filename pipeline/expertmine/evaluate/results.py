@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from expertmine.errors import UserError
 from expertmine.experts import Forcing, Units
 from expertmine.files import read_json, write_json
+from expertmine.steering import Tokens
 
 FORMAT = 1
 
@@ -33,6 +34,8 @@ class Provenance:
     pooling: str
     forcing: Forcing
     strength: float
+    tokens: Tokens
+    layers: tuple[int, ...] | None
     seed: int
     samples: int
     """Generations a cell."""
@@ -119,7 +122,7 @@ class Variant:
     """Which units an ablation sets."""
 
     name: str
-    """Such as ``experts``, ``random``, ``matched``, ``ranks 101-200``, ``worst``."""
+    """Such as ``experts``, ``random``, ``matched``, ``block 2`` (the k after the experts), ``worst``."""
     units: Units
     block: int
 

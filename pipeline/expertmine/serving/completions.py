@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, NoReturn
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -108,11 +108,10 @@ def parse(body: bytes, experts: Experts, limits: Limits) -> Asked:
     if new_tokens > limits.new_tokens:
         message = f"max_tokens is {new_tokens}: expected {limits.new_tokens} at most"
         raise Refusal(400, message, "too_many", "max_tokens")
-    k, k_from = _how_many(read, experts)
     seed = secrets.randbelow(2**32) if read.seed is None else read.seed
     try:
         steering = Steering(
-            k=k,
+            k=0,
             forcing=read.forcing,
             strength=read.strength,
             tokens=read.tokens,
@@ -120,6 +119,8 @@ def parse(body: bytes, experts: Experts, limits: Limits) -> Asked:
             block=read.block,
             conflicts=read.conflicts,
         )
+        k, k_from = _how_many(read, experts, steering)
+        steering = replace(steering, k=k)
         requests = tuple(
             GenerationRequest(
                 concepts=tuple(read.concept),
@@ -165,7 +166,7 @@ def _no_number(text: str) -> NoReturn:
     raise ValueError(f"{text} is none in JSON")
 
 
-def _how_many(read: Body, experts: Experts) -> tuple[int, str]:
+def _how_many(read: Body, experts: Experts, steering: Steering) -> tuple[int, str]:
     """How many experts of each concept are set, and who says so."""
     for at, concept in enumerate(read.concept):
         if concept in read.concept[:at]:
@@ -174,7 +175,8 @@ def _how_many(read: Body, experts: Experts) -> tuple[int, str]:
             raise unknown_concept(concept, experts)
     if read.k is not None:
         return read.k, "request"
-    chosen = experts.chosen_k(read.concept[0]) if len(read.concept) == 1 else None
+    plain = len(read.concept) == 1 and read.block == 1 and read.units == "experts"
+    chosen = experts.chosen_k(read.concept[0], steering.manner) if plain else None
     return (min(DEFAULT_K, experts.top_k), "default") if chosen is None else (chosen, "evaluation")
 
 
