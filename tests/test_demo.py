@@ -23,7 +23,7 @@ def test_the_demo_mines_shows_and_steers(tmp_path: Path) -> None:
     assert len(experts) >= 20
     assert set(SHOWN) <= set(experts)
     assert done.stdout.count("unsteered") == done.stdout.count(f"k = {LADDER[-1]}") == len(SHOWN)
-    assert done.stdout.count(str(run)) == 4  # where the run is, and three commands to try
+    assert done.stdout.count(str(run)) == 7  # where the run is, and six commands to try
     # Experts found on mined sentences detect their concept on sentences that mining did not see.
     table = pq.read_table(run / "experts" / "experts.parquet").to_pylist()
     for name in SHOWN:
