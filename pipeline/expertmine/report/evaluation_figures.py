@@ -72,8 +72,10 @@ def ablation_panels(ablation: Ablation) -> list[Panel]:
 
 
 def parity_panels(parity: Parity) -> list[Panel]:
-    """The panels of `parity_figure`."""
-    return [partial(_difference, parity), partial(_parity_points, parity), partial(_parity_perplexity, parity)]
+    """The panels of `parity_figure`; perplexity only where texts were sampled."""
+    panels: list[Panel] = [partial(_difference, parity), partial(_parity_points, parity)]
+    sampled = any(summary.mean_perplexity for summary, _ in _of_lean(parity))
+    return [*panels, partial(_parity_perplexity, parity)] if sampled else panels
 
 
 def ablation_size(ablation: Ablation) -> tuple[float, float]:

@@ -167,7 +167,7 @@ def steps_axis(axes: Axes, ladder: Sequence[int], label: str = "experts set, k")
     axes.set_xlabel(label)
 
 
-def _apart(axes: Axes, ladder: Sequence[int], gap: float = 0.085) -> set[int]:
+def _apart(axes: Axes, ladder: Sequence[int], gap: float = 0.105) -> set[int]:
     """Steps whose labels have room beside each other: both ends first, then from the left."""
     if len(ladder) < 3:
         return set(ladder)
@@ -200,7 +200,7 @@ def share_axis(axes: Axes, label: str) -> None:
     axes.set_ylabel(label)
 
 
-def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]], gap: float = 0.085) -> None:
+def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]], gap: float = 0.105) -> None:
     """Write what lines are at their right ends, moved apart where they would lie on each other.
 
     Args:
