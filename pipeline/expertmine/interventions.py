@@ -108,7 +108,7 @@ class _Setting:
         self._spread: tuple[torch.Size, torch.Tensor] | None = None
 
     def __call__(self, response: torch.Tensor, where: Where) -> torch.Tensor:
-        """Response (…, channels) with the chosen ones moved; the original stays as it is."""
+        """Response (…, channels) with the chosen ones moved; the original stays as it is, unless it is owned."""
         placed = self._placed
         if placed is None or placed.dtype is not response.dtype or placed.device != response.device:
             placed, self._spread = self._place(response), None
@@ -120,6 +120,8 @@ class _Setting:
         else:
             moved = placed.values.expand(*response.shape[:-1], -1)
             self._spread = response.shape, moved
+        if where.owned:
+            return response.index_copy_(-1, placed.channels, moved)
         return response.index_copy(-1, placed.channels, moved)
 
     def _moved(self, own: torch.Tensor, placed: _Placed, where: Where) -> torch.Tensor:

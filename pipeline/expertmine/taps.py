@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 from transformers.utils.generic import ModelOutput
 
 from expertmine.errors import UserError
@@ -26,7 +27,8 @@ Recorder = Callable[[str, torch.Tensor], None]
 """Takes a hookpoint's name and what it gives: (batch, tokens, channels) or (batch × tokens, channels)."""
 
 Change = Callable[[torch.Tensor, "Where"], torch.Tensor]
-"""Takes a response and whose it is; gives the same with some channels changed. The argument stays as it is."""
+"""Takes a response and whose it is; gives the same with some channels changed. The argument stays as it is, unless
+nobody else has it (`Where.owned`)."""
 
 _NAME = re.compile(r"(?P<path>.+?)(?:\[(?P<expert>\d+)\])?(?:#(?P<run>\d+))?")
 
@@ -122,6 +124,8 @@ class Where:
     """None where the pass is over something else than texts of tokens."""
     routed: torch.Tensor | None = None
     """(tokens,) of an expert's map: places in the batch, text after text; None for all tokens."""
+    owned: bool = False
+    """Whether the response may be changed in place: made a moment ago, and seen by nobody else."""
 
 
 class _Runs:
@@ -131,12 +135,14 @@ class _Runs:
         self.runs: dict[str, int] = defaultdict(int)
         self.current: Pass | None = None
         self.everywhere = Where(None)
+        self.owned = Where(None, owned=True)
 
     def begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Forward pre-hook of the base model."""
         self.runs.clear()
         self.current = Pass.of(args, kwargs)
         self.everywhere = Where(self.current)
+        self.owned = Where(self.current, owned=True)
 
     def check_shape(self, name: str, output: object, response: torch.Tensor | None) -> torch.Tensor:
         now = self.current
@@ -287,21 +293,25 @@ def changing(model: PreTrainedModel, changes: Mapping[str, Change]) -> Iterator[
     with ExitStack() as hooks:
         hooks.enter_context(_counting(model, runs))
         for path, by_run in at_modules.items():
-            hooks.callback(module_at(model, path).register_forward_hook(_changer(path, by_run, runs)).remove)
+            module = module_at(model, path)
+            hooks.callback(module.register_forward_hook(_changer(module, path, by_run, runs)).remove)
         for path, by_map in at_experts.items():
             hooks.enter_context(_changing_experts(module_at(model, path), path, by_map, runs))
         hooks.callback(model.base_model.register_forward_hook(check).remove)
         yield
 
 
-def _changer(path: str, by_run: Mapping[int | None, Change], runs: _Runs) -> Callable[..., Any]:
-    counts, only = runs.runs, by_run.get(None)
+def _changer(module: nn.Module, path: str, by_run: Mapping[int | None, Change], runs: _Runs) -> Callable[..., Any]:
+    counts, only, hooks = runs.runs, by_run.get(None), module._forward_hooks
+    # What these give is a tensor of its own, never a view of something that lives on.
+    gives_its_own = type(module) in (nn.Linear, Conv1D)
 
     def change_run(module: nn.Module, inputs: object, output: Any) -> Any:
         counts[path] += 1
         # Once a hookpoint and token: what is not needed here is left out.
         if only is not None and isinstance(output, torch.Tensor):
-            return only(output, runs.everywhere)
+            unseen = gives_its_own and len(hooks) == 1 and not torch.is_grad_enabled()
+            return only(output, runs.owned if unseen else runs.everywhere)
         change = only or by_run.get(counts[path])
         if change is None:
             return output
