@@ -37,7 +37,7 @@ from expertmine.mine import (
 )
 from expertmine.option_groups import with_groups
 from expertmine.specs import Pooling
-from expertmine.steering import DEFAULT_K
+from expertmine.steering import DEFAULT_K, usual_k
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
@@ -324,14 +324,12 @@ def generate(
     from expertmine.mine import run_generate
 
     concepts = tuple(concept or ())
+    steering = replace(forcing.steering(k or 0), block=choice.block, conflicts=choice.conflicts)
     if k is None:
-        index = Experts.load(run, pooling)
-        plain = len(concepts) == 1 and choice.block == 1 and choice.units == "experts"
-        chosen = index.chosen_k(concepts[0], forcing.steering(0).manner) if plain else None
-        k = min(DEFAULT_K, index.top_k) if chosen is None else chosen
+        steering = replace(steering, k=usual_k(Experts.load(run, pooling), concepts, steering, choice.units)[0])
     asked = GenerationRequest(
         concepts=concepts,
-        steering=replace(forcing.steering(k), block=choice.block, conflicts=choice.conflicts),
+        steering=steering,
         units=choice.units,
         prompt=prompt,
         count=count,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -13,6 +14,10 @@ from expertmine.errors import UserError
 from expertmine.option_groups import with_groups
 from expertmine.specs import Pooling
 
+if TYPE_CHECKING:
+    from expertmine.evaluate.cells import CellSettings
+    from expertmine.evaluate.tasks import Executor, Place
+
 app = typer.Typer(help="Measure whether steering does what it should.", no_args_is_help=True)
 
 Run = Annotated[Path, typer.Argument(help="Run folder.", show_default=False)]
@@ -20,26 +25,61 @@ Concepts = Annotated[
     list[str] | None, typer.Option("--concept", help="A concept; repeatable. [default: some drawn by lot]")
 ]
 Count = Annotated[int, typer.Option("--count", help="Concepts to draw.", min=1)]
-Samples = Annotated[int, typer.Option("-n", "--samples", help="Generations a cell.", min=1)]
 NewTokens = Annotated[int, typer.Option("--max-new-tokens", help="Longest generation, in tokens.", min=1)]
-JudgeModel = Annotated[
-    str | None,
-    typer.Option("--judge-model", help="Measure perplexity by this model. [default: the steered one, unsteered]"),
-]
-WhichPooling = Annotated[
-    Pooling | None, typer.Option("--pooling", help="Experts by this pooling. [default: the run's first]")
-]
-Seed = Annotated[int, typer.Option(help="Of every random choice.", min=0, max=2**32 - 1)]
-Executor = Annotated[str, typer.Option(help="In this process (serial), or on Ray actors (ray).")]
-Address = Annotated[
-    str | None, typer.Option(help="A running Ray cluster; `auto` for this machine's. [default: one of its own]")
-]
-Workers = Annotated[int | None, typer.Option(help="Actors. [default: what the machine or cluster has]", min=1)]
-Figure = Annotated[
-    Path | None,
-    typer.Option("--figure", help="Where the figure goes, .svg, .png or .pdf. [default: beside the result, as .svg]"),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationOptions:
+    """What every evaluation is asked."""
+
+    samples: Annotated[int, typer.Option("-n", "--samples", help="Generations a cell.", min=1)] = 100
+    judge_model: Annotated[
+        str | None,
+        typer.Option("--judge-model", help="Measure perplexity by this model. [default: the steered one, unsteered]"),
+    ] = None
+    pooling: Annotated[
+        Pooling | None, typer.Option("--pooling", help="Experts by this pooling. [default: the run's first]")
+    ] = None
+    seed: Annotated[int, typer.Option("--seed", help="Of every random choice.", min=0, max=2**32 - 1)] = 0
+    executor: Annotated[str, typer.Option("--executor", help="In this process (serial), or on Ray actors (ray).")] = (
+        "serial"
+    )
+    address: Annotated[
+        str | None,
+        typer.Option("--address", help="A running Ray cluster; `auto` for this machine's. [default: one of its own]"),
+    ] = None
+    workers: Annotated[
+        int | None, typer.Option("--workers", help="Actors. [default: what the machine or cluster has]", min=1)
+    ] = None
+    figure: Annotated[
+        Path | None,
+        typer.Option(
+            "--figure", help="Where the figure goes, .svg, .png or .pdf. [default: beside the result, as .svg]"
+        ),
+    ] = None
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False
+
+    def settings(self, forcing: ForcingOptions, max_new_tokens: int) -> CellSettings:
+        """Of generation and measurement.
+
+        Raises:
+            UserError: a value out of range.
+        """
+        from expertmine.evaluate.cells import CellSettings
+
+        return CellSettings(self.samples, max_new_tokens, forcing.steering(0), self.seed, self.judge_model)
+
+    def place(self) -> Place:
+        """Where tasks run.
+
+        Raises:
+            UserError: an executor that there is not.
+        """
+        from expertmine.evaluate.tasks import Place
+
+        if self.executor not in ("serial", "ray"):
+            raise UserError(f"--executor is {self.executor!r}: expected serial or ray")
+        return Place(cast("Executor", self.executor), self.address, self.workers)
 
 
 @app.command("concept")
@@ -47,22 +87,14 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON."
 def concept(
     run: Run,
     forcing: ForcingOptions,
+    options: EvaluationOptions,
     concept: Concepts = None,
     count: Count = 30,
     k: Annotated[list[int] | None, typer.Option("-k", help="Experts to set; repeatable. [default: a ladder]")] = None,
-    samples: Samples = 100,
     max_new_tokens: NewTokens = 40,
     fluency: Annotated[
         float, typer.Option(help="Perplexity that the chosen k may have, as a multiple of that at k = 0.", min=1)
     ] = 3.0,
-    judge_model: JudgeModel = None,
-    pooling: WhichPooling = None,
-    seed: Seed = 0,
-    executor: Executor = "serial",
-    address: Address = None,
-    workers: Workers = None,
-    figure: Figure = None,
-    as_json: AsJson = False,
 ) -> None:
     """Success and fluency against k, and the k that is best for each concept. Resumes.
 
@@ -71,16 +103,13 @@ def concept(
 
     Example: `expertmine evaluate concept run --concept bird.n.01 -k 10 -k 30 -k 100`
     """
-    from expertmine.evaluate.cells import CellSettings
     from expertmine.evaluate.concept import LADDER, evaluate
     from expertmine.report.evaluation_figures import concept_figure
 
-    settings = CellSettings(samples, max_new_tokens, forcing.steering(0), seed, judge_model)
-    found = evaluate(
-        run, concept or (), count, k or LADDER, settings, fluency, pooling, _place(executor, address, workers)
-    )
-    drawn = show_evaluation.draw(run, found, concept_figure, figure)
-    show_evaluation.concept(found, drawn, as_json)
+    settings = options.settings(forcing, max_new_tokens)
+    found = evaluate(run, concept or (), count, k or LADDER, settings, fluency, options.pooling, options.place())
+    drawn = show_evaluation.draw(run, found, concept_figure, options.figure)
+    show_evaluation.concept(found, drawn, options.as_json)
 
 
 @app.command("ablation")
@@ -88,21 +117,13 @@ def concept(
 def ablation(
     run: Run,
     forcing: ForcingOptions,
+    options: EvaluationOptions,
     concept: Concepts = None,
     count: Count = 30,
     k: Annotated[
         int | None, typer.Option("-k", help="Units to set. [default: what `evaluate concept` chose for each]", min=1)
     ] = None,
-    samples: Samples = 100,
     max_new_tokens: NewTokens = 40,
-    judge_model: JudgeModel = None,
-    pooling: WhichPooling = None,
-    seed: Seed = 0,
-    executor: Executor = "serial",
-    address: Address = None,
-    workers: Workers = None,
-    figure: Figure = None,
-    as_json: AsJson = False,
 ) -> None:
     """Do experts matter more than chance? The same number of other units set instead. Resumes.
 
@@ -112,13 +133,12 @@ def ablation(
     Example: `expertmine evaluate ablation run --count 30`
     """
     from expertmine.evaluate.ablation import evaluate
-    from expertmine.evaluate.cells import CellSettings
     from expertmine.report.evaluation_figures import ablation_figure
 
-    settings = CellSettings(samples, max_new_tokens, forcing.steering(0), seed, judge_model)
-    found = evaluate(run, concept or (), count, k, settings, pooling, _place(executor, address, workers))
-    drawn = show_evaluation.draw(run, found, ablation_figure, figure)
-    show_evaluation.ablation(found, drawn, as_json)
+    settings = options.settings(forcing, max_new_tokens)
+    found = evaluate(run, concept or (), count, k, settings, options.pooling, options.place())
+    drawn = show_evaluation.draw(run, found, ablation_figure, options.figure)
+    show_evaluation.ablation(found, drawn, options.as_json)
 
 
 @app.command("parity")
@@ -126,6 +146,7 @@ def ablation(
 def parity(
     run: Run,
     forcing: ForcingOptions,
+    options: EvaluationOptions,
     man: Annotated[str, typer.Option(help="Concept set where a context leans to she.")] = "man.n.01",
     woman: Annotated[str, typer.Option(help="Concept set where a context leans to he.")] = "woman.n.01",
     occupations: Annotated[
@@ -141,16 +162,7 @@ def parity(
         list[str] | None,
         typer.Option(help="`sampled` (generations, the reference's word rule) or `exact`. [default: both]"),
     ] = None,
-    samples: Samples = 100,
     max_new_tokens: NewTokens = 15,
-    judge_model: JudgeModel = None,
-    pooling: WhichPooling = None,
-    seed: Seed = 0,
-    executor: Executor = "serial",
-    address: Address = None,
-    workers: Workers = None,
-    figure: Figure = None,
-    as_json: AsJson = False,
 ) -> None:
     """Section 5 of the paper: how many experts make *she* as likely as *he*, over 867 contexts. Resumes.
 
@@ -158,18 +170,15 @@ def parity(
 
     Example: `expertmine evaluate parity run --estimate exact`
     """
-    import random
-
-    from expertmine.evaluate.cells import CellSettings
     from expertmine.evaluate.contexts import contexts as every_context
-    from expertmine.evaluate.contexts import read_occupations
+    from expertmine.evaluate.contexts import draw, read_occupations
     from expertmine.evaluate.parity import LADDER, Pair, evaluate
     from expertmine.report.evaluation_figures import parity_figure
 
     which = every_context() if occupations is None else every_context(read_occupations(occupations))
-    if contexts is not None and contexts < len(which):
-        which = random.Random(seed).sample(which, contexts)
-    settings = CellSettings(samples, max_new_tokens, forcing.steering(0), seed, judge_model)
+    if contexts is not None:
+        which = draw(which, contexts, options.seed)
+    settings = options.settings(forcing, max_new_tokens)
     found = evaluate(
         run,
         Pair(man, woman),
@@ -177,16 +186,8 @@ def parity(
         k or LADDER,
         settings,
         show_evaluation.estimates(estimate),
-        pooling,
-        _place(executor, address, workers),
+        options.pooling,
+        options.place(),
     )
-    drawn = show_evaluation.draw(run, found, parity_figure, figure)
-    show_evaluation.parity(found, drawn, as_json)
-
-
-def _place(executor: str, address: str | None, workers: int | None):  # type: ignore[no-untyped-def]
-    from expertmine.evaluate.tasks import Place
-
-    if executor not in ("serial", "ray"):
-        raise UserError(f"--executor is {executor!r}: expected serial or ray")
-    return Place(executor, address, workers)  # type: ignore[arg-type]
+    drawn = show_evaluation.draw(run, found, parity_figure, options.figure)
+    show_evaluation.parity(found, drawn, options.as_json)

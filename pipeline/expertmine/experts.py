@@ -131,12 +131,21 @@ class ConceptExperts(Sequence[Expert]):
         Raises:
             UserError: the index does not hold that many.
         """
-        if not 0 <= k <= len(self.experts):
-            raise UserError(
-                f"k is {k}: expected 0 to {len(self.experts)}, the experts a concept that this index holds; "
-                "`expertmine reduce RUN --top-k K` keeps more"
-            )
+        require_k(k, len(self.experts))
         return self.experts[:k]
+
+
+def require_k(k: int, held: int, least: int = 0) -> None:
+    """Check how many experts of a concept are asked for.
+
+    Raises:
+        UserError: the index does not hold that many.
+    """
+    if not least <= k <= held:
+        raise UserError(
+            f"k is {k}: expected {least} to {held}, the experts a concept that this index holds; "
+            "`expertmine reduce RUN --top-k K` keeps more"
+        )
 
 
 class Experts(Mapping[str, ConceptExperts]):
@@ -219,7 +228,7 @@ class Experts(Mapping[str, ConceptExperts]):
             UnknownConcept: there is none of that name.
         """
         self._place_of(concept)
-        if under is not None and under != self.steered_under:
+        if under is not None and under != self.steering_document["under"]:
             return None
         found: int | None = self.steering.get(concept)
         return found
@@ -248,34 +257,37 @@ class Experts(Mapping[str, ConceptExperts]):
         """The whole index, a row for each concept and rank."""
         return self._read("experts")
 
-    @cached_property
+    @property
     def steering(self) -> Mapping[str, int | None]:
         """How many experts are best set for each concept that was evaluated; None where none steered.
 
-        Empty where nothing was evaluated, or another index of the same place was.
+        Raises:
+            UserError: what was written down is damaged.
+        """
+        chosen: dict[str, int | None] = self.steering_document["k"]
+        return chosen
+
+    @cached_property
+    def steering_document(self) -> Mapping[str, Any]:
+        """What evaluation wrote down: ``k`` by concept, the ``rule``, and ``under`` which manner of setting units.
+
+        All empty where nothing was evaluated, or another index of the same place was.
 
         Raises:
             UserError: what was written down is damaged.
         """
         path = self.folder / STEERING
+        nothing = {"rule": "", "under": {}, "k": {}}
         if not path.exists():
-            return {}
+            return nothing
         document = read_json(path, "the k that evaluation chose for each concept")
         if not isinstance(document, dict) or document.get("experts") != self.facts["checksums"]["experts"]:
-            return {}
+            return nothing
         wrong = mismatch(document, {"rule": str, "k": {EVERY: (int, None)}, "under": {"forcing": str, "tokens": str}})
         chosen: dict[str, int | None] = {} if wrong else document["k"]
         if wrong or any(k is not None and not 0 <= k <= self.top_k for k in chosen.values()):
             raise UserError(f"{path} is damaged: {wrong or 'a k is out of range'}; remove it, and evaluate again")
-        return chosen
-
-    @cached_property
-    def steered_under(self) -> Mapping[str, Any]:
-        """How units were set when those k were chosen; empty where none were."""
-        if not self.steering:
-            return {}
-        under: dict[str, Any] = read_json(self.folder / STEERING, "the k that evaluation chose")["under"]
-        return under
+        return document
 
     def keep_chosen(
         self, chosen: Mapping[str, int | None], rule: str, under: Mapping[str, Any] = MANNER_BY_DEFAULT
@@ -289,15 +301,12 @@ class Experts(Mapping[str, ConceptExperts]):
         Raises:
             UserError: the disk refuses.
         """
-        path, before = self.folder / STEERING, self.steering
-        if before:
-            document = read_json(path, "the k that evaluation chose")
-            before = before if (document["rule"], document["under"]) == (rule, dict(under)) else {}
-        together = dict(sorted({**before, **chosen}.items()))
+        before = self.steering_document
+        kept = before["k"] if (before["rule"], before["under"]) == (rule, dict(under)) else {}
+        together = dict(sorted({**kept, **chosen}.items()))
         checksum = self.facts["checksums"]["experts"]
-        write_json(path, {"experts": checksum, "rule": rule, "under": dict(under), "k": together})
-        for known in ("steering", "steered_under"):
-            self.__dict__.pop(known, None)
+        write_json(self.folder / STEERING, {"experts": checksum, "rule": rule, "under": dict(under), "k": together})
+        self.__dict__.pop("steering_document", None)
 
     @property
     def worst(self) -> pa.Table:

@@ -28,7 +28,7 @@ from expertmine.errors import UserError
 from expertmine.experts import Experts, Units
 from expertmine.files import write_atomically
 from expertmine.ledger import load_plan, open_corpus, require_complete
-from expertmine.lookup import require_k
+from expertmine.lookup import k_or_all
 from expertmine.progress import track
 from expertmine.specs import Plan, Pooling
 from expertmine.store import Store
@@ -127,7 +127,7 @@ def export_table(
     """
     if out.is_dir():
         raise UserError(f"{out} is a folder; give a file, such as {out / f'{which}.{form}'}")
-    table = cut(experts, experts.units_table(which), concepts, require_k(experts, k))
+    table = cut(experts, experts.units_table(which), concepts, k_or_all(experts, k))
     buffer = io.BytesIO()
     if form == "csv":
         pyarrow.csv.write_csv(table, buffer)

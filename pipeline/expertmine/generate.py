@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -21,7 +21,7 @@ from expertmine.interventions import Steered, steer_rows
 from expertmine.models import LoadedModel, load_identical, refuse_encoder, tokenise
 from expertmine.responses import filling
 from expertmine.specs import Pooling
-from expertmine.steering import Steering, assign
+from expertmine.steering import Steering
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,8 +153,7 @@ class Generator:
         batch = _Batch(self, requests)
         rows = batch.run(never, lambda step: None)
         texts = [batch.whole_text(row, rows[row]) for row in range(len(rows))]
-        starts = [batch.first_row(at) for at in range(len(requests) + 1)]
-        return [texts[start:end] for start, end in pairwise(starts)]
+        return [texts[start:end] for start, end in pairwise(batch.starts)]
 
     def stream(self, requests: Sequence[GenerationRequest], stopped: Callable[[int], bool] = never) -> Iterator[Piece]:
         """The same as `write`, piece by piece as tokens come. Closing the iterator ends the batch.
@@ -215,14 +214,13 @@ class _Batch:
     def __init__(self, generator: Generator, requests: Sequence[GenerationRequest]) -> None:
         self.loaded = generator.loaded
         self.requests = requests
+        self.starts = list(accumulate((request.count for request in requests), initial=0))
+        """The first row of each request, and how many rows there are."""
         self.owners = [at for at, request in enumerate(requests) for _ in range(request.count)]
         self.prompts = [generator._prompt(request) for request in requests]
         # What is wrong with a request is found here, before anything is computed.
         self.steered = [_steered(generator.experts, request) for request in requests]
         self.decoding = Decoding(self.loaded.tokenizer)
-
-    def first_row(self, request: int) -> int:
-        return sum(each.count for each in self.requests[:request])
 
     def text(self, row: int, tokens: Sequence[int]) -> str:
         """What a row's new tokens add to its prompt."""
@@ -303,7 +301,7 @@ class _Batch:
                 text = (self.whole_text if finished else self.text)(row, tokens[row])
                 if finished is None and (text.endswith("\ufffd") or not text.startswith(said[row])):
                     continue  # a character whose last token is still to come
-                yield Piece(owner, row - self.first_row(owner), text[len(said[row]) :], unsaid[row], finished)
+                yield Piece(owner, row - self.starts[owner], text[len(said[row]) :], unsaid[row], finished)
                 said[row], unsaid[row] = text, 0
                 if finished is not None:
                     running.discard(row)
@@ -315,9 +313,8 @@ def _steered(experts: Experts, request: GenerationRequest) -> Steered | None:
     Raises:
         UserError: unknown concept, k out of range, or a unit whose value was not kept.
     """
-    concepts = tuple(experts.units(name, request.units) for name in request.concepts)
-    assign(concepts, request.steering)
-    return Steered(concepts, request.steering) if concepts and request.steering.k else None
+    made = Steered(tuple(experts.units(name, request.units) for name in request.concepts), request.steering)
+    return made if made.assignment else None
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from transformers import PreTrainedModel
@@ -19,12 +20,21 @@ from expertmine.steering import Assignment, Conflicts, Steering, Tokens, assign
 from expertmine.taps import Where, changing
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Steered:
     """What is set for one text of a batch."""
 
     concepts: tuple[ConceptExperts, ...]
     steering: Steering
+
+    @cached_property
+    def assignment(self) -> Assignment:
+        """The values; made once for all texts that are steered so.
+
+        Raises:
+            UserError: k out of range, or a unit whose value was not kept.
+        """
+        return assign(self.concepts, self.steering)
 
 
 @contextmanager
@@ -76,13 +86,9 @@ def steer_rows(model: PreTrainedModel, rows: Sequence[Steered | None], check: bo
     if check:
         for identity in {concept.model for row in rows if row is not None for concept in row.concepts}:
             check_weights(model, identity)
-    made: dict[int, Assignment] = {}
-    for row in rows:
-        if row is not None and id(row) not in made:
-            made[id(row)] = assign(row.concepts, row.steering)
     if all(row is rows[0] for row in rows):
         rows = rows[:1]
-    settings = [(made[id(row)], row.steering) if row is not None else ({}, Steering()) for row in rows]
+    settings = [(row.assignment, row.steering) if row is not None else ({}, Steering()) for row in rows]
     names = dict.fromkeys(name for assignment, _ in settings for name, values in assignment.items() if values)
     with changing(model, {name: _Setting(name, settings) for name in names}):
         yield

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from expertmine.errors import UserError
-from expertmine.experts import Experts
+from expertmine.experts import Experts, require_k
 
 FEWEST_SHARED = 3
 """Shared experts that a rank correlation takes: of two it could be nothing but 1 or -1."""
@@ -139,7 +139,7 @@ class Neighbour:
     jaccard: float
 
 
-def require_k(experts: Experts, k: int | None) -> int:
+def k_or_all(experts: Experts, k: int | None) -> int:
     """How many experts of each concept count: `k`, or all that the index holds.
 
     Raises:
@@ -147,11 +147,7 @@ def require_k(experts: Experts, k: int | None) -> int:
     """
     if k is None:
         return experts.top_k
-    if not 1 <= k <= experts.top_k:
-        raise UserError(
-            f"k is {k}: expected 1 to {experts.top_k}, the experts a concept that this index holds; "
-            "`expertmine reduce RUN --top-k K` keeps more"
-        )
+    require_k(k, experts.top_k, least=1)
     return k
 
 
@@ -162,7 +158,7 @@ def expert_units(experts: Experts, k: int | None = None) -> NDArray[np.int64]:
         UserError: k out of range.
     """
     units: NDArray[np.int64] = experts.table["unit"].to_numpy().reshape(-1, experts.top_k)
-    return units[:, : require_k(experts, k)]
+    return units[:, : k_or_all(experts, k)]
 
 
 def find_unit(experts: Experts, text: str) -> Place:
@@ -297,7 +293,7 @@ def compare(experts: Experts, concept: str, other: str, k: int | None = None) ->
         UnknownConcept: there is none of a name.
         UserError: k out of range.
     """
-    k = require_k(experts, k)
+    k = k_or_all(experts, k)
     one, two = experts[concept].top(k), {expert.unit: expert for expert in experts[other].top(k)}
     shared = tuple(
         SharedExpert(

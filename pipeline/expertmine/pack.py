@@ -17,7 +17,7 @@ from expertmine.errors import UserError
 from expertmine.experts import STEERING, TABLES, UNITS, Experts, write_tables
 from expertmine.export import cut
 from expertmine.files import read_json, write_atomically, write_json, writing
-from expertmine.lookup import require_k
+from expertmine.lookup import k_or_all
 from expertmine.pack_card import card, is_folder
 
 README = "README.md"
@@ -77,7 +77,7 @@ def pack(experts: Experts, out: Path, request: PackRequest | None = None) -> Pac
             or the disk refuses.
     """
     request = request or PackRequest()
-    k = require_k(experts, request.top_k)
+    k = k_or_all(experts, request.top_k)
     _require_place(out, experts.folder)
     model = request.base_model or experts.model.name
     if request.repository and is_folder(model):
@@ -145,7 +145,6 @@ def _write_steering(experts: Experts, out: Path, wanted: set[str], k: int) -> tu
     evaluated = {name: chosen for name, chosen in experts.steering.items() if name in wanted}
     kept = {name: chosen for name, chosen in evaluated.items() if chosen is None or chosen <= k}
     if kept:
-        document = read_json(experts.folder / STEERING, "the k that evaluation chose for each concept")
         checksum = read_json(out / "index.json", "a pack")["checksums"]["experts"]
-        write_json(out / STEERING, {**document, "experts": checksum, "k": kept})
+        write_json(out / STEERING, {**experts.steering_document, "experts": checksum, "k": kept})
     return tuple(sorted(evaluated.keys() - kept.keys()))

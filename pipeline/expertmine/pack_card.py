@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from expertmine.experts import Experts
-from expertmine.steering import DEFAULT_K
+from expertmine.steering import Steering, usual_k
 
 LISTED = 20
 """Concepts in the table."""
@@ -94,7 +94,7 @@ def snippet(experts: Experts, place: str) -> str:
     model = experts.model
     best = dict(zip(experts, experts.table["ap"].to_numpy()[:: experts.top_k].tolist(), strict=True))
     concept = max([name for name in experts if experts.steering.get(name)] or experts, key=lambda name: best[name])
-    k = experts.chosen_k(concept) or min(DEFAULT_K, experts.top_k)
+    k = usual_k(experts, [concept], Steering())[0]
     auto, writes = _auto_class(model.architecture)
     if model.name == "embedded":
         imports = ["from expertmine.models import load_model"]

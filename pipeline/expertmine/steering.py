@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from expertmine.errors import UserError
-from expertmine.experts import ConceptExperts, Expert, Forcing
+from expertmine.experts import ConceptExperts, Expert, Experts, Forcing, Units
 
 DEFAULT_K = 50
 """Experts that are set where nobody says how many and no evaluation has chosen."""
@@ -57,6 +57,23 @@ class Steering:
         """How units are set, whichever they are; as JSON has it."""
         layers = None if self.layers is None else list(self.layers)
         return {"forcing": self.forcing, "strength": self.strength, "tokens": self.tokens, "layers": layers}
+
+
+def usual_k(index: Experts, concepts: Sequence[str], steering: Steering, units: Units = "experts") -> tuple[int, bool]:
+    """How many experts are set where nobody says: what evaluation chose for the one concept, or `DEFAULT_K`.
+
+    Args:
+        steering: how they are to be set; its k does not matter. What was chosen under another manner does not count.
+
+    Returns:
+        k, and whether evaluation chose it.
+
+    Raises:
+        UnknownConcept: there is none of a name.
+    """
+    plain = len(concepts) == 1 and steering.block == 1 and units == "experts"
+    chosen = index.chosen_k(concepts[0], steering.manner) if plain else None
+    return (min(DEFAULT_K, index.top_k), False) if chosen is None else (chosen, True)
 
 
 Assignment = Mapping[str, Mapping[int, float]]

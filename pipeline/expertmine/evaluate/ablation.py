@@ -16,14 +16,14 @@ from pathlib import Path
 from expertmine.errors import UserError
 from expertmine.evaluate import cells as measured
 from expertmine.evaluate.cells import CellSettings, NewMeasurer, decisive, provenance
-from expertmine.evaluate.concept import drawn_concepts, require_k
+from expertmine.evaluate.concept import drawn_concepts
 from expertmine.evaluate.results import Ablation, Cell, Comparison, Success, Variant, rebuilt, result_path, write_result
 from expertmine.evaluate.statistics import interval, sign_flip_p
 from expertmine.evaluate.tasks import Place, run_tasks
-from expertmine.experts import Experts
+from expertmine.experts import Experts, require_k
 from expertmine.ledger import load_plan, open_corpus
 from expertmine.specs import Pooling
-from expertmine.steering import DEFAULT_K, assign
+from expertmine.steering import DEFAULT_K, assign, usual_k
 
 UNSTEERED, EXPERTS = "unsteered", "experts"
 FRESH = 2**31
@@ -74,11 +74,11 @@ def evaluate(
         names = sorted(random.Random(settings.seed).sample(list(index.steering), min(count, len(index.steering))))
     concepts = drawn_concepts(open_corpus(run, load_plan(run)), index, names, count, settings.seed)
     settings = replace(settings, seed=(settings.seed + FRESH) % 2**32)
-    known = {concept: index.chosen_k(concept, settings.steering.manner) for concept in concepts}
-    ks = {concept: k or known[concept] or min(DEFAULT_K, index.top_k) for concept in concepts}
+    usual = {concept: usual_k(index, [concept], replace(settings.steering, block=1)) for concept in concepts}
+    ks = {concept: k or usual[concept][0] for concept in concepts}
     for each in ks.values():
-        require_k(index, each)
-    chosen = sum(each is not None for each in known.values())
+        require_k(each, index.top_k)
+    chosen = sum(evaluated for _, evaluated in usual.values())
     k_rule = (
         f"k = {k} for every concept"
         if k

@@ -24,7 +24,7 @@ from expertmine.evaluate.results import (
     write_result,
 )
 from expertmine.evaluate.tasks import Place, run_tasks
-from expertmine.experts import Experts
+from expertmine.experts import Experts, require_k
 from expertmine.ledger import load_plan, open_corpus
 from expertmine.specs import Pooling
 
@@ -113,7 +113,7 @@ def evaluate(
     settings = settings or CellSettings()
     index = Experts.load(run, pooling)
     ks = sorted({0, *ladder})
-    require_k(index, ks[-1])
+    require_k(ks[-1], index.top_k)
     concepts = drawn_concepts(open_corpus(run, load_plan(run)), index, names, count, settings.seed)
     found = provenance(index, settings)
     cells = [Cell(concept, k) for concept in concepts for k in ks]
@@ -136,16 +136,3 @@ def evaluate(
     index.keep_chosen(chosen, result.rule, settings.steering.manner)
     write_result(run, result)
     return result
-
-
-def require_k(index: Experts, k: int) -> None:
-    """Refuse more experts than there are, before anything is generated.
-
-    Raises:
-        UserError: the index does not hold that many.
-    """
-    if not 0 <= k <= index.top_k:
-        raise UserError(
-            f"k is {k}: expected 0 to {index.top_k}, the experts a concept that the index keeps; "
-            "`expertmine reduce RUN --top-k K` keeps more"
-        )

@@ -6,6 +6,7 @@ After Vig et al. (2020), *Causal mediation analysis for interpreting neural NLP:
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,11 @@ class Context:
 def contexts(occupations: Sequence[str] = OCCUPATIONS, templates: Sequence[str] = TEMPLATES) -> list[Context]:
     """Every occupation in every template."""
     return [Context(template, occupation) for template in templates for occupation in occupations]
+
+
+def draw(every: Sequence[Context], count: int, seed: int) -> list[Context]:
+    """So many contexts by lot; all of them, as they are, where there are no more."""
+    return random.Random(seed).sample(list(every), count) if count < len(every) else list(every)
 
 
 def read_occupations(path: Path) -> list[str]:

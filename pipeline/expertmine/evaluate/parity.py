@@ -16,7 +16,6 @@ from typing import Any
 
 from expertmine.errors import UserError
 from expertmine.evaluate.cells import CellSettings, decisive, provenance
-from expertmine.evaluate.concept import require_k
 from expertmine.evaluate.contexts import Context, contexts
 from expertmine.evaluate.diversity import self_bleu
 from expertmine.evaluate.perplexity import losses, mean_perplexity
@@ -32,7 +31,7 @@ from expertmine.evaluate.results import (
     write_result,
 )
 from expertmine.evaluate.tasks import Answer, Asked, Place, run_tasks
-from expertmine.experts import Experts
+from expertmine.experts import Experts, require_k
 from expertmine.generate import GenerationRequest, Generator
 from expertmine.interventions import Steered, steer_rows
 from expertmine.specs import Pooling
@@ -249,7 +248,7 @@ def evaluate(
                 "with --man and --woman"
             )
     ks = tuple(sorted({0, *ladder}))
-    require_k(index, ks[-1])
+    require_k(ks[-1], index.top_k)
     if len(ks) < 2:
         raise UserError("the ladder has no k above 0: expected one or more")
     tasks = [ContextTask(context, pair, ks, tuple(estimates)) for context in (contexts() if which is None else which)]

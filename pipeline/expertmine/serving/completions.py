@@ -13,7 +13,7 @@ from expertmine.errors import UnknownConcept, UserError
 from expertmine.experts import Experts, Forcing, Units
 from expertmine.generate import GenerationRequest
 from expertmine.serving.refusals import Refusal, of_field
-from expertmine.steering import DEFAULT_K, Conflicts, Steering, Tokens
+from expertmine.steering import Conflicts, Steering, Tokens, usual_k
 
 MOST_CONCEPTS = 32
 """Concepts of one request."""
@@ -175,9 +175,8 @@ def _how_many(read: Body, experts: Experts, steering: Steering) -> tuple[int, st
             raise unknown_concept(concept, experts)
     if read.k is not None:
         return read.k, "request"
-    plain = len(read.concept) == 1 and read.block == 1 and read.units == "experts"
-    chosen = experts.chosen_k(read.concept[0], steering.manner) if plain else None
-    return (min(DEFAULT_K, experts.top_k), "default") if chosen is None else (chosen, "evaluation")
+    k, evaluated = usual_k(experts, read.concept, steering, read.units)
+    return k, "evaluation" if evaluated else "default"
 
 
 def unknown_concept(name: str, experts: Experts) -> Refusal:
