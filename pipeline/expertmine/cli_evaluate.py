@@ -166,7 +166,7 @@ def parity(
 ) -> None:
     """Section 5 of the paper: how many experts make *she* as likely as *he*, over 867 contexts. Resumes.
 
-    The exact estimate alone takes a minute where sampling takes hours.
+    The exact estimate alone takes half a minute where sampling takes an hour.
 
     Example: `expertmine evaluate parity run --estimate exact`
     """

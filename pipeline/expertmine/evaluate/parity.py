@@ -106,7 +106,7 @@ class Experimenter:
             )
 
         def masses(concept: str | None, ks: Sequence[int]) -> list[tuple[float, float]]:
-            rows = [self._steered(concept, k) for k in ks]
+            rows = self._steered(concept, ks)
             with steer_rows(self.generator.loaded.model, rows, check=False):
                 mass = next_word_mass(self.generator.loaded, prompt, words, len(rows))
             return [(float(each[: len(SHE)].sum()), float(each[len(SHE) :].sum())) for each in mass]
@@ -131,11 +131,12 @@ class Experimenter:
         kept = [random.Random(self.settings.seed).sample(each, min(BLEU_TEXTS, len(each))) for each in texts]
         return _curve(task, "sampled", lean, concept, found, tuple(perplexities)), kept
 
-    def _steered(self, concept: str | None, k: int) -> Steered | None:
-        if concept is None or not k:
-            return None
-        steering = replace(self.settings.steering, k=k)
-        return Steered((self.generator.experts[concept],), steering)
+    def _steered(self, concept: str | None, ks: Sequence[int]) -> list[Steered | None]:
+        """What is set at each k."""
+        if concept is None:
+            return [None] * len(ks)
+        experts = (self.generator.experts[concept],)
+        return [Steered(experts, replace(self.settings.steering, k=k)) for k in ks]
 
     def _written(self, task: ContextTask, concept: str | None, ks: Sequence[int]) -> list[list[str]]:
         """What the model adds to the prompt, for each k."""
