@@ -1,0 +1,271 @@
+"""The job file: options of all commands in one YAML file, read safely and held against the keys that there are.
+
+Knows nothing of commands, or of what an option takes: it is handed the keys, and gives every value as the text that one
+would have typed, with its line. Nothing is constructed from YAML: only the parser's events are read, so that a value is
+text however it looks, and tags, anchors and aliases are refused rather than obeyed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from expertmine.errors import UserError
+from expertmine.places import Place
+
+MOST_BYTES = 1 << 16
+"""Largest job file that is read."""
+
+Value = str | tuple[str, ...]
+"""Text, or a list of texts, of an option."""
+
+_NOTHING = frozenset({"", "~", "null", "Null", "NULL"})
+"""Plain scalars that YAML takes for no value."""
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """The keys that a job file may have, each with the setting that it stands for: several may mean the same one."""
+
+    top: Mapping[str, str]
+    """Setting of each key outside of sections."""
+    sections: Mapping[str, Mapping[str, str]]
+    """The same of the keys in each section."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One option in a job file."""
+
+    key: str
+    """As it is found there: ``model``, or ``extract.workers`` in a section."""
+    value: Value
+    line: int
+    """Counted from 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a job file says."""
+
+    where: Place
+    settings: Mapping[str, Entry]
+    """By the setting that a key stands for, in the file's order."""
+
+    def trouble(self, entry: Entry, what: str) -> UserError:
+        """An error about one of its options."""
+        return UserError(f"{self.where}, line {entry.line}: {entry.key}{what}")
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One option as it stands."""
+
+    section: str | None
+    """Of the job file; None outside of sections."""
+    key: str
+    value: Any
+    """Text, number, truth, place, a list of these, or None for what is decided when the command runs."""
+    origin: str
+    """``command line``, ``default``, or the file and line."""
+    decided: str = ""
+    """What that decision will be, in words."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Node:
+    """A value of the file with its line; None is an empty one, a dict a section."""
+
+    line: int
+    value: Value | dict[str, _Node] | None
+
+
+def read_job(where: Place, vocabulary: Vocabulary) -> Job:
+    """Read a job file.
+
+    Raises:
+        UserError: it cannot be read, is no YAML or more than plain YAML, or has keys that are unknown, twice or empty;
+            names the line, and for an unknown key the nearest.
+    """
+    settings: dict[str, Entry] = {}
+
+    def add(setting: str, key: str, node: _Node) -> None:
+        if node.value is None:
+            raise _wrong(where, node.line, f"{key} has no value; give one, or leave the key out")
+        if isinstance(node.value, dict):
+            raise _wrong(where, node.line, f"{key} has options below it; expected a value, or a list of values")
+        if setting in settings:
+            first = settings[setting]
+            raise _wrong(where, node.line, f"{key} is what {first.key} in line {first.line} says already; keep one")
+        settings[setting] = Entry(key, node.value, node.line)
+
+    for key, node in _document(where, _text(where)).items():
+        if key in vocabulary.sections:
+            for inner, below in _section(where, key, node).items():
+                if inner not in vocabulary.sections[key]:
+                    raise _wrong(where, below.line, _unknown(inner, key, vocabulary))
+                add(vocabulary.sections[key][inner], f"{key}.{inner}", below)
+        elif key in vocabulary.top:
+            add(vocabulary.top[key], key, node)
+        else:
+            raise _wrong(where, node.line, _unknown(key, None, vocabulary))
+    return Job(where, settings)
+
+
+def without_password(text: str) -> str:
+    """The same text, but for what stands before the host in a URL."""
+    return re.sub(r"://[^/@\s]+@", "://***@", text)
+
+
+def _wrong(where: Place, line: int, what: str) -> UserError:
+    return UserError(f"{where}, line {line}: {what}")
+
+
+def _section(where: Place, key: str, node: _Node) -> dict[str, _Node]:
+    if node.value is None:  # all of it commented out
+        return {}
+    if not isinstance(node.value, dict):
+        raise _wrong(where, node.line, f"{key} is a section; expected options below it, each with its value")
+    return node.value
+
+
+def _unknown(key: str, section: str | None, vocabulary: Vocabulary) -> str:
+    """What is wrong with a key that does not exist, and the nearest, here or elsewhere in the file."""
+    here = vocabulary.top if section is None else vocabulary.sections[section]
+    found = {name: name for name in here}
+    if section is None:
+        found |= {name: f"the section {name}" for name in vocabulary.sections}
+    else:
+        found |= {name: f"{name}, outside of sections" for name in vocabulary.top if name not in here}
+    for name in dict.fromkeys(name for keys in vocabulary.sections.values() for name in keys):
+        having = [other for other, keys in vocabulary.sections.items() if name in keys]
+        found.setdefault(name, f"{name}, in a section ({', '.join(having)})")
+    near = [key] if key in found else difflib.get_close_matches(key, found, n=2, cutoff=0.6)
+    hint = f"did you mean {' or '.join(found[name] for name in near)}?" if near else f"expected {', '.join(here)}"
+    return f"unknown key {key!r}{f' in the section {section}' if section else ''}; {hint}"
+
+
+def _text(where: Place) -> str:
+    try:
+        with where.open("rb") as file:
+            content: bytes = file.read(MOST_BYTES + 1)
+    except FileNotFoundError:
+        raise UserError(f"{where}: no such file; --config takes a job file in YAML") from None
+    except OSError as error:
+        raise UserError(f"{where}: cannot be read ({error.strerror or error})") from None
+    if len(content) > MOST_BYTES:
+        raise UserError(f"{where}: more than {MOST_BYTES:,} bytes; expected a job file, which is a page of options")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise _wrong(where, line, "not UTF-8 text; expected a job file in YAML") from None
+
+
+def _document(where: Place, text: str) -> dict[str, _Node]:
+    """The one mapping of the file.
+
+    Raises:
+        UserError: it has none, more than one, or what a job file does not need.
+    """
+    try:
+        events = _Events(where, yaml.parse(text, Loader=yaml.SafeLoader))
+        first = events.take()
+        if not isinstance(first, yaml.DocumentStartEvent):
+            return {}  # nothing but comments
+        found = events.node(0)
+        events.take()
+        if not isinstance(events.take(), yaml.StreamEndEvent):
+            raise UserError(f"{where}: several documents, divided by `---`; expected one")
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        # The parser's own message quotes the file; what is in it is nobody else's business.
+        quote = "; quote what begins with *" if error.context == "while scanning an alias" else ""
+        raise _wrong(
+            where, mark.line + 1 if mark else 1, f"not YAML: {error.problem or error.context}{quote}"
+        ) from None
+    except yaml.YAMLError:
+        raise UserError(f"{where}: not YAML: it has characters that are not text") from None
+    if found.value is None:
+        return {}
+    if not isinstance(found.value, dict):
+        raise _wrong(where, found.line, "expected options as `name: value`, one a line")
+    return found.value
+
+
+def _is_nothing(scalar: Any) -> bool:
+    return scalar.style is None and scalar.value in _NOTHING
+
+
+def _as_written(tag: str) -> str:
+    return re.sub("^tag:yaml.org,2002:", "!!", tag)
+
+
+class _Events:
+    """The parser's events, taken one after the other and put together no deeper than a job file goes."""
+
+    def __init__(self, where: Place, events: Iterable[Any]) -> None:
+        self._where = where
+        self._events: Iterator[Any] = iter(events)
+        self.take()  # the stream's start
+
+    def take(self) -> Any:
+        return next(self._events)
+
+    def node(self, depth: int) -> _Node:
+        """The value that comes next.
+
+        Args:
+            depth: how many mappings are around it; options are in the first, or in the second.
+        """
+        event = self.take()
+        line: int = event.start_mark.line + 1
+        self._require_plain(event, line)
+        if isinstance(event, yaml.ScalarEvent):
+            return _Node(line, None if _is_nothing(event) else event.value)
+        if isinstance(event, yaml.SequenceStartEvent):
+            return _Node(line, tuple(self._items(line)))
+        if depth == 2:
+            raise _wrong(self._where, line, "options in a section have a value, or a list of values, and nothing below")
+        return _Node(line, dict(self._pairs(depth)))
+
+    def _require_plain(self, event: Any, line: int) -> None:
+        if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
+            sign = "*" if isinstance(event, yaml.AliasEvent) else "&"
+            raise _wrong(
+                self._where,
+                line,
+                f"{sign}{event.anchor}: a job file has no anchors and aliases; write it out, or quote it",
+            )
+        if event.tag is not None:
+            raise _wrong(
+                self._where,
+                line,
+                f"the tag {_as_written(event.tag)}: a job file has no tags; leave it out, or quote it",
+            )
+
+    def _items(self, line: int) -> Iterator[str]:
+        while not isinstance(event := self.take(), yaml.SequenceEndEvent):
+            self._require_plain(event, event.start_mark.line + 1)
+            if not isinstance(event, yaml.ScalarEvent) or _is_nothing(event):
+                raise _wrong(self._where, line, "a list in a job file has plain values, and nothing below them")
+            yield event.value
+
+    def _pairs(self, depth: int) -> Iterator[tuple[str, _Node]]:
+        lines: dict[str, int] = {}
+        while not isinstance(event := self.take(), yaml.MappingEndEvent):
+            line: int = event.start_mark.line + 1
+            self._require_plain(event, line)
+            if not isinstance(event, yaml.ScalarEvent):
+                raise _wrong(self._where, line, "expected the name of an option before the colon")
+            key = event.value.replace("_", "-")
+            if key in lines:
+                raise _wrong(self._where, line, f"{key} is there twice, first in line {lines[key]}; keep one")
+            lines[key] = line
+            # Trouble with a value is told with the line of its key.
+            yield key, _Node(line, self.node(depth + 1).value)
