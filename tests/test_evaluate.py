@@ -41,7 +41,7 @@ from expertmine.evaluate.results import (
     result_path,
 )
 from expertmine.evaluate.statistics import interval, sign_flip_p
-from expertmine.evaluate.tasks import Place, key_of
+from expertmine.evaluate.tasks import Runtime, key_of
 from expertmine.generate import GenerationRequest, Generator
 from expertmine.mine import Cluster, run_all
 from expertmine.models import EMBEDDED_FOLDER, LoadedModel, load_model
@@ -576,8 +576,8 @@ def test_on_ray_and_in_one_process_the_results_are_the_same(experiment: Parity, 
     settings = replace(SMALL, samples=6, max_new_tokens=4)
     for path in (result_path(evaluated, "max", Parity).parent / "tasks").iterdir():
         path.unlink()
-    place = Place("ray", workers=2)
-    assert parity.evaluate(evaluated, which=FEW, ladder=(0, 5, 40), settings=settings, place=place) == experiment
+    runtime = Runtime("ray", workers=2)
+    assert parity.evaluate(evaluated, which=FEW, ladder=(0, 5, 40), settings=settings, runtime=runtime) == experiment
 
 
 def test_bad_requests_are_refused_before_anything_is_generated(mined: Path, evaluated: Path, tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ import itertools
 import platform
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +28,7 @@ from expertmine.ledger import (
     write_receipt,
 )
 from expertmine.memory import keep_freed_memory
+from expertmine.places import Place
 from expertmine.ranking import best_units
 from expertmine.sampling import salted_number
 from expertmine.scored_rows import Side, mined_and_held_out
@@ -44,7 +44,7 @@ INTERVAL = (2.5, 97.5)
 """Percentiles of the resamples that bound the interval."""
 
 
-def plan(run: Path) -> list[int]:
+def plan(run: Place) -> list[int]:
     """Write down which units are assessed, and list the tasks that are still to be done.
 
     Raises:
@@ -61,7 +61,7 @@ def plan(run: Path) -> list[int]:
     return missing
 
 
-def finish(run: Path) -> None:
+def finish(run: Place) -> None:
     """Check that every block has its receipt.
 
     Raises:
@@ -74,7 +74,7 @@ def finish(run: Path) -> None:
 class NewAssessor:
     """Makes an `Assessor` wherever it is called; travels to workers in its stead."""
 
-    run: Path
+    run: Place
     memory: int | None = None
     threads: int = 1
 
@@ -85,7 +85,7 @@ class NewAssessor:
 class Assessor:
     """Holds the labels and which units are assessed; each call does one block, pooled in one way."""
 
-    def __init__(self, run: Path, memory: int | None = None, threads: int = 1) -> None:
+    def __init__(self, run: Place, memory: int | None = None, threads: int = 1) -> None:
         """Open the store; `memory` and `threads` are as a `Scorer` takes them.
 
         Raises:

@@ -13,18 +13,35 @@ from typing import Annotated
 
 import typer
 
-from expertmine import cli_concepts, cli_evaluate, cli_index, cli_report, cli_serve, show, show_experts, show_run
+from expertmine import (
+    cli_capacity,
+    cli_concepts,
+    cli_evaluate,
+    cli_index,
+    cli_report,
+    cli_serve,
+    show,
+    show_experts,
+    show_run,
+)
+from expertmine.cli_config import config_of, takes_config
 from expertmine.cli_options import (
     ChoiceOptions,
+    ClusterOptions,
     ForcingOptions,
+    GpusEach,
     Memory,
     ResponseOptions,
+    Run,
     ScoringOptions,
     UnitOptions,
+    Where,
     request,
 )
 from expertmine.distribution import Grouping
 from expertmine.errors import UserError
+from expertmine.hardware import parse_cluster
+from expertmine.logs import LogFormat, configure
 from expertmine.mine import (
     DEFAULT_TOP_K,
     Cluster,
@@ -36,6 +53,8 @@ from expertmine.mine import (
     run_score,
 )
 from expertmine.option_groups import with_groups
+from expertmine.places import place
+from expertmine.progress import console
 from expertmine.specs import Pooling
 from expertmine.steering import DEFAULT_K, usual_k
 
@@ -56,8 +75,32 @@ app.add_typer(cli_concepts.app, name="concepts")
 app.add_typer(cli_evaluate.app, name="evaluate")
 
 
-Run = Annotated[Path, typer.Argument(help="Run folder.", show_default=False)]
-CorpusOption = Annotated[Path, typer.Option("--corpus", help="Corpus folder.", show_default=False)]
+@app.callback()
+def log(
+    log_format: Annotated[
+        LogFormat,
+        typer.Option(
+            envvar="EXPERTMINE_LOG_FORMAT",
+            help="Lines of the log: `json` has one object a line; without --log-file on standard error, in place of "
+            "progress bars.",
+        ),
+    ] = "text",
+    log_file: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="EXPERTMINE_LOG_FILE",
+            help="Log every event to this file, behind what it has. [default: warnings to standard error]",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    configure(log_format, log_file, console)
+
+
+CorpusOption = Annotated[
+    Where,
+    typer.Option("--corpus", parser=place, metavar="CORPUS", help="Corpus folder; may be s3://….", show_default=False),
+]
 Force = Annotated[bool, typer.Option("--force", help="Plan even what may not fit the disk or the memory.")]
 TopK = Annotated[
     int | None, typer.Option("--top-k", help=f"Experts to keep a concept. [default: {DEFAULT_TOP_K}]", min=1)
@@ -66,21 +109,13 @@ Workers = Annotated[int | None, typer.Option(help="Processes. [default: what the
 WhichPooling = Annotated[
     Pooling | None, typer.Option("--pooling", help="Experts by this pooling. [default: the run's first]")
 ]
-GpusEach = Annotated[
-    float | None,
-    typer.Option(
-        "--gpus-each",
-        help="GPUs an extracting actor: a fraction puts several actors on one, 2 or more spread a model over them. "
-        "[default: 1 if any]",
-    ),
-]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Seed = Annotated[int, typer.Option(help="Of every random choice.", min=0, max=2**32 - 1)]
 
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Run folder.")] = Path("demo-run"),
+    out: Annotated[Where, typer.Option(parser=place, metavar="RUN", help="Run folder.")] = Path("demo-run"),
     concepts: Annotated[int, typer.Option(help="How many WordNet concepts to mine.", min=20)] = 240,
 ) -> None:
     """The whole job on the embedded model and WordNet: mine, look at experts, steer.
@@ -93,6 +128,7 @@ def demo(
 
 
 @app.command()
+@takes_config
 @with_groups
 def units(units_: UnitOptions, as_json: AsJson = False) -> None:
     """List the hookpoints of a model, their widths and unit ids.
@@ -108,6 +144,7 @@ def units(units_: UnitOptions, as_json: AsJson = False) -> None:
 
 
 @app.command()
+@takes_config
 @with_groups
 def plan(
     run: Run,
@@ -117,22 +154,29 @@ def plan(
     scoring: ScoringOptions,
     scoring_memory: Memory = None,
     force: Force = False,
+    cluster: cli_capacity.OfCluster = None,
+    measure: cli_capacity.Measure = False,
     as_json: AsJson = False,
 ) -> None:
     """Freeze what a run is made of, and print the bill before anything is run.
 
     Of a run that is planned already, say that; when its corpus has grown, or other options of scoring are given, plan
-    what is to be done anew.
+    what is to be done anew. With `--cluster` also estimate what is left of it there.
 
     Example: `expertmine plan run --model embedded --corpus corpus`
     """
     from expertmine.mine import freeze_plan
 
+    hardware = None if cluster is None else parse_cluster(cluster)
     planned = freeze_plan(run, corpus, request(units_, responses, scoring, scoring_memory), force)
-    (show_run.bill_as_json if as_json else show_run.bill)(run, *planned)
+    if hardware is not None:
+        cli_capacity.of_plan(run, *planned, hardware, measure, as_json)
+    else:
+        (show_run.bill_as_json if as_json else show_run.bill)(run, *planned)
 
 
 @app.command()
+@takes_config
 def extract(
     run: Run,
     executor: Annotated[ExtractExecutor, typer.Option(help="Who runs it.")] = "ray",
@@ -147,9 +191,11 @@ def extract(
     Example: `expertmine extract run --address auto`
     """
     run_extract(run, executor, Cluster(address, workers, gpus_each))
+    _tell_costs(run)
 
 
 @app.command()
+@takes_config
 def score(
     run: Run,
     executor: Annotated[ScoreExecutor, typer.Option(help="Who runs it.")] = "dask",
@@ -167,9 +213,11 @@ def score(
     Example: `expertmine score run --workers 4`
     """
     run_score(run, executor, Cluster(address, workers, memory=scoring_memory))
+    _tell_costs(run)
 
 
 @app.command()
+@takes_config
 def reduce(run: Run, top_k: TopK = None) -> None:
     """Stage 3: the best and the worst units of every concept, as the expert index.
 
@@ -179,6 +227,7 @@ def reduce(run: Run, top_k: TopK = None) -> None:
 
 
 @app.command()
+@takes_config
 @with_groups
 def mine(
     run: Run,
@@ -186,12 +235,7 @@ def mine(
     units_: UnitOptions,
     responses: ResponseOptions,
     scoring: ScoringOptions,
-    extract_on: Annotated[ExtractExecutor, typer.Option(help="Who extracts.")] = "ray",
-    score_on: Annotated[ScoreExecutor, typer.Option(help="Who scores.")] = "dask",
-    ray_address: Annotated[str | None, typer.Option(help="A running Ray cluster.")] = None,
-    dask_address: Annotated[str | None, typer.Option(help="A running Dask scheduler.")] = None,
-    workers: Workers = None,
-    gpus_each: GpusEach = None,
+    clusters: ClusterOptions,
     scoring_memory: Memory = None,
     top_k: TopK = None,
     force: Force = False,
@@ -201,20 +245,22 @@ def mine(
     With a corpus that has grown since, only the sentences that are new are run through the model; where there are none,
     the model is not even loaded.
 
-    Example: `expertmine mine run --model gpt2 --corpus corpus`
+    Example: `expertmine mine run --model gpt2 --corpus corpus`, or `expertmine mine --config job.yaml`
     """
     from expertmine.mine import freeze_plan
 
     asked = request(units_, responses, scoring, scoring_memory)
     show_run.bill(run, *freeze_plan(run, corpus, asked, force))
-    scoring_address = ray_address if score_on == "ray" else dask_address
-    indexes = run_all(
-        run,
-        (extract_on, Cluster(ray_address, workers, gpus_each)),
-        (score_on, Cluster(scoring_address, workers, memory=asked.scoring_memory)),
-        top_k,
-    )
+    indexes = run_all(run, clusters.extracting(), clusters.scoring(asked.scoring_memory), top_k)
+    _tell_costs(run)
     show_run.index_written(indexes)
+
+
+def _tell_costs(run: Where) -> None:
+    """What the run has cost so far, if this command has added to that."""
+    from expertmine.inspect_run import driven_here
+
+    show_run.costs(run, driven_here(run))
 
 
 @app.command()
@@ -223,9 +269,9 @@ def status(run: Run, as_json: AsJson = False) -> None:
 
     Example: `expertmine status run`
     """
-    from expertmine.inspect_run import progress_of, workers_of
+    from expertmine.inspect_run import drivers_of, progress_of, workers_of
 
-    show_run.status(run, progress_of(run), workers_of(run), as_json)
+    show_run.status(run, progress_of(run), workers_of(run), drivers_of(run), as_json)
 
 
 @app.command()
@@ -288,6 +334,7 @@ def distribution(
 
 
 @app.command()
+@takes_config
 @with_groups
 def generate(
     run: Annotated[str, typer.Argument(help="Run folder, expert index, or pack.", show_default=False)],
@@ -343,8 +390,10 @@ def generate(
     show.texts(asked, texts, as_json)
 
 
-app.command()(cli_serve.serve)
+app.command("config")(config_of(mine))
+app.command()(takes_config(cli_serve.serve))
 app.command()(cli_report.report)
+app.command()(cli_capacity.estimate)
 cli_index.register(app)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from expertmine import show
+from expertmine.cli_options import Where
 from expertmine.concepts.kinds import (
     LISTED_NEGATIVES,
     PARTS_OF_SPEECH,
@@ -23,6 +24,7 @@ from expertmine.concepts.kinds import (
 )
 from expertmine.errors import UserError
 from expertmine.option_groups import with_groups
+from expertmine.places import place, same
 
 if TYPE_CHECKING:
     from expertmine.concepts.labelling import Labelling
@@ -38,7 +40,7 @@ which = partial(typer.Option, rich_help_panel="Which concepts")
 labels = partial(typer.Option, rich_help_panel="Positives and negatives")
 
 
-def _place(out: Path) -> Path:
+def _free(out: Where) -> Where:
     from expertmine.corpus_writer import require_place
 
     require_place(out)
@@ -46,7 +48,19 @@ def _place(out: Path) -> Path:
 
 
 Out = Annotated[
-    Path, typer.Option("--out", help="Corpus folder to write.", show_default=False, callback=_place, is_eager=True)
+    Where,
+    typer.Option(
+        "--out",
+        parser=place,
+        metavar="CORPUS",
+        help="Corpus folder to write; may be s3://….",
+        show_default=False,
+        callback=_free,
+        is_eager=True,
+    ),
+]
+CorpusArgument = Annotated[
+    Where, typer.Argument(parser=place, metavar="CORPUS", help="Corpus folder; may be s3://….", show_default=False)
 ]
 HeldOut = Annotated[
     float, typer.Option("--held-out", help="Per cent of each concept's sentences that mining will not see.")
@@ -272,7 +286,9 @@ def from_lexical_sample(
 
 @app.command("merge")
 def merge_corpora(
-    corpora: Annotated[list[Path], typer.Argument(help="Corpus folders.", show_default=False)],
+    corpora: Annotated[
+        list[Where], typer.Argument(parser=place, metavar="CORPUS…", help="Corpus folders.", show_default=False)
+    ],
     out: Out,
     same_name: Annotated[
         SameName,
@@ -297,7 +313,7 @@ def merge_corpora(
 
 @app.command("split")
 def split_corpus(
-    corpus: Annotated[Path, typer.Argument(help="Corpus folder.", show_default=False)],
+    corpus: CorpusArgument,
     out: Out,
     held_out: Annotated[float, typer.Option(help="Per cent of each concept's sentences to hold out.")] = 20,
     seed: Annotated[int, typer.Option(help="Of the draw.", min=0)] = 0,
@@ -313,7 +329,7 @@ def split_corpus(
 
 @app.command("show")
 def show_corpus(
-    corpus: Annotated[Path, typer.Argument(help="Corpus folder.", show_default=False)],
+    corpus: CorpusArgument,
     concept: Annotated[str | None, typer.Argument(help="One concept.", show_default=False)] = None,
     refused: Annotated[bool, typer.Option("--refused", help="List what was refused, and why.")] = False,
     all_: Annotated[bool, typer.Option("--all", help="List every concept, not only the largest.")] = False,
@@ -335,11 +351,11 @@ def show_corpus(
         show.corpus(opened, all_, as_json)
 
 
-def _other_than(out: Path, path: Path) -> Corpus:
+def _other_than(out: Where, path: Where) -> Corpus:
     """A corpus to be read; not the one to be written, which could not be built again if that failed."""
     from expertmine.corpus import Corpus
 
-    if out.resolve() == path.resolve():
+    if same(out, path):
         raise UserError(f"--out is {path}, which is read; give the new corpus a folder of its own")
     return Corpus.open(path)
 
@@ -372,7 +388,7 @@ def _sense_draft(
     return sense_draft(tagged, wordnet, selection, options.labelling(by), sources, refusals)
 
 
-def _write(draft: Draft, out: Path, held_out: float, seed: int) -> None:
+def _write(draft: Draft, out: Where, held_out: float, seed: int) -> None:
     from expertmine.corpus_writer import write_corpus
 
     show.corpus_written(write_corpus(draft, out, held_out, seed), draft, out)

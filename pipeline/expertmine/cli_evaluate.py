@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from expertmine import show_evaluation
-from expertmine.cli_options import ForcingOptions
+from expertmine.cli_config import takes_config
+from expertmine.cli_options import ForcingOptions, Run
 from expertmine.errors import UserError
 from expertmine.option_groups import with_groups
 from expertmine.specs import Pooling
 
 if TYPE_CHECKING:
     from expertmine.evaluate.cells import CellSettings
-    from expertmine.evaluate.tasks import Executor, Place
+    from expertmine.evaluate.tasks import Executor, Runtime
 
 app = typer.Typer(help="Measure whether steering does what it should.", no_args_is_help=True)
 
-Run = Annotated[Path, typer.Argument(help="Run folder.", show_default=False)]
 Concepts = Annotated[
     list[str] | None, typer.Option("--concept", help="A concept; repeatable. [default: some drawn by lot]")
 ]
@@ -69,20 +69,21 @@ class EvaluationOptions:
 
         return CellSettings(self.samples, max_new_tokens, forcing.steering(0), self.seed, self.judge_model)
 
-    def place(self) -> Place:
+    def runtime(self) -> Runtime:
         """Where tasks run.
 
         Raises:
             UserError: an executor that there is not.
         """
-        from expertmine.evaluate.tasks import Place
+        from expertmine.evaluate.tasks import Runtime
 
         if self.executor not in ("serial", "ray"):
             raise UserError(f"--executor is {self.executor!r}: expected serial or ray")
-        return Place(cast("Executor", self.executor), self.address, self.workers)
+        return Runtime(cast("Executor", self.executor), self.address, self.workers)
 
 
 @app.command("concept")
+@takes_config
 @with_groups
 def concept(
     run: Run,
@@ -107,12 +108,13 @@ def concept(
     from expertmine.report.evaluation_figures import concept_figure
 
     settings = options.settings(forcing, max_new_tokens)
-    found = evaluate(run, concept or (), count, k or LADDER, settings, fluency, options.pooling, options.place())
+    found = evaluate(run, concept or (), count, k or LADDER, settings, fluency, options.pooling, options.runtime())
     drawn = show_evaluation.draw(run, found, concept_figure, options.figure)
     show_evaluation.concept(found, drawn, options.as_json)
 
 
 @app.command("ablation")
+@takes_config
 @with_groups
 def ablation(
     run: Run,
@@ -136,12 +138,13 @@ def ablation(
     from expertmine.report.evaluation_figures import ablation_figure
 
     settings = options.settings(forcing, max_new_tokens)
-    found = evaluate(run, concept or (), count, k, settings, options.pooling, options.place())
+    found = evaluate(run, concept or (), count, k, settings, options.pooling, options.runtime())
     drawn = show_evaluation.draw(run, found, ablation_figure, options.figure)
     show_evaluation.ablation(found, drawn, options.as_json)
 
 
 @app.command("parity")
+@takes_config
 @with_groups
 def parity(
     run: Run,
@@ -187,7 +190,7 @@ def parity(
         settings,
         show_evaluation.estimates(estimate),
         options.pooling,
-        options.place(),
+        options.runtime(),
     )
     drawn = show_evaluation.draw(run, found, parity_figure, options.figure)
     show_evaluation.parity(found, drawn, options.as_json)

@@ -10,6 +10,7 @@ import typer
 from expertmine import show_experts, show_index
 from expertmine.errors import UserError
 from expertmine.experts import Units
+from expertmine.places import place
 from expertmine.specs import Pooling
 
 if TYPE_CHECKING:
@@ -166,7 +167,7 @@ def export(
     if form == "selfcond":
         if units is not None or k is not None:
             raise UserError("--format selfcond writes every unit of the model; leave --units and -k out")
-        show_index.exported(out, export_selfcond(Path(run), out, chosen, pooling), as_json)
+        show_index.exported(out, export_selfcond(place(run), out, chosen, pooling), as_json)
     else:
         rows = export_table(_open(run, pooling), out, form, chosen, units or "experts", k)
         show_index.exported_table(out, rows, as_json)
@@ -215,5 +216,5 @@ def _open(run: str, pooling: Pooling | None) -> Experts:
     from expertmine.experts import Experts
 
     index = Experts.load(run, pooling)
-    show_experts.tell_if_stale(Path(run), index)
+    show_experts.tell_if_stale(place(run), index)
     return index

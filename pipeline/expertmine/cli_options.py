@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Annotated, Any, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, cast
 
 import typer
 
 from expertmine.errors import UserError
 from expertmine.experts import Forcing, Units
+from expertmine.mine import Cluster, ExtractExecutor, ScoreExecutor
+from expertmine.places import place
 from expertmine.specs import (
     BATCH_TOKENS,
     Autocast,
@@ -25,6 +28,18 @@ from expertmine.specs import (
     WeightsType,
 )
 from expertmine.steering import Conflicts, Steering, Tokens
+
+if TYPE_CHECKING:
+    from expertmine.places import Place
+
+    Where: TypeAlias = Place
+else:
+    Where = Path  # typer takes no unions; the places themselves come from `place`
+"""Type of an option for a folder that may be on an object store; goes with ``parser=place``."""
+
+Run = Annotated[
+    Where, typer.Argument(parser=place, metavar="RUN", help="Run folder; may be s3://….", show_default=False)
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +183,58 @@ class ChoiceOptions:
             "the one named first says.",
         ),
     ] = "best"
+
+
+GpusEach = Annotated[
+    float | None,
+    typer.Option(
+        "--gpus-each",
+        help="GPUs an extracting actor: a fraction puts several actors on one, 2 or more spread a model over them. "
+        "[default: 1 if any]",
+    ),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterOptions:
+    """Where the stages of a whole run run."""
+
+    extract_on: Annotated[ExtractExecutor, typer.Option("--extract-on", "--extract-executor", help="Who extracts.")] = (
+        "ray"
+    )
+    score_on: Annotated[ScoreExecutor, typer.Option("--score-on", "--score-executor", help="Who scores.")] = "dask"
+    extract_address: Annotated[
+        str | None,
+        typer.Option("--ray-address", "--extract-address", help="A running Ray cluster; `auto` for this machine's."),
+    ] = None
+    score_address: Annotated[
+        str | None,
+        typer.Option(
+            "--dask-address",
+            "--score-address",
+            help="A running Dask scheduler; with --score-on ray a Ray cluster. [default: with it --ray-address]",
+        ),
+    ] = None
+    workers: Annotated[
+        int | None, typer.Option("--workers", help="Processes. [default: what the machine or cluster has]", min=1)
+    ] = None
+    extract_workers: Annotated[
+        int | None, typer.Option("--extract-workers", help="Of them, those that extract. [default: --workers]", min=1)
+    ] = None
+    score_workers: Annotated[
+        int | None, typer.Option("--score-workers", help="Those that score. [default: --workers]", min=1)
+    ] = None
+    gpus_each: GpusEach = None
+
+    def extracting(self) -> tuple[ExtractExecutor, Cluster]:
+        return self.extract_on, Cluster(self.extract_address, self.extract_workers or self.workers, self.gpus_each)
+
+    def scoring(self, memory: int | None) -> tuple[ScoreExecutor, Cluster]:
+        """Within so many bytes a process."""
+        address = self.score_address
+        if address is None and self.score_on == "ray":
+            address = self.extract_address
+        return self.score_on, Cluster(address, self.score_workers or self.workers, memory=memory)
 
 
 def parse_size(text: str | int) -> int:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from expertmine.cli_options import Run
 from expertmine.progress import console
 from expertmine.specs import Pooling
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def report(
-    run: Annotated[Path, typer.Argument(help="Run folder, or an expert index.", show_default=False)],
+    run: Run,
     out: Annotated[Path, typer.Option("--out", help="HTML file to write.")] = Path("report.html"),
     pooling: Annotated[
         Pooling | None, typer.Option("--pooling", help="Experts by this pooling. [default: the run's first]")

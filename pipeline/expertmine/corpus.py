@@ -23,18 +23,18 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from expertmine.errors import UnknownConcept, UserError
 from expertmine.files import read_json
+from expertmine.places import Place
 from expertmine.sampling import Ids
 from expertmine.specs import CorpusIdentity
+from expertmine.tables import read_table
 from expertmine.texts import text_key
 
 FORMAT = 2
@@ -132,12 +132,12 @@ def _digest_texts(digest: hashlib._Hash, column: pa.ChunkedArray) -> None:
 class Corpus:
     """A corpus folder, opened; tables are read when first asked for."""
 
-    path: Path
+    path: Place
     facts: dict[str, Any]
     """``corpus.json``."""
 
     @classmethod
-    def open(cls, path: Path) -> Corpus:
+    def open(cls, path: Place) -> Corpus:
         """Open a corpus folder.
 
         Raises:
@@ -261,8 +261,8 @@ class Corpus:
         """
         path = self.path / f"{name}.parquet"
         try:
-            table = pq.read_table(path, memory_map=True)
-        except (OSError, pa.ArrowInvalid) as error:
+            table = read_table(path)
+        except (OSError, pa.ArrowException) as error:
             raise UserError(f"{path}: cannot be read ({error}); build the corpus again") from error
         if table.column_names != COLUMNS[name]:
             raise UserError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -14,23 +13,24 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from expertmine.corpus import FORMAT, fingerprint, membership
 from expertmine.drafts import Draft, DraftConcept, Keys, Refusals, brief, name_fault, no_keys, storable
 from expertmine.errors import UserError
-from expertmine.files import write_atomically, write_json, writing
+from expertmine.files import exists, remove, write_json, writing
 from expertmine.held_out import choose_held_out
+from expertmine.places import Place, absolute, is_remote
 from expertmine.sampling import Ids, lots
 from expertmine.specs import CorpusIdentity
+from expertmine.tables import write_table
 from expertmine.texts import key_text
 
 _NEW = ".new-"
 _NOBODY = np.iinfo(np.int32).max
 
 
-def write_corpus(draft: Draft, out: Path, held_out_percent: float = 0.0, seed: int = 0) -> CorpusIdentity:
+def write_corpus(draft: Draft, out: Place, held_out_percent: float = 0.0, seed: int = 0) -> CorpusIdentity:
     """Write a corpus folder; without ``corpus.json``, which comes last, there is no corpus.
 
     What a concept calls both positive and negative is positive, and what it calls both negative and neither is neither;
@@ -93,30 +93,40 @@ def write_corpus(draft: Draft, out: Path, held_out_percent: float = 0.0, seed: i
     return identity
 
 
-def require_place(out: Path) -> None:
+def require_place(out: Place) -> None:
     """Refuse a place where no corpus should be written.
 
     Raises:
         UserError: it is no folder, or belongs to a run.
     """
-    for run in (out, *out.absolute().parents[:2]):  # RUN/corpus/<fingerprint>
-        if (run / "plan.json").exists():
+    above = absolute(out).parent
+    for run in (out, above, above.parent):  # RUN/corpus/<fingerprint>
+        if exists(run / "plan.json"):
             raise UserError(f"{out} belongs to the run {run}, which would be lost; write the corpus elsewhere")
+    if is_remote(out):
+        return
     if (out.exists() or out.is_symlink()) and not out.is_dir():
         raise UserError(f"{out} is there and is no folder; give the corpus a folder of its own")
 
 
-def _write_files(out: Path, tables: dict[str, pa.Table], facts: dict[str, Any]) -> None:
-    """All files under other names first, and then in their places: a full disk leaves what was there."""
+def _write_files(out: Place, tables: dict[str, pa.Table], facts: dict[str, Any]) -> None:
+    """All files under other names first, and then in their places: a full disk leaves what was there.
+
+    On an object store, which is not full and renames nothing, one by one; ``corpus.json`` comes last there as well.
+    """
+    if is_remote(out):
+        remove(out / "corpus.json")
+        for name, table in tables.items():
+            write_table(out / f"{name}.parquet", table)
+        write_json(out / "corpus.json", facts)
+        return
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
         for left_by_a_killed_process in out.glob(f"{_NEW}*"):
             shutil.rmtree(left_by_a_killed_process)
         with TemporaryDirectory(dir=out, prefix=_NEW) as new:
             for name, table in tables.items():
-                buffer = io.BytesIO()
-                pq.write_table(table, buffer, compression="zstd")
-                write_atomically(Path(new) / f"{name}.parquet", buffer.getvalue())
+                write_table(Path(new) / f"{name}.parquet", table)
             write_json(Path(new) / "corpus.json", facts)
             (out / "corpus.json").unlink(missing_ok=True)
             for file in (*(f"{name}.parquet" for name in tables), "corpus.json"):

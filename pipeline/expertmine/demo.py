@@ -17,6 +17,7 @@ from expertmine.experts import Experts
 from expertmine.generate import GenerationRequest
 from expertmine.mine import Cluster, freeze_plan, run_all, run_generate
 from expertmine.models import EMBEDDED
+from expertmine.places import Place
 from expertmine.show import number, out, table
 from expertmine.show_run import bill
 from expertmine.specs import PlanRequest
@@ -29,7 +30,7 @@ LADDER = (30, 100, 200)
 HELD_OUT_PERCENT = 33
 
 
-def run_demo(run: Path, count: int) -> None:
+def run_demo(run: Place, count: int) -> None:
     """Mine `count` WordNet concepts or more, and show six of them: experts, and text along a ladder of k.
 
     Raises:

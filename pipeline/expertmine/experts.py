@@ -11,22 +11,23 @@ others need, and may lie on the Hugging Face hub.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from expertmine import hub
 from expertmine.distribution import SCHEMA as DISTRIBUTION_SCHEMA
 from expertmine.errors import UnknownConcept, UserError
-from expertmine.files import read_json, sha256_file, write_atomically, write_json
+from expertmine.files import exists, read_json, write_json
 from expertmine.index_checks import EVERY, check_facts, check_rows, mismatch, read_distribution, read_units
+from expertmine.places import Place, place
 from expertmine.specs import ModelIdentity, Plan, Pooling, layer_of
+from expertmine.tables import TableFile, write_table
 
 FORMAT = 4
 
@@ -151,14 +152,14 @@ def require_k(k: int, held: int, least: int = 0) -> None:
 class Experts(Mapping[str, ConceptExperts]):
     """The expert index, by concept name."""
 
-    def __init__(self, folder: Path, facts: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Place, facts: Mapping[str, Any]) -> None:
         self.folder = folder
         self.facts = facts
         self._tables: dict[str, pa.Table] = {}
         self.model = ModelIdentity(**{each.name: facts["model"][each.name] for each in fields(ModelIdentity)})
 
     @classmethod
-    def load(cls, path: str | Path, pooling: Pooling | None = None) -> Experts:
+    def load(cls, path: str | Place, pooling: Pooling | None = None) -> Experts:
         """Open a run folder, an expert index, or one on the Hugging Face hub.
 
         Args:
@@ -169,14 +170,12 @@ class Experts(Mapping[str, ConceptExperts]):
         Raises:
             UserError: neither is there, what is there is not whole or contradicts itself, or its pooling is another.
         """
-        folder = Path(path)
-        if not folder.exists() and (place := hub.repository(str(path))):
-            folder = hub.fetch(place)
-        if (folder / f"experts-{pooling}" / "index.json").exists():
+        folder = _find(path)
+        if pooling is not None and exists(folder / f"experts-{pooling}" / "index.json"):
             folder = folder / f"experts-{pooling}"
-        elif (folder / "experts" / "index.json").exists():
+        elif exists(folder / "experts" / "index.json"):
             folder = folder / "experts"
-        elif (folder / "plan.json").exists():
+        elif exists(folder / "plan.json"):
             raise UserError(f"{folder} has no expert index yet; run `expertmine mine {folder}` or `reduce` to its end")
         facts = read_json(folder / "index.json", "an expert index, or a run folder that holds one")
         if not isinstance(facts, dict) or facts.get("format") != FORMAT:
@@ -278,7 +277,7 @@ class Experts(Mapping[str, ConceptExperts]):
         """
         path = self.folder / STEERING
         nothing = {"rule": "", "under": {}, "k": {}}
-        if not path.exists():
+        if not exists(path):
             return nothing
         document = read_json(path, "the k that evaluation chose for each concept")
         if not isinstance(document, dict) or document.get("experts") != self.facts["checksums"]["experts"]:
@@ -333,11 +332,11 @@ class Experts(Mapping[str, ConceptExperts]):
 
     def _read(self, name: str) -> pa.Table:
         if name not in self._tables:
-            path = _require_table(self.folder, self.facts, name)
+            table = _require_table(self.folder, self.facts, name)
             if name == "distribution":
-                self._tables[name] = read_distribution(path, self.facts, DISTRIBUTION_SCHEMA)
+                self._tables[name] = read_distribution(table, self.facts, DISTRIBUTION_SCHEMA)
             else:
-                self._tables[name] = read_units(path, self.facts, SCHEMA)
+                self._tables[name] = read_units(table, self.facts, SCHEMA)
         return self._tables[name]
 
     @cached_property
@@ -345,31 +344,43 @@ class Experts(Mapping[str, ConceptExperts]):
         return {concept["name"]: at for at, concept in enumerate(self.facts["concepts"])}
 
 
-def _require_table(folder: Path, facts: Mapping[str, Any], name: str) -> Path:
-    """The path of an index's table.
+def _find(path: str | Place) -> Place:
+    """The folder that a path, a URL or the name of a repository on the hub means."""
+    if not isinstance(path, str | Path):
+        return path
+    repository = hub.repository(str(path))
+    if repository and (str(path).startswith("hf:") or not Path(path).exists()):
+        return hub.fetch(repository)
+    return place(path)
+
+
+def _require_table(folder: Place, facts: Mapping[str, Any], name: str) -> TableFile:
+    """An index's table.
 
     Raises:
         UserError: it is missing, or is not the one that was written.
     """
-    table = folder / f"{name}.parquet"
-    if not table.is_file() or sha256_file(table) != facts["checksums"].get(name):
-        raise UserError(f"{table} is missing or does not match index.json's checksum; reduce the run again")
-    return table
+    path = folder / f"{name}.parquet"
+    with suppress(FileNotFoundError):
+        table = TableFile.of(path)
+        if table.checksum() == facts["checksums"].get(name):
+            return table
+    raise UserError(f"{path} is missing or does not match index.json's checksum; reduce the run again")
 
 
-def index_folder(run: Path, plan: Plan, pooling: Pooling) -> Path:
+def index_folder(run: Place, plan: Plan, pooling: Pooling) -> Place:
     """Where the index of one of a run's poolings is."""
     return run / ("experts" if pooling == plan.responses.poolings[0] else f"experts-{pooling}")
 
 
 def write_index(
-    folder: Path,
+    folder: Place,
     tables: Mapping[str, pa.Table],
     plan: Plan,
     pooling: Pooling,
     concepts: list[dict[str, Any]],
     alpha: float,
-) -> Path:
+) -> Place:
     """Write an index folder of a run.
 
     Args:
@@ -389,7 +400,7 @@ def write_index(
     return write_tables(folder, tables, facts)
 
 
-def write_tables(folder: Path, tables: Mapping[str, pa.Table], facts: Mapping[str, Any]) -> Path:
+def write_tables(folder: Place, tables: Mapping[str, pa.Table], facts: Mapping[str, Any]) -> Place:
     """Write an index folder; ``index.json`` comes last and makes it whole.
 
     Args:
@@ -399,13 +410,9 @@ def write_tables(folder: Path, tables: Mapping[str, pa.Table], facts: Mapping[st
     Raises:
         UserError: the disk is full or refuses.
     """
-    for name in TABLES:
-        buffer = io.BytesIO()
-        pq.write_table(tables[name], buffer, compression="zstd")
-        write_atomically(folder / f"{name}.parquet", buffer.getvalue())
     own = {
         "format": FORMAT,
-        "checksums": {name: sha256_file(folder / f"{name}.parquet") for name in TABLES},
+        "checksums": {name: write_table(folder / f"{name}.parquet", tables[name]) for name in TABLES},
         "top_k": tables["experts"].num_rows // len(facts["concepts"]),
     }
     write_json(folder / "index.json", {**own, **{name: each for name, each in facts.items() if name not in own}})

@@ -29,6 +29,7 @@ from expertmine.experts import Experts, Units
 from expertmine.files import write_atomically
 from expertmine.ledger import load_plan, open_corpus, require_complete
 from expertmine.lookup import k_or_all
+from expertmine.places import Place
 from expertmine.progress import track
 from expertmine.specs import Plan, Pooling
 from expertmine.store import Store
@@ -60,7 +61,7 @@ class _Layer:
 
 
 def export_selfcond(
-    run: Path, out: Path, concepts: Sequence[str] = (), pooling: Pooling | None = None, gathered: int = GATHERED
+    run: Place, out: Path, concepts: Sequence[str] = (), pooling: Pooling | None = None, gathered: int = GATHERED
 ) -> list[Path]:
     """Write the expertise of every unit as the reference does; returns the folder of each concept.
 

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from threading import Lock
 
 import numpy as np
@@ -38,6 +37,7 @@ from expertmine.ledger import (
 )
 from expertmine.memory import keep_freed_memory
 from expertmine.models import load_identical
+from expertmine.places import Place
 from expertmine.responses import (
     TYPES,
     Batch,
@@ -56,14 +56,14 @@ IN_FLIGHT = len(ROOMS)
 """Partitions that a process should be given at once: one a room."""
 
 
-def plan(run: Path) -> list[int]:
+def plan(run: Place) -> list[int]:
     """Make the store and list the partitions that are still to be run."""
     frozen = load_plan(run)
     create_store(run, frozen)
     return missing_tasks(run, frozen, "extract")
 
 
-def finish(run: Path) -> None:
+def finish(run: Place) -> None:
     """Check that every partition has its receipt.
 
     Raises:
@@ -72,7 +72,7 @@ def finish(run: Path) -> None:
     require_complete(run, load_plan(run), "extract")
 
 
-def failure(run: Path, partition: int, reason: str, attempts: int) -> Failure:
+def failure(run: Place, partition: int, reason: str, attempts: int) -> Failure:
     """The report of a partition that was given up, with its sentences."""
     try:
         texts = sentences.texts(run, load_plan(run), partition)
@@ -85,7 +85,7 @@ def failure(run: Path, partition: int, reason: str, attempts: int) -> Failure:
 class NewExtractor:
     """Makes an `Extractor` wherever it is called; travels to workers in its stead."""
 
-    run: Path
+    run: Place
     device: str | None = None
 
     def __call__(self) -> Extractor:
@@ -123,7 +123,7 @@ class _Extracted:
 class Extractor:
     """Holds the model; each call runs one partition, and calls may come from several threads at once."""
 
-    def __init__(self, run: Path, device: str | None = None) -> None:
+    def __init__(self, run: Place, device: str | None = None) -> None:
         """Load the model of the plan.
 
         Args:
@@ -166,16 +166,17 @@ class Extractor:
         with self._room("running", partition):
             extracted = self.passes.submit(self._run, prepared.batches).result()
         with self._room("writing", partition):
+            checksums = self._write(partition, prepared, extracted)
             receipt = Receipt(
                 stage="extract",
                 task=partition,
                 fingerprint=self.plan.task_fingerprint("extract", partition),
-                checksums=self._write(partition, prepared, extracted),
+                checksums=checksums,
                 seconds=round(time.perf_counter() - started, 3),
                 finished=now(),
                 worker=worker_name(),
                 platform=self.platform,
-                counts=self._counts(prepared, extracted),
+                counts=self._counts(prepared, extracted) | {"bytes": self.store.written_bytes(checksums)},
             )
             write_receipt(self.run, receipt)
             self._done += 1

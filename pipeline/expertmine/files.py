@@ -1,22 +1,73 @@
-"""Small files written whole or not at all, and hashes of files."""
+"""Small files and whole objects, here or on an object store: written whole or not at all, and hashes of them.
+
+On a disk that takes a temporary name, a flush and a rename. An object store has no renaming and needs none: a put of
+one object is seen whole or not at all. Its requests are tried again, later and later, before anything is given up.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import random
+import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from expertmine.errors import StageError, UserError
+from expertmine.places import Place, is_remote
+
+Result = TypeVar("Result")
+
+ATTEMPTS = 8
+"""How often a request to an object store is made, within some 90 seconds; its client tries a few times each time."""
+FIRST_PAUSE = 0.5
+"""Seconds before the second attempt; each further pause is twice as long, less up to a half by lot."""
+TOGETHER = 64
+"""Requests that are in flight at once where many objects are read."""
+
+_FINAL = (
+    *(FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError),
+    *(ValueError, TypeError, LookupError),
+)
+"""Answers of an object store, and contents, that asking again does not change."""
+_WITHOUT_KEYS = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "TokenRetrievalError")
+"""So are these, of clients that have no credentials; named, since the clients' libraries need not be installed."""
+
+
+def persistently(where: Place, request: Callable[[], Result]) -> Result:
+    """Do something at a place; on an object store again and again, with pauses, while it may yet succeed.
+
+    Raises:
+        FileNotFoundError, FileExistsError: at once.
+        PermissionError: at once; also where there are no credentials.
+        OSError: whatever else it was, at last.
+    """
+    if not is_remote(where):
+        return request()
+    pause = FIRST_PAUSE
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return request()
+        except _FINAL:
+            raise
+        except Exception as error:  # clients raise what they like, of their own libraries
+            if type(error).__name__ in _WITHOUT_KEYS:
+                raise PermissionError(f"no credentials for {where}: {error}") from error
+            if attempt == ATTEMPTS:
+                raise OSError(f"{error or type(error).__name__} ({attempt} attempts)") from error
+        time.sleep(pause * random.uniform(0.5, 1))
+        pause *= 2
+    raise AssertionError
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Tell the user when a disk is full or refuses.
+def writing(path: Place) -> Iterator[None]:
+    """Tell the user when a disk is full or refuses, or an object store cannot be reached.
 
     Raises:
         StageError: in place of an OSError; names the path.
@@ -30,23 +81,29 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def flush(path: Path) -> None:
-    """Have the system bring a file that was just written to the disk itself."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file by temporary name, flush to disk, and rename: readers see all of it or none.
+def make_folder(path: Place) -> None:
+    """Make a folder and those above it, where there are such things as folders.
 
     Raises:
-        UserError: the disk is full or refuses; what was there stays.
+        UserError: the disk is full or refuses.
     """
+    if not is_remote(path):
+        with writing(path):
+            path.mkdir(parents=True, exist_ok=True)
+
+
+def write_atomically(path: Place, content: bytes) -> None:
+    """Write a file: readers see all of it or none, and it is on the disk itself when this returns.
+
+    Raises:
+        UserError: the disk is full or refuses, or the object store cannot be reached; what was there stays.
+    """
+    if is_remote(path):
+        with writing(path):
+            persistently(path, lambda: path.fs.pipe_file(path.path, content))
+        return
+    make_folder(path.parent)
     with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
             with os.fdopen(handle, "wb") as file:
@@ -60,18 +117,90 @@ def write_atomically(path: Path, content: bytes) -> None:
             raise
 
 
-def write_json(path: Path, document: Any) -> None:
+def create(path: Place, content: bytes) -> bool:
+    """Write a file that must not be there yet; of several who try, one does. Returns whether it was this one.
+
+    Raises:
+        UserError: the disk is full or refuses, or the object store cannot be reached.
+    """
+    if is_remote(path):
+        with writing(path):
+            try:
+                persistently(path, lambda: path.fs.pipe_file(path.path, content, mode="create"))
+            except FileExistsError:
+                # Perhaps by an attempt of our own whose answer was lost.
+                return read_bytes(path) == content
+        return True
+    make_folder(path.parent)
+    with writing(path):
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.link(temporary, path)  # fails where the name is taken, on network file systems as well
+        except FileExistsError:
+            return False
+        finally:
+            Path(temporary).unlink()
+    return True
+
+
+def write_json(path: Place, document: Any) -> None:
     write_atomically(path, (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-def read_json(path: Path, what: str) -> Any:
+def read_bytes(path: Place) -> bytes:
+    """All of a file.
+
+    Raises:
+        FileNotFoundError: there is none.
+        OSError: it cannot be read.
+    """
+    return persistently(path, path.read_bytes)
+
+
+def read_each(paths: Sequence[Place]) -> Iterator[bytes | None]:
+    """Each of many small files of one place, None where there is none; many at a time from an object store.
+
+    Raises:
+        OSError: one cannot be read.
+    """
+    for start in range(0, len(paths), TOGETHER):
+        some = paths[start : start + TOGETHER]
+        if is_remote(some[0]):
+            yield from _read_together(some)
+            continue
+        for path in some:
+            try:
+                yield path.read_bytes()
+            except FileNotFoundError:
+                yield None
+
+
+def _read_together(paths: Sequence[Place]) -> list[bytes | None]:
+    remote = [path for path in paths if is_remote(path)]
+    first, names = remote[0], [path.path for path in remote]
+
+    def request() -> list[bytes | None]:
+        found = first.fs.cat(names, on_error="return", batch_size=TOGETHER)
+        for answer in found.values():
+            if isinstance(answer, Exception) and not isinstance(answer, FileNotFoundError):
+                raise answer
+        return [None if isinstance(found[name], Exception) else found[name] for name in names]
+
+    return persistently(first, request)
+
+
+def read_json(path: Place, what: str) -> Any:
     """Parse a JSON file.
 
     Raises:
         UserError: missing, unreadable or malformed; names the file, the line, and `what` was expected.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_bytes(path).decode("utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; expected {what}") from None
     except json.JSONDecodeError as error:
@@ -80,6 +209,116 @@ def read_json(path: Path, what: str) -> Any:
         raise UserError(f"{path}: cannot be read ({error}); expected {what}") from error
 
 
-def sha256_file(path: Path) -> str:
+def exists(path: Place) -> bool:
+    """Whether there is a file or a folder.
+
+    Raises:
+        UserError: the object store cannot be reached, or does not let us in.
+    """
+    try:
+        return persistently(path, path.exists)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be looked at ({error})") from error
+
+
+def children(folder: Place) -> list[Place]:
+    """What lies in a folder, in order of names; nothing where there is none.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        if is_remote(folder):
+            found = persistently(folder, lambda: folder.fs.ls(folder.path, detail=False, refresh=True))
+            names = [name.rstrip("/").rpartition("/")[2] for name in found if name.rstrip("/") != folder.path]
+        else:
+            names = [path.name for path in folder.iterdir()]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read ({error})") from error
+    return [folder / name for name in sorted(names)]
+
+
+def sizes(folder: Place) -> dict[str, int]:
+    """Bytes of every file under a folder, by its path in it; nothing where there is none.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    if is_remote(folder):
+        found = persistently(folder, lambda: folder.fs.find(folder.path, detail=True))
+        start = len(folder.path.rstrip("/")) + 1
+        return {name[start:]: int(info["size"]) for name, info in found.items()}
+    return {
+        str((Path(above) / name).relative_to(folder)): (Path(above) / name).stat().st_size
+        for above, _, names in os.walk(folder)
+        for name in names
+    }
+
+
+def remove(path: Place) -> None:
+    """Have a file gone.
+
+    Raises:
+        UserError: the disk or the object store refuses.
+    """
+    with writing(path), suppress(FileNotFoundError):
+        if is_remote(path):
+            persistently(path, lambda: path.fs.rm_file(path.path))
+        else:
+            path.unlink()
+
+
+def remove_folder(folder: Place) -> None:
+    """Have a folder gone, with all that is in it.
+
+    Raises:
+        UserError: the disk or the object store refuses.
+    """
+    with writing(folder), suppress(FileNotFoundError):
+        if is_remote(folder):
+            persistently(folder, lambda: folder.fs.rm(folder.path, recursive=True))
+        else:
+            shutil.rmtree(folder)
+
+
+def copy(source: Place, target: Place) -> None:
+    """Copy a file, whole or not at all, however large.
+
+    Raises:
+        UserError: it cannot be read, or not be written.
+    """
+    with writing(target), tempfile.TemporaryDirectory() as spare:
+        here = Path(spare) / source.name if is_remote(source) else Path(source)
+        if is_remote(source):
+            persistently(source, lambda: source.fs.get_file(source.path, str(here)))
+        if is_remote(target):
+            persistently(target, lambda: target.fs.put_file(str(here), target.path))
+        else:
+            make_folder(target.parent)
+            temporary = target.with_name(f".{target.name}.{os.getpid()}")
+            shutil.copyfile(here, temporary)
+            flush(temporary)
+            temporary.replace(target)
+
+
+def flush(path: Path) -> None:
+    """Have the system bring a file that was just written to the disk itself."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sha256_file(path: Place) -> str:
+    """Of a file's bytes.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    if is_remote(path):
+        return hashlib.sha256(read_bytes(path)).hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

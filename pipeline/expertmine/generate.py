@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
@@ -19,6 +18,7 @@ from expertmine.errors import UserError
 from expertmine.experts import Experts, Units
 from expertmine.interventions import Steered, steer_rows
 from expertmine.models import LoadedModel, load_identical, refuse_encoder, tokenise
+from expertmine.places import Place
 from expertmine.responses import filling
 from expertmine.specs import Pooling
 from expertmine.steering import Steering
@@ -79,7 +79,7 @@ class Piece:
 class NewGenerator:
     """Makes a `Generator` wherever it is called; travels to an actor in its stead."""
 
-    index: Path | str
+    index: Place | str
     pooling: Pooling | None = None
     device: str | None = None
     model: str | None = None
@@ -105,7 +105,7 @@ class Generator:
 
     def __init__(
         self,
-        index: Path | str,
+        index: Place | str,
         device: str | None = None,
         pooling: Pooling | None = None,
         model: str | None = None,

@@ -8,17 +8,17 @@ and rows that it promises, about units that the model has. Knows the format, and
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from expertmine.errors import UserError
+from expertmine.places import Place
 from expertmine.specs import Pooling
+from expertmine.tables import TableFile
 
 LARGEST = 2**53
 """No number in an index has a reason to be larger; Python's whole numbers have no bound of their own."""
@@ -60,7 +60,7 @@ _SHAPE = {
 _WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false", None: "null"}
 
 
-def check_facts(facts: Any, path: Path) -> None:
+def check_facts(facts: Any, path: Place) -> None:
     """Refuse an ``index.json`` that no reader could trust.
 
     Raises:
@@ -136,15 +136,16 @@ def _contradiction(facts: Mapping[str, Any]) -> str | None:
     return None
 
 
-def check_rows(path: Path, rows: int, schema: pa.Schema) -> None:
+def check_rows(table: TableFile, rows: int, schema: pa.Schema) -> None:
     """Refuse a table that has not the promised rows and columns, from its footer alone.
 
     Raises:
         UserError: that, or it is no Parquet file.
     """
+    path = table.path
     try:
-        found = pq.read_metadata(path)
-        columns = found.schema.to_arrow_schema()
+        with table.open() as file:
+            found, columns = file.metadata, file.schema_arrow
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{path} cannot be read ({error}); reduce the run, or get the pack, again") from error
     if not columns.equals(schema):
@@ -156,14 +157,15 @@ def check_rows(path: Path, rows: int, schema: pa.Schema) -> None:
         )
 
 
-def read_units(path: Path, facts: Mapping[str, Any], schema: pa.Schema) -> pa.Table:
+def read_units(file: TableFile, facts: Mapping[str, Any], schema: pa.Schema) -> pa.Table:
     """A table of units, a row for each concept and rank, as it must be.
 
     Raises:
         UserError: it is not.
     """
+    path = file.path
     kept, concepts = facts["top_k"], [concept["name"] for concept in facts["concepts"]]
-    table = _read(path, kept * len(concepts), schema)
+    table = _read(file, kept * len(concepts), schema)
     if any(column.null_count for column in table.columns):
         raise _damaged(path, "it has gaps")
     if (_places(table["concept"], concepts) != np.repeat(np.arange(len(concepts)), kept)).any():
@@ -183,15 +185,16 @@ def read_units(path: Path, facts: Mapping[str, Any], schema: pa.Schema) -> pa.Ta
     return table
 
 
-def read_distribution(path: Path, facts: Mapping[str, Any], schema: pa.Schema) -> pa.Table:
+def read_distribution(file: TableFile, facts: Mapping[str, Any], schema: pa.Schema) -> pa.Table:
     """The table of how average precision is distributed, as it must be.
 
     Raises:
         UserError: it is not.
     """
+    path = file.path
     concepts = [concept["name"] for concept in facts["concepts"]]
     hookpoints = [hookpoint["name"] for hookpoint in facts["hookpoints"]]
-    table = _read(path, len(concepts) * len(hookpoints), schema)
+    table = _read(file, len(concepts) * len(hookpoints), schema)
     if any(table[name].null_count for name in schema.names if name not in ("layer", "above_chance")):
         raise _damaged(path, "it has gaps")
     if (_places(table["concept"], concepts) != np.repeat(np.arange(len(concepts)), len(hookpoints))).any():
@@ -214,14 +217,14 @@ def _places(column: pa.ChunkedArray, names: list[str]) -> NDArray[np.int64]:
     return found
 
 
-def _read(path: Path, rows: int, schema: pa.Schema) -> pa.Table:
-    check_rows(path, rows, schema)
+def _read(table: TableFile, rows: int, schema: pa.Schema) -> pa.Table:
+    check_rows(table, rows, schema)
     try:
-        with pq.ParquetFile(path) as file:
+        with table.open() as file:
             return file.read()
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{path} cannot be read ({error}); reduce the run, or get the pack, again") from error
+        raise UserError(f"{table.path} cannot be read ({error}); reduce the run, or get the pack, again") from error
 
 
-def _damaged(path: Path, why: str) -> UserError:
+def _damaged(path: Place, why: str) -> UserError:
     return UserError(f"{path} is damaged: {why}; reduce the run, or get the pack, again")

@@ -7,11 +7,13 @@ import socket
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from expertmine import sentences
+from expertmine.costs import Costs, costs_of
+from expertmine.drivers import Driver, read_drivers
 from expertmine.errors import UserError
 from expertmine.experts import Experts, index_folder
+from expertmine.files import exists
 from expertmine.ledger import (
     Failure,
     Receipt,
@@ -22,7 +24,9 @@ from expertmine.ledger import (
     read_failures,
     read_receipts,
     read_workers,
+    worker_name,
 )
+from expertmine.places import Place
 from expertmine.side_tables import is_table, tables_are_sound
 from expertmine.specs import STAGES, Stage
 from expertmine.store import Store
@@ -50,6 +54,8 @@ class StageProgress:
     """What kinds of machine its tasks ran on."""
     failures: tuple[Failure, ...]
     """Tasks that were given up and not done since."""
+    costs: Costs | None = None
+    """Of what is done so far; None for a stage that leaves no receipts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +77,18 @@ class Damage:
     task: int
 
 
-def progress_of(run: Path) -> list[StageProgress]:
+def progress_of(run: Place) -> list[StageProgress]:
     """Progress of each stage, from the receipts alone."""
     plan = load_plan(run)
+    drivers = read_drivers(run)
     found = [
-        _progress(stage, list(read_receipts(run, plan, stage)), plan.tasks(stage), read_failures(run, stage))
+        _progress(
+            stage,
+            receipts := list(read_receipts(run, plan, stage)),
+            plan.tasks(stage),
+            read_failures(run, stage),
+            costs_of(stage, receipts, drivers, plan.responses.threads if stage == "extract" else 1),
+        )
         for stage in STAGES
         if plan.tasks(stage)
     ]
@@ -84,7 +97,20 @@ def progress_of(run: Path) -> list[StageProgress]:
     return [*found, StageProgress("reduce", reduced, len(folders), 0.0, {}, {}, None, (), ())]
 
 
-def _progress(stage: Stage, receipts: Sequence[Receipt], total: int, failures: Sequence[Failure]) -> StageProgress:
+def driven_here(run: Place) -> list[StageProgress]:
+    """Progress of each stage if this process has driven one of them, for telling what that has cost; else none."""
+    return progress_of(run) if any(driver.process == worker_name() for driver in read_drivers(run)) else []
+
+
+def drivers_of(run: Place) -> list[Driver]:
+    """The last driver of each stage, where it has not ended: it runs, or it was killed."""
+    last = {driver.stage: driver for driver in read_drivers(run)}
+    return [driver for driver in last.values() if driver.ended is None]
+
+
+def _progress(
+    stage: Stage, receipts: Sequence[Receipt], total: int, failures: Sequence[Failure], costs: Costs
+) -> StageProgress:
     counts = _sum(receipts)
     per_second, left = {}, None
     if receipts:
@@ -103,6 +129,7 @@ def _progress(stage: Stage, receipts: Sequence[Receipt], total: int, failures: S
         left,
         tuple(sorted({receipt.platform for receipt in receipts})),
         tuple(failures),
+        costs,
     )
 
 
@@ -113,7 +140,7 @@ def _sum(receipts: Sequence[Receipt]) -> dict[str, int]:
     return dict(total)
 
 
-def workers_of(run: Path) -> list[Worker]:
+def workers_of(run: Place) -> list[Worker]:
     """Every process that said what it does on the run, the latest first."""
     here = socket.gethostname()
     return [
@@ -132,7 +159,7 @@ def _is_alive(process: int) -> bool:
     return True
 
 
-def verify(run: Path) -> Iterator[Damage | None]:
+def verify(run: Place) -> Iterator[Damage | None]:
     """Read all that was stored again and compare it with the receipts; yields None for each task that is sound.
 
     Raises:
@@ -150,11 +177,11 @@ def verify(run: Path) -> Iterator[Damage | None]:
             yield None if sound else Damage(stage, receipt.task)
     for pooling in plan.responses.poolings:
         folder = index_folder(run, plan, pooling)
-        if (folder / "index.json").exists() and not _index_belongs(folder, plan.fingerprint):
+        if exists(folder / "index.json") and not _index_belongs(folder, plan.fingerprint):
             raise UserError(f"{folder} belongs to another plan; run `expertmine reduce {run}`")
 
 
-def _index_belongs(folder: Path, fingerprint: str) -> bool:
+def _index_belongs(folder: Place, fingerprint: str) -> bool:
     try:
         return bool(Experts.load(folder).facts["plan"] == fingerprint)
     except UserError:  # none yet, or one that a kill left torn: it is not this plan's

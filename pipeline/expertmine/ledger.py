@@ -9,18 +9,25 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import socket
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, TypeVar
 
 from expertmine.corpus import FILES, Corpus
-from expertmine.errors import UserError
-from expertmine.files import read_json, write_json, writing
+from expertmine.errors import StageError, UserError
+from expertmine.files import (
+    children,
+    copy,
+    read_each,
+    read_json,
+    remove,
+    remove_folder,
+    write_json,
+)
+from expertmine.places import Place, is_remote, same
 from expertmine.specs import CorpusIdentity, Plan, Stage
 
 Read = TypeVar("Read")
@@ -75,27 +82,27 @@ class Failure:
     """The sentences of a partition that could not be extracted."""
 
 
-def plan_path(run: Path) -> Path:
+def plan_path(run: Place) -> Place:
     return run / "plan.json"
 
 
-def corpus_path(run: Path, identity: CorpusIdentity) -> Path:
+def corpus_path(run: Place, identity: CorpusIdentity) -> Place:
     """Where a run keeps its own copy of a corpus."""
     return run / "corpus" / identity.fingerprint[:16]
 
 
-def require_new_folder(run: Path) -> None:
+def require_new_folder(run: Place) -> None:
     """Refuse to plan a run in a folder of other things.
 
     Raises:
         UserError: the folder holds something else than what an interrupted beginning leaves.
     """
-    begun = {"corpus", "sentences"}
-    if run.exists() and any(path.name not in begun and not path.name.startswith(".") for path in run.iterdir()):
+    begun = {"corpus", "sentences", "lock"}
+    if any(path.name not in begun and not path.name.startswith(".") for path in children(run)):
         raise UserError(f"{run} exists and is no run folder (it has no plan.json); give another one")
 
 
-def freeze(run: Path, plan: Plan, corpus: Corpus) -> None:
+def freeze(run: Place, plan: Plan, corpus: Corpus) -> None:
     """Write a plan, after the run's own copy of its corpus, so that the run is whole in itself.
 
     The plan's sentences must be there already (`expertmine.sentences.write_segment`). Where another plan was, its
@@ -105,18 +112,16 @@ def freeze(run: Path, plan: Plan, corpus: Corpus) -> None:
         UserError: the disk is full or refuses.
     """
     own = corpus_path(run, plan.corpus)
-    if corpus.path.resolve() != own.resolve():
-        with writing(own):
-            own.mkdir(parents=True, exist_ok=True)
-            for name in FILES:
-                shutil.copy(corpus.path / name, own)
+    if not same(corpus.path, own):
+        for name in FILES:
+            copy(corpus.path / name, own / name)
     write_json(plan_path(run), plan.to_json())
-    for other in own.parent.iterdir():
-        if other != own:
-            shutil.rmtree(other)
+    for other in children(own.parent):
+        if other.name != own.name:
+            remove_folder(other)
 
 
-def load_plan(run: Path) -> Plan:
+def load_plan(run: Place) -> Plan:
     """The frozen plan of a run folder.
 
     Raises:
@@ -129,7 +134,7 @@ def load_plan(run: Path) -> Plan:
     return Plan.from_json(document, str(path))
 
 
-def open_corpus(run: Path, plan: Plan) -> Corpus:
+def open_corpus(run: Place, plan: Plan) -> Corpus:
     """The run's own copy of its corpus.
 
     Raises:
@@ -146,38 +151,42 @@ def worker_name() -> str:
     return f"{socket.gethostname()}-{os.getpid()}"
 
 
-def report_worker(run: Path, stage: Stage, platform: str, doing: str, tasks: int) -> None:
+def report_worker(run: Place, stage: Stage, platform: str, doing: str, tasks: int) -> None:
     """Say what this process is doing. It is news, not a promise: what cannot be written stays unsaid."""
     state = WorkerState(stage, socket.gethostname(), os.getpid(), platform, now(), doing, tasks)
     path = run / "workers" / f"{stage}-{worker_name()}.json"
-    try:
+    text = json.dumps(asdict(state))
+    with suppress(Exception if is_remote(path) else OSError):  # clients of object stores raise what they like
+        if is_remote(path):
+            path.write_text(text)
+            return
         path.parent.mkdir(exist_ok=True)
         temporary = path.with_name(f".{path.name}")
-        temporary.write_text(json.dumps(asdict(state)))
+        temporary.write_text(text)
         temporary.replace(path)
-    except OSError:
-        return
 
 
-def write_receipt(run: Path, receipt: Receipt) -> None:
+def write_receipt(run: Place, receipt: Receipt) -> None:
     """Make a task done, and its failure of before, if there was one, history.
 
     Raises:
         UserError: the disk is full or refuses.
     """
+    if load_plan(run).task_fingerprint(receipt.stage, receipt.task) != receipt.fingerprint:
+        raise StageError(f"{run} was planned anew while this task ran; what it found is not kept")
     write_json(_task_path(run / "receipts", receipt.stage, receipt.task), asdict(receipt))
-    _task_path(run / "failures", receipt.stage, receipt.task).unlink(missing_ok=True)
+    remove(_task_path(run / "failures", receipt.stage, receipt.task))
 
 
-def read_receipts(run: Path, plan: Plan, stage: Stage) -> Iterator[Receipt]:
+def read_receipts(run: Place, plan: Plan, stage: Stage) -> Iterator[Receipt]:
     """The receipts of a stage that are there, by task.
 
     Raises:
         UserError: a receipt belongs to another plan.
     """
-    for task in range(plan.tasks(stage)):
-        path = _task_path(run / "receipts", stage, task)
-        receipt = _read(path, Receipt)
+    paths = [_task_path(run / "receipts", stage, task) for task in range(plan.tasks(stage))]
+    for task, (path, content) in enumerate(zip(paths, read_each(paths), strict=True)):
+        receipt = _parse(content, Receipt)
         if receipt is None or not isinstance(receipt.checksums, dict) or (receipt.stage, receipt.task) != (stage, task):
             continue  # not written, torn by a failing disk, or another task's: this one runs again
         if receipt.fingerprint != plan.task_fingerprint(stage, task):
@@ -185,23 +194,22 @@ def read_receipts(run: Path, plan: Plan, stage: Stage) -> Iterator[Receipt]:
         yield receipt
 
 
-def forget_receipts(run: Path, stage: Stage) -> None:
+def forget_receipts(run: Place, stage: Stage) -> None:
     """Have every task of a stage run again.
 
     Raises:
         UserError: the disk refuses.
     """
-    with writing(run / "receipts"), suppress(FileNotFoundError):
-        shutil.rmtree(run / "receipts" / stage)
+    remove_folder(run / "receipts" / stage)
 
 
-def missing_tasks(run: Path, plan: Plan, stage: Stage) -> list[int]:
+def missing_tasks(run: Place, plan: Plan, stage: Stage) -> list[int]:
     """The tasks of a stage that have no receipt yet."""
     done = {receipt.task for receipt in read_receipts(run, plan, stage)}
     return [task for task in range(plan.tasks(stage)) if task not in done]
 
 
-def require_complete(run: Path, plan: Plan, stage: Stage) -> None:
+def require_complete(run: Place, plan: Plan, stage: Stage) -> None:
     """Refuse to go on while a stage has tasks without receipt.
 
     Raises:
@@ -216,13 +224,12 @@ def require_complete(run: Path, plan: Plan, stage: Stage) -> None:
         )
 
 
-def read_workers(run: Path) -> list[WorkerState]:
+def read_workers(run: Place) -> list[WorkerState]:
     """What every worker of the run last said, the latest first."""
-    states = [_read(path, WorkerState) for path in (run / "workers").glob("[!.]*.json")]
-    return sorted((state for state in states if state is not None), key=lambda state: -state.since)
+    return sorted(_read_all(run / "workers", WorkerState), key=lambda state: -state.since)
 
 
-def write_failures(run: Path, failures: Sequence[Failure]) -> None:
+def write_failures(run: Place, failures: Sequence[Failure]) -> None:
     """Keep a report of each task that was given up.
 
     Raises:
@@ -232,18 +239,24 @@ def write_failures(run: Path, failures: Sequence[Failure]) -> None:
         write_json(_task_path(run / "failures", failure.stage, failure.task), asdict(failure))
 
 
-def read_failures(run: Path, stage: Stage) -> list[Failure]:
+def read_failures(run: Place, stage: Stage) -> list[Failure]:
     """The tasks of a stage that were given up and not done since."""
-    found = [_read(path, Failure) for path in sorted((run / "failures" / stage).glob("[0-9]*.json"))]
-    return [failure for failure in found if failure is not None]
+    return _read_all(run / "failures" / stage, Failure)
 
 
-def _read(path: Path, kind: type[Read]) -> Read | None:
+def _read_all(folder: Place, kind: type[Read]) -> list[Read]:
+    """Every record of a folder that is whole, in order of names."""
+    paths = [path for path in children(folder) if path.name.endswith(".json") and not path.name.startswith(".")]
+    found = [_parse(content, kind) for content in read_each(paths)]
+    return [record for record in found if record is not None]
+
+
+def _parse(content: bytes | None, kind: type[Read]) -> Read | None:
     """A small record, or None where there is none that is whole."""
     try:
-        document: Any = json.loads(path.read_bytes())
+        document: Any = json.loads(content or b"")
         return kind(**document)
-    except (FileNotFoundError, ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return None
 
 
@@ -252,5 +265,5 @@ def now() -> float:
     return round(time.time(), 3)
 
 
-def _task_path(folder: Path, stage: Stage, task: int) -> Path:
+def _task_path(folder: Place, stage: Stage, task: int) -> Place:
     return folder / stage / f"{task:05d}.json"

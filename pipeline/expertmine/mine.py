@@ -3,23 +3,36 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
-from expertmine import assess, reduce, score
+from expertmine import assess, logs, reduce, score
 from expertmine.corpus import Corpus
 from expertmine.errors import UserError
 from expertmine.experts import Experts
-from expertmine.ledger import Failure, Receipt, load_plan, missing_tasks, write_failures
+from expertmine.files import exists
+from expertmine.ledger import (
+    Failure,
+    Receipt,
+    load_plan,
+    missing_tasks,
+    plan_path,
+    require_new_folder,
+    write_failures,
+)
+from expertmine.locks import Lease, driving
+from expertmine.places import Place, absolute
 from expertmine.progress import console, track
-from expertmine.runtime import serial
+from expertmine.runtime import meters, serial
+from expertmine.runtime.events import Tell
 from expertmine.runtime.failures import Failed
 from expertmine.specs import Plan, PlanRequest, Pooling, Stage
+from expertmine.watching import Watch, watching
 
 if TYPE_CHECKING:
     from expertmine.generate import GenerationRequest
@@ -35,11 +48,30 @@ ScoreExecutor = Literal["dask", "ray", "serial"]
 FOLLOWED = ("pairs", "experts", "sentences")
 """Counts of receipts whose rate is shown."""
 
-_RunTasks = tuple[Callable[[Callable[[], Callable[[int], Receipt]], Sequence[int]], Iterator[Receipt | Failed]], int]
+
+_Results = Iterator[Receipt | Failed]
+
+
+class _RunTasks(Protocol):
+    def __call__(
+        self, make_worker: Callable[[], Callable[[int], Receipt]], tasks: Sequence[int], *, tell: Tell
+    ) -> _Results: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Scoring:
+    """An open runtime for tasks of scoring."""
+
+    run: _RunTasks
+    threads: int = 1
+    """Tasks that a process of it may run at a time."""
+    recorder: Callable[[Mapping[str, str]], meters.Record] = meters.recorder
+    metrics: Sequence[str] = ()
+    """Where Prometheus finds what is recorded."""
 
 
 _SCORING: tuple[
-    tuple[Stage, ModuleType, Callable[[Path, int | None, int], Callable[[], Callable[[int], Receipt]]]], ...
+    tuple[Stage, ModuleType, Callable[[Place, int | None, int], Callable[[], Callable[[int], Receipt]]]], ...
 ] = (
     ("score", score, score.NewScorer),
     ("assess", assess, assess.NewAssessor),
@@ -60,7 +92,7 @@ class Cluster:
     """Bytes that a scoring process may hold; None for what a block takes, as it was planned."""
 
 
-def freeze_plan(run: Path, corpus: Path, request: PlanRequest, force: bool = False) -> tuple[Plan, Bill | None]:
+def freeze_plan(run: Place, corpus: Place, request: PlanRequest, force: bool = False) -> tuple[Plan, Bill | None]:
     """Make the plan of a run folder, find the same one there, or let the run go on with a corpus that has grown.
 
     Args:
@@ -74,65 +106,98 @@ def freeze_plan(run: Path, corpus: Path, request: PlanRequest, force: bool = Fal
     """
     from expertmine.runs import plan_run
 
-    return plan_run(run, Corpus.open(corpus), request, force)
+    opened = Corpus.open(corpus)
+    with driven(run, "plan"):
+        return plan_run(run, opened, request, force)
 
 
-def run_extract(run: Path, executor: ExtractExecutor, cluster: Cluster) -> None:
+@contextmanager
+def driven(run: Place, command: str) -> Iterator[Lease]:
+    """While open, no other process plans a run, hands out its tasks or writes its index.
+
+    Raises:
+        UserError: another does; or the folder holds something else than a run.
+    """
+    if not exists(plan_path(run)):
+        require_new_folder(run)  # before anything is left there
+    with driving(
+        run, f"expertmine {command}", lambda text: console.print(text, markup=False, highlight=False)
+    ) as lease:
+        yield lease
+
+
+def run_extract(run: Place, executor: ExtractExecutor, cluster: Cluster) -> None:
     """Stage 1 to its end.
 
     Raises:
         UserError: a worker could not be made, or tasks were given up; what is done is kept.
     """
+    run = absolute(run)
+    load_plan(run)  # refuses what is no run
+    with driven(run, "extract") as lease:
+        _extract(run, load_plan(run), executor, cluster, lease)
+
+
+def _extract(run: Place, plan: Plan, executor: ExtractExecutor, cluster: Cluster, lease: Lease) -> None:
     from expertmine import extract
 
-    run = run.absolute()
-    plan = load_plan(run)
     tasks = extract.plan(run)
     if tasks:
-        results = (
-            serial.run(extract.NewExtractor(run), tasks, extract.IN_FLIGHT)
-            if executor == "serial"
-            else _extract_on_ray(run, tasks, plan.responses.threads, cluster)
-        )
-        failed = _drain(results, "extract", plan.tasks("extract"), tasks)
-        _report(run, [extract.failure(run, each.task, each.reason, each.attempts) for each in failed], len(tasks))
+        total, threads = plan.tasks("extract"), plan.responses.threads
+        with watching(run, "extract", total, len(tasks), executor) as watch:
+            if executor == "serial":
+                watch.began(meters.recorder(watch.tags), threads, None)
+                results = serial.run(extract.NewExtractor(run), tasks, extract.IN_FLIGHT, tell=watch.tell)
+            else:
+                results = _extract_on_ray(run, tasks, threads, cluster, watch)
+            failed = _drain(lease.keep(results), watch, total)
+            _report(run, [extract.failure(run, each.task, each.reason, each.attempts) for each in failed], len(tasks))
     extract.finish(run)
 
 
-def run_score(run: Path, executor: ScoreExecutor, cluster: Cluster) -> None:
+def run_score(run: Place, executor: ScoreExecutor, cluster: Cluster) -> None:
     """Stage 2 to its end: every pair is scored, then the best units are assessed.
 
     Raises:
         UserError: a worker could not be made, or tasks were given up; what is done is kept.
     """
-    run = run.absolute()
-    plan = load_plan(run)
+    run = absolute(run)
+    load_plan(run)  # refuses what is no run
+    with driven(run, "score") as lease:
+        _score(run, load_plan(run), executor, cluster, lease)
+
+
+def _score(run: Place, plan: Plan, executor: ScoreExecutor, cluster: Cluster, lease: Lease) -> None:
     most = max(len(missing_tasks(run, plan, "score")), len(missing_tasks(run, plan, "assess")))
     with ExitStack() as open_clusters:
-        run_tasks: _RunTasks | None = None
+        scoring: _Scoring | None = None
         for stage, module, new_worker in _SCORING:
             tasks = module.plan(run)
             if tasks:
                 # One cluster for both, and none where nothing is left to do.
-                run_tasks = run_tasks or open_clusters.enter_context(_scoring_on(executor, cluster, most))
-                results, threads = run_tasks
-                found = results(new_worker(run, cluster.memory, threads), tasks)
-                failed = _drain(found, stage, plan.tasks(stage), tasks)
-                _report(run, [Failure(stage, each.task, each.reason, each.attempts, []) for each in failed], len(tasks))
+                scoring = scoring or open_clusters.enter_context(_scoring_on(executor, cluster, most))
+                with watching(run, stage, plan.tasks(stage), len(tasks), executor) as watch:
+                    watch.began(scoring.recorder(watch.tags), scoring.threads, 0.0, scoring.metrics)
+                    results = scoring.run(new_worker(run, cluster.memory, scoring.threads), tasks, tell=watch.tell)
+                    failed = _drain(lease.keep(results), watch, plan.tasks(stage))
+                    reports = [Failure(stage, each.task, each.reason, each.attempts, []) for each in failed]
+                    _report(run, reports, len(tasks))
             module.finish(run)
 
 
-def run_reduce(run: Path, top_k: int | None) -> list[Path]:
+def run_reduce(run: Place, top_k: int | None) -> list[Place]:
     """Stage 3; returns the folders of the expert indexes, one for each pooling.
 
     Args:
         top_k: experts to keep a concept; None keeps as many as the index there does, or else DEFAULT_TOP_K, or all
             where the model has fewer.
     """
-    return reduce.reduce(run, _top_k(run, top_k))
+    load_plan(run)  # refuses what is no run
+    with driven(run, "reduce"):
+        return reduce.reduce(run, _top_k(run, top_k))
 
 
-def _top_k(run: Path, asked: int | None) -> int:
+def _top_k(run: Place, asked: int | None) -> int:
     if asked is not None:
         return asked
     before = DEFAULT_TOP_K
@@ -142,24 +207,26 @@ def _top_k(run: Path, asked: int | None) -> int:
 
 
 def run_all(
-    run: Path,
+    run: Place,
     extract_on: tuple[ExtractExecutor, Cluster],
     score_on: tuple[ScoreExecutor, Cluster],
     top_k: int | None = None,
-) -> list[Path]:
+) -> list[Place]:
     """Every stage of a planned run; what is done already is not done again. Returns the folders of the indexes.
 
     Raises:
         UserError: as the stages do; `top_k` is looked at before the work begins.
     """
-    reduce.require_top_k(load_plan(run), _top_k(run, top_k))
-    run_extract(run, *extract_on)
-    run_score(run, *score_on)
-    return run_reduce(run, top_k)
+    load_plan(run)  # refuses what is no run
+    with driven(run, "mine"):
+        reduce.require_top_k(load_plan(run), _top_k(run, top_k))
+        run_extract(run, *extract_on)
+        run_score(run, *score_on)
+        return run_reduce(run, top_k)
 
 
 def run_generate(
-    index: Path | str,
+    index: Place | str,
     requests: Sequence[GenerationRequest],
     executor: ExtractExecutor,
     pooling: Pooling | None = None,
@@ -178,7 +245,9 @@ def run_generate(
     from expertmine.generate import NewGenerator
 
     # An actor may have another working folder.
-    make = NewGenerator(Path(index).absolute() if Path(index).exists() else index, pooling, model=model)
+    if isinstance(index, str) and Path(index).exists():
+        index = Path(index)
+    make = NewGenerator(index if isinstance(index, str) else absolute(index), pooling, model=model)
     if executor == "serial":
         yield from map(make(), requests)
         return
@@ -192,7 +261,7 @@ def run_generate(
             yield written
 
 
-def _extract_on_ray(run: Path, tasks: Sequence[int], threads: int, cluster: Cluster) -> Iterator[Receipt | Failed]:
+def _extract_on_ray(run: Place, tasks: Sequence[int], threads: int, cluster: Cluster, watch: Watch) -> _Results:
     from expertmine.extract import IN_FLIGHT, NewExtractor
     from expertmine.runtime import ray
 
@@ -204,41 +273,50 @@ def _extract_on_ray(run: Path, tasks: Sequence[int], threads: int, cluster: Clus
         room = ray.gpus() / gpus_each if gpus_each else ray.cpus() // threads
         actors = cluster.workers or max(1, int(room))
         make = NewExtractor(run, "split" if gpus_each > 1 else None)
-        yield from ray.run(make, tasks, actors, cpus_each=threads, gpus_each=gpus_each, in_flight=IN_FLIGHT)
+        watch.began(ray.recorder(watch.tags), threads, gpus_each, ray.metrics_endpoints())
+        yield from ray.run(make, tasks, actors, threads, gpus_each, IN_FLIGHT, watch.tell)
 
 
 @contextmanager
-def _scoring_on(executor: ScoreExecutor, cluster: Cluster, tasks: int) -> Iterator[_RunTasks]:
-    """While open, something that runs tasks of scoring, and how many a process of it may run at a time."""
+def _scoring_on(executor: ScoreExecutor, cluster: Cluster, tasks: int) -> Iterator[_Scoring]:
+    """While open, something that runs tasks of scoring."""
     workers = min(cluster.workers or os.cpu_count() or 1, tasks)
     if executor == "serial":
-        yield serial.run, 1
+        yield _Scoring(serial.run)
     elif executor == "dask":
         from expertmine.runtime import dask
 
         with dask.cluster(cluster.address, workers) as client:
-            console.print(f"Dask dashboard: {client.dashboard_link}", markup=False, highlight=False, soft_wrap=True)
-            yield partial(dask.run, client), dask.threads(client)
+            if logs.on_stderr():
+                logs.event("dashboard", url=client.dashboard_link)
+            else:
+                console.print(f"Dask dashboard: {client.dashboard_link}", markup=False, highlight=False, soft_wrap=True)
+            metrics = () if cluster.address else (dask.metrics_endpoint(client),)
+            yield _Scoring(partial(dask.run, client), dask.threads(client), metrics=metrics)
     else:
         from expertmine.runtime import ray
 
         with ray.cluster(cluster.address, None if cluster.address else workers):
             actors = cluster.workers or max(1, min(int(ray.cpus()), tasks))
-            yield partial(ray.run, actors=actors, cpus_each=1, gpus_each=0), 1
+            run = partial(ray.run, actors=actors, cpus_each=1, gpus_each=0)
+            yield _Scoring(run, recorder=ray.recorder, metrics=ray.metrics_endpoints())
 
 
-def _drain(results: Iterator[Receipt | Failed], label: str, total: int, tasks: Sequence[int]) -> list[Failed]:
-    """Take the results to their end; returns what was given up."""
+def _drain(results: _Results, watch: Watch, total: int) -> list[Failed]:
+    """Take the results to their end, and tell of each; returns what was given up."""
     failed: list[Failed] = []
 
     def done() -> Iterator[Receipt]:
         for result in results:
             if isinstance(result, Failed):
                 failed.append(result)
+                watch.failed(result)
             else:
+                watch.finished(result)
                 yield result
 
-    for _ in track(done(), label, total, total - len(tasks), _amount):
+    driver = watch.driver
+    for _ in track(done(), driver.stage, total, total - driver.tasks, _amount):
         pass
     return failed
 
@@ -248,7 +326,7 @@ def _amount(receipt: Receipt) -> tuple[int, str]:
     return next(((receipt.counts[name], name) for name in FOLLOWED if name in receipt.counts), (0, ""))
 
 
-def _report(run: Path, failures: Sequence[Failure], tasks: int) -> None:
+def _report(run: Place, failures: Sequence[Failure], tasks: int) -> None:
     """Tell of the tasks that were given up, after all others were done.
 
     Raises:

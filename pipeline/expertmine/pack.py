@@ -19,6 +19,7 @@ from expertmine.export import cut
 from expertmine.files import read_json, write_atomically, write_json, writing
 from expertmine.lookup import k_or_all
 from expertmine.pack_card import card, is_folder
+from expertmine.places import Place, same
 
 README = "README.md"
 FILES = (*(f"{name}.parquet" for name in TABLES), "index.json", STEERING, README)
@@ -120,7 +121,7 @@ def pack(experts: Experts, out: Path, request: PackRequest | None = None) -> Pac
     )
 
 
-def _require_place(out: Path, source: Path) -> None:
+def _require_place(out: Path, source: Place) -> None:
     """Refuse a place where a pack would harm something.
 
     Raises:
@@ -130,7 +131,7 @@ def _require_place(out: Path, source: Path) -> None:
         return
     if not out.is_dir():
         raise UserError(f"{out} is there and is no folder; give the pack a folder of its own")
-    if out.resolve() == source.resolve():
+    if same(out, source):
         raise UserError(f"--out is {out}, which is read; give the pack a folder of its own")
     others = sorted(path.name for path in out.iterdir() if path.name not in FILES and not path.name.startswith("."))
     index = out / "index.json"

@@ -7,7 +7,6 @@ import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +18,7 @@ from expertmine import sentences
 from expertmine.corpus import Corpus
 from expertmine.errors import UserError
 from expertmine.models import LoadedModel, load_model
+from expertmine.places import Place, absolute, is_remote
 from expertmine.progress import size
 from expertmine.responses import TYPES, filling, forward_passes, make_batches, prepare
 from expertmine.scored_rows import null_classes
@@ -176,8 +176,8 @@ def make_bill(
     )
 
 
-def refuse_what_will_not_fit(run: Path, bill: Bill) -> None:
-    """Compare a bill with this machine: the disk under the run folder, and the memory of one process.
+def refuse_what_will_not_fit(run: Place, bill: Bill) -> None:
+    """Compare a bill with this machine: the disk under the run folder, if that is on one, and the memory of a process.
 
     Raises:
         UserError: it will not fit.
@@ -191,7 +191,9 @@ def refuse_what_will_not_fit(run: Path, bill: Bill) -> None:
             f"{run}: {whose} process would hold {size(largest)} and this machine has {size(memory)} of memory; "
             f"{remedy}, or say --force when it will run elsewhere"
         )
-    above = next(folder for folder in (run, *run.absolute().parents) if folder.exists())
+    if is_remote(run):
+        return  # nobody knows how much an object store holds
+    above = next(folder for folder in (run, *absolute(run).parents) if folder.exists())
     free = shutil.disk_usage(above).free
     needed = bill.stored_bytes + bill.expertise_bytes
     if needed > free:

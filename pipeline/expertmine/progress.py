@@ -1,4 +1,7 @@
-"""Progress of long work: a bar on a terminal, a plain line now and then elsewhere. Always on standard error."""
+"""Progress of long work: a bar on a terminal, a plain line now and then elsewhere, always on standard error.
+
+It is logged, too.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +21,12 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from expertmine import logs
+
 Item = TypeVar("Item")
 
 PLAIN_INTERVAL = 10.0
-"""Seconds between plain lines."""
+"""Seconds between plain lines, and between events."""
 
 console = Console(stderr=True, width=None if sys.stderr.isatty() else 160)
 """Standard error; a file has no width of its own, and nothing must be folded there."""
@@ -41,8 +46,12 @@ def track(
         amount: how much work an item was, and in what unit, for showing how much is done a second.
     """
     rate = _Rate()
+    items = _events(rate.of(items, amount), label, total, done, rate)
+    if logs.on_stderr():
+        yield from items
+        return
     if not console.is_terminal:
-        yield from _plain(rate.of(items, amount), label, total, done, rate)
+        yield from _plain(items, label, total, done, rate)
         return
     columns = (
         TextColumn("{task.description:<10}"),
@@ -55,7 +64,7 @@ def track(
     )
     with Progress(*columns, console=console) as bar:
         task = bar.add_task(label, total=total, completed=done, rate="")
-        for item in rate.of(items, amount):
+        for item in items:
             bar.update(task, advance=1, rate=str(rate))
             yield item
 
@@ -67,6 +76,13 @@ class _Rate:
         self._started = time.monotonic()
         self._amount, self._unit = 0, ""
 
+    @property
+    def per_second(self) -> dict[str, float]:
+        """As a field of an event; empty where nothing is counted."""
+        if not self._amount:
+            return {}
+        return {self._unit: round(self._amount / max(time.monotonic() - self._started, 1e-3), 3)}
+
     def of(self, items: Iterable[Item], amount: Callable[[Item], tuple[int, str]]) -> Iterator[Item]:
         """Pass items through and add up what they amount to."""
         for item in items:
@@ -75,9 +91,20 @@ class _Rate:
             yield item
 
     def __str__(self) -> str:
-        if not self._amount:
-            return ""
-        return f"{number(self._amount / max(time.monotonic() - self._started, 1e-3))} {self._unit}/s"
+        return "".join(f"{number(speed)} {unit}/s" for unit, speed in self.per_second.items())
+
+
+def _events(items: Iterable[Item], label: str, total: int, done: int, rate: _Rate) -> Iterator[Item]:
+    """Pass items through and log now and then how far they are."""
+    started = said = time.monotonic()
+    for new, item in enumerate(items, 1):
+        now = time.monotonic()
+        if now - said >= PLAIN_INTERVAL and done + new < total:
+            said = now
+            left = round((now - started) / new * (total - done - new), 1)
+            speed = rate.per_second or None
+            logs.event("progress", what=label, done=done + new, total=total, per_second=speed, seconds_left=left)
+        yield item
 
 
 def _plain(items: Iterable[Item], label: str, total: int, done: int, rate: _Rate) -> Iterator[Item]:
@@ -107,7 +134,7 @@ def track_bytes(chunks: Iterable[Item], label: str, total: int, position: Callab
         total: bytes of the file.
         position: tells how many of them are read.
     """
-    if not console.is_terminal:
+    if not console.is_terminal or logs.on_stderr():
         yield from _plain_bytes(chunks, label, total, position)
         return
     name = TextColumn("{task.description}")

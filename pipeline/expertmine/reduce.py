@@ -6,7 +6,6 @@ Streams over blocks of units; what it gathers does not depend on the order in wh
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from expertmine.distribution import Distribution
 from expertmine.errors import UserError
 from expertmine.experts import SCHEMA, index_folder, write_index
 from expertmine.ledger import load_plan, open_corpus, require_complete
+from expertmine.places import Place
 from expertmine.progress import track
 from expertmine.ranking import Extremes
 from expertmine.scored_rows import NullClasses, Side, mined_and_held_out, null_classes
@@ -48,7 +48,7 @@ def require_top_k(plan: Plan, kept: int) -> None:
         raise UserError(f"--top-k is {kept}: expected 1 to {most}, {why}")
 
 
-def reduce(run: Path, kept: int) -> list[Path]:
+def reduce(run: Place, kept: int) -> list[Place]:
     """Write the expert index of a scored run, one for each pooling; returns their folders.
 
     Raises:
@@ -63,7 +63,9 @@ def reduce(run: Path, kept: int) -> list[Path]:
     return [_reduce(run, plan, pooling, store, corpus, chance, kept) for pooling in plan.responses.poolings]
 
 
-def _reduce(run: Path, plan: Plan, pooling: Pooling, store: Store, corpus: Corpus, chance: _Chance, kept: int) -> Path:
+def _reduce(
+    run: Place, plan: Plan, pooling: Pooling, store: Store, corpus: Corpus, chance: _Chance, kept: int
+) -> Place:
     null = chance.null(run, plan, pooling)
     best, worst = Extremes(plan.corpus.concepts, kept), Extremes(plan.corpus.concepts, kept, worst=True)
     distribution = Distribution(plan.corpus.concepts, plan.hookpoints, thresholds(null))
@@ -111,12 +113,12 @@ class _Chance:
     classes: NullClasses
 
     @classmethod
-    def of(cls, run: Path, plan: Plan, corpus: Corpus, store: Store) -> _Chance:
+    def of(cls, run: Place, plan: Plan, corpus: Corpus, store: Store) -> _Chance:
         mined, held_out, _ = mined_and_held_out(run, plan, corpus, store)
         classes = null_classes(mined.positives, mined.negatives, plan.scoring.null)
         return cls(mined, held_out, expected_ap(mined.positives, mined.negatives), classes)
 
-    def null(self, run: Path, plan: Plan, pooling: Pooling) -> NDArray[np.float64]:
+    def null(self, run: Place, plan: Plan, pooling: Pooling) -> NDArray[np.float64]:
         """(concepts, permutations) average precision of the best of all units under shuffled labels."""
         permutations = plan.scoring.permutations
         if not permutations:
@@ -129,7 +131,7 @@ class _Chance:
 
 
 def _assessed(
-    run: Path, plan: Plan, pooling: Pooling, kept: int
+    run: Place, plan: Plan, pooling: Pooling, kept: int
 ) -> tuple[NDArray[np.float64], dict[int, NDArray[np.float64]]]:
     """Intervals on held-out sentences, (concepts, kept, 2), and for some k the share that stays, (concepts,)."""
     interval = np.full((plan.corpus.concepts, kept, 2), np.nan)

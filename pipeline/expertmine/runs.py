@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from expertmine import sentences
 from expertmine.corpus import Corpus
 from expertmine.errors import UserError
+from expertmine.files import exists
 from expertmine.ledger import (
     Receipt,
     forget_receipts,
@@ -21,6 +22,7 @@ from expertmine.ledger import (
     read_receipts,
     require_new_folder,
 )
+from expertmine.places import Place
 from expertmine.planning import (
     Bill,
     Sample,
@@ -35,7 +37,7 @@ from expertmine.specs import Plan, PlanRequest
 from expertmine.store import Store
 
 
-def plan_run(run: Path, corpus: Corpus, request: PlanRequest, force: bool) -> tuple[Plan, Bill | None]:
+def plan_run(run: Place, corpus: Corpus, request: PlanRequest, force: bool) -> tuple[Plan, Bill | None]:
     """Make the plan of a run folder, or find it there; when the corpus is another by
     now, or its pairs are to be scored otherwise, the run goes on with that.
 
@@ -48,7 +50,7 @@ def plan_run(run: Path, corpus: Corpus, request: PlanRequest, force: bool) -> tu
     Raises:
         UserError: bad input, a run of another model or other settings in the folder, or not enough disk or memory.
     """
-    if not plan_path(run).exists():
+    if not exists(plan_path(run)):
         require_new_folder(run)
         plan, bill = make_plan(request, corpus)
         if not force:
@@ -63,7 +65,7 @@ def plan_run(run: Path, corpus: Corpus, request: PlanRequest, force: bool) -> tu
     return _go_on(run, frozen, replace(frozen, scoring=scoring), corpus, force)
 
 
-def begin(run: Path, plan: Plan, corpus: Corpus) -> None:
+def begin(run: Place, plan: Plan, corpus: Corpus) -> None:
     """Make the run folder of a new plan: its sentences, its own copy of the corpus, and then the plan.
 
     Raises:
@@ -73,7 +75,7 @@ def begin(run: Path, plan: Plan, corpus: Corpus) -> None:
     freeze(run, plan, corpus)
 
 
-def _require_same(run: Path, frozen: Plan, request: PlanRequest) -> None:
+def _require_same(run: Place, frozen: Plan, request: PlanRequest) -> None:
     named = frozen.model.name in (request.model, str(Path(request.model).resolve()))
     pairs = {
         "model": (frozen.model.name, frozen.model.name if named else request.model),
@@ -94,7 +96,7 @@ def _fields(request: PlanRequest) -> tuple[str, ...]:
     return tuple(request.responses.__dataclass_fields__)
 
 
-def _go_on(run: Path, frozen: Plan, wanted: Plan, corpus: Corpus, force: bool) -> tuple[Plan, Bill]:
+def _go_on(run: Place, frozen: Plan, wanted: Plan, corpus: Corpus, force: bool) -> tuple[Plan, Bill]:
     """Go on with another corpus, or have its pairs scored otherwise; all scores are made anew.
 
     Responses stay where they are, those that are not there yet come behind them. Loads no model, and where no sentence
@@ -129,7 +131,7 @@ def _go_on(run: Path, frozen: Plan, wanted: Plan, corpus: Corpus, force: bool) -
     return plan, bill
 
 
-def _kept(run: Path, plan: Plan, receipts: list[Receipt]) -> NDArray[np.bool_]:
+def _kept(run: Place, plan: Plan, receipts: list[Receipt]) -> NDArray[np.bool_]:
     """(rows,) whether the sentence there was run, or may yet be: what has no receipt counts as kept."""
     kept = np.ones(plan.layout.padded_shape[0], np.bool_)
     if receipts:
@@ -140,7 +142,7 @@ def _kept(run: Path, plan: Plan, receipts: list[Receipt]) -> NDArray[np.bool_]:
     return kept
 
 
-def _so_far(run: Path, plan: Plan, receipts: list[Receipt]) -> Sample:
+def _so_far(run: Place, plan: Plan, receipts: list[Receipt]) -> Sample:
     """What the run has shown of speed and compression; nothing where it has not begun."""
     if not receipts:
         return Sample(None, 1.0)

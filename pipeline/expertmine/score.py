@@ -11,7 +11,6 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +28,7 @@ from expertmine.ledger import (
     write_receipt,
 )
 from expertmine.memory import keep_freed_memory
+from expertmine.places import Place
 from expertmine.scored_rows import mined_and_held_out, scored_rows
 from expertmine.scoring_memory import Room, Work, strips
 from expertmine.side_tables import write_null
@@ -36,7 +36,7 @@ from expertmine.store import KEPT, STATISTICS, Store, create_store
 from expertmine_kernels import ConceptRows, expertise
 
 
-def plan(run: Path) -> list[int]:
+def plan(run: Place) -> list[int]:
     """Make room for the scores, and list the tasks that are still to be done: a block of units and a pooling each.
 
     Raises:
@@ -48,7 +48,7 @@ def plan(run: Path) -> list[int]:
     return missing_tasks(run, frozen, "score")
 
 
-def finish(run: Path) -> None:
+def finish(run: Place) -> None:
     """Check that every block has its receipt.
 
     Raises:
@@ -61,7 +61,7 @@ def finish(run: Path) -> None:
 class NewScorer:
     """Makes a `Scorer` wherever it is called; travels to workers in its stead."""
 
-    run: Path
+    run: Place
     memory: int | None = None
     threads: int = 1
 
@@ -72,7 +72,7 @@ class NewScorer:
 class Scorer:
     """Holds the labels; each call scores one block of units, pooled in one way."""
 
-    def __init__(self, run: Path, memory: int | None = None, threads: int = 1) -> None:
+    def __init__(self, run: Place, memory: int | None = None, threads: int = 1) -> None:
         """Open the store and lay the labels out.
 
         Args:
@@ -142,7 +142,7 @@ class Scorer:
             finished=now(),
             worker=worker_name(),
             platform=platform.machine(),
-            counts={"pairs": statistics["ap"].size, **clock.laps},
+            counts={"pairs": statistics["ap"].size, "bytes": self.store.written_bytes(checksums), **clock.laps},
         )
         write_receipt(self.run, receipt)
         self._done += 1

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from expertmine import sentences
 from expertmine.corpus import Corpus, membership
 from expertmine.errors import UserError
+from expertmine.places import Place
 from expertmine.sampling import Ids, lots
 from expertmine.specs import Null, Plan, ScoringSpec
 from expertmine.store import Store
@@ -106,7 +106,7 @@ class ScoredRows:
     """The concept whose labels are shuffled, for each further set; as many sets for each as there are permutations."""
 
 
-def mined_and_held_out(run: Path, plan: Plan, corpus: Corpus, store: Store) -> tuple[Side, Side, NDArray[np.int64]]:
+def mined_and_held_out(run: Place, plan: Plan, corpus: Corpus, store: Store) -> tuple[Side, Side, NDArray[np.int64]]:
     """The two sides of a run's corpus, among the sentences that the model was run on, and the row of each sentence.
 
     Raises:

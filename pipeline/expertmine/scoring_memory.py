@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from expertmine.errors import StageError
 from expertmine.memory import resident_bytes
+from expertmine.places import Place
 from expertmine.progress import size
 from expertmine.specs import StoredType
 
@@ -85,7 +85,7 @@ class Work:
 class Room:
     """How much memory a process has for blocks, of what it may hold."""
 
-    def __init__(self, run: Path, memory: int | None, threads: int) -> None:
+    def __init__(self, run: Place, memory: int | None, threads: int) -> None:
         """Begin before anything is loaded.
 
         Args:

@@ -8,20 +8,18 @@ segment, ``key`` and ``text``, a row group for each partition, so that an extrac
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from expertmine.corpus import Corpus
 from expertmine.errors import UserError
-from expertmine.files import write_atomically, writing
+from expertmine.places import Place
 from expertmine.specs import Plan, Segment
+from expertmine.tables import read_table, write_table
 from expertmine.texts import text_key
 
 SCHEMA = pa.schema([("key", pa.large_string()), ("text", pa.large_string())])
@@ -42,21 +40,16 @@ def of_corpus(corpus: Corpus) -> pa.Table:
     return corpus.table("sentences").select(["key", "text"]).cast(SCHEMA)
 
 
-def write_segment(run: Path, at: int, table: pa.Table, partition_rows: int) -> None:
+def write_segment(run: Place, at: int, table: pa.Table, partition_rows: int) -> None:
     """Write the sentences of a segment, whole or not at all.
 
     Raises:
         UserError: the disk is full or refuses.
     """
-    path = _path(run, at)
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd", row_group_size=partition_rows, use_dictionary=False)
-    write_atomically(path, buffer.getvalue())
+    write_table(_path(run, at), table, row_group_size=partition_rows, use_dictionary=False)
 
 
-def texts(run: Path, plan: Plan, partition: int) -> list[str]:
+def texts(run: Place, plan: Plan, partition: int) -> list[str]:
     """The sentences of one partition, in order of their rows.
 
     Raises:
@@ -66,8 +59,7 @@ def texts(run: Path, plan: Plan, partition: int) -> list[str]:
     group = partition - plan.layout.first_row(segment) // plan.layout.partition_rows
     path = _path(run, segment)
     try:
-        with pq.ParquetFile(path) as file:
-            table = file.read_row_group(group)
+        table = read_table(path, row_group=group)
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{path}: cannot be read ({error}); plan the run again in another folder") from error
     found: list[str] = table["text"].to_pylist()
@@ -76,7 +68,7 @@ def texts(run: Path, plan: Plan, partition: int) -> list[str]:
     return found
 
 
-def rows_of(run: Path, plan: Plan, corpus: Corpus) -> NDArray[np.int64]:
+def rows_of(run: Place, plan: Plan, corpus: Corpus) -> NDArray[np.int64]:
     """The row in which each sentence of a corpus is stored, −1 for those that are not; (sentences,).
 
     Raises:
@@ -91,11 +83,11 @@ def rows_of(run: Path, plan: Plan, corpus: Corpus) -> NDArray[np.int64]:
     return np.where(found >= 0, first[found], -1)
 
 
-def _keys(run: Path, plan: Plan) -> Iterator[pa.Array]:
+def _keys(run: Place, plan: Plan) -> Iterator[pa.Array]:
     for at, segment in enumerate(plan.segments):
         path = _path(run, at)
         try:
-            table = pq.read_table(path, columns=["key"])
+            table = read_table(path, columns=["key"])
         except (OSError, pa.ArrowException) as error:
             raise UserError(f"{path}: cannot be read ({error}); plan the run again in another folder") from error
         if segment_of(table) != segment:
@@ -103,5 +95,5 @@ def _keys(run: Path, plan: Plan) -> Iterator[pa.Array]:
         yield table["key"].combine_chunks()
 
 
-def _path(run: Path, at: int) -> Path:
+def _path(run: Place, at: int) -> Place:
     return run / "sentences" / f"{at:05d}.parquet"

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from expertmine import logs
+from expertmine.places import Place
 from expertmine.progress import console as stderr
 
 if TYPE_CHECKING:
@@ -30,8 +32,10 @@ out = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
 
 
 def problem(message: str) -> None:
-    """One message on standard error."""
-    stderr.print(f"expertmine: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
+    """One message on standard error, and in the log."""
+    logs.event("problem", logging.ERROR, reason=message)
+    if not logs.on_stderr():
+        stderr.print(f"expertmine: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
 
 
 def as_json(document: Any) -> None:
@@ -55,7 +59,7 @@ def table(*columns: str, left: int = 1) -> Table:
     return made
 
 
-def corpus_written(identity: CorpusIdentity, draft: Draft, folder: Path) -> None:
+def corpus_written(identity: CorpusIdentity, draft: Draft, folder: Place) -> None:
     out.print(
         f"{folder}: {identity.concepts:,} concepts, {identity.sentences:,} unique sentences, "
         f"fingerprint {identity.fingerprint[:12]}",

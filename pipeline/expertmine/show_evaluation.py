@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from expertmine.errors import UserError
 from expertmine.evaluate.results import Ablation, ConceptEvaluation, Estimate, Interval, Parity, result_path
+from expertmine.places import Place
 from expertmine.show import as_json, out, table
 
 Result = TypeVar("Result", ConceptEvaluation, Ablation, Parity)
@@ -29,7 +30,7 @@ def estimates(asked: Sequence[str] | None) -> tuple[Estimate, ...]:
     return tuple(each for each in known if not asked or each in asked)
 
 
-def draw(run: Path, found: Result, figure: Callable[[Result], Any], asked: Path | None) -> Path:
+def draw(run: Place, found: Result, figure: Callable[[Result], Any], asked: Path | None) -> Place:
     """Draw a result, beside it unless another place was asked for; returns where."""
     from expertmine.report.evaluation_figures import save
 
@@ -38,7 +39,7 @@ def draw(run: Path, found: Result, figure: Callable[[Result], Any], asked: Path 
     return path
 
 
-def concept(found: ConceptEvaluation, figure: Path, json_: bool) -> None:
+def concept(found: ConceptEvaluation, figure: Place, json_: bool) -> None:
     """Success and perplexity, a row a concept."""
     if json_:
         as_json(asdict(found))
@@ -68,7 +69,7 @@ def concept(found: ConceptEvaluation, figure: Path, json_: bool) -> None:
     _told(figure)
 
 
-def ablation(found: Ablation, figure: Path, json_: bool) -> None:
+def ablation(found: Ablation, figure: Place, json_: bool) -> None:
     """Variants with intervals."""
     if json_:
         as_json(asdict(found))
@@ -99,7 +100,7 @@ def ablation(found: Ablation, figure: Path, json_: bool) -> None:
     _told(figure)
 
 
-def parity(found: Parity, figure: Path, json_: bool) -> None:
+def parity(found: Parity, figure: Place, json_: bool) -> None:
     """Contexts by lean, for each estimate."""
     if json_:
         as_json(asdict(found))
@@ -141,7 +142,7 @@ def parity(found: Parity, figure: Path, json_: bool) -> None:
     _told(figure)
 
 
-def _told(figure: Path) -> None:
+def _told(figure: Place) -> None:
     out.print(f"figure: {figure}", markup=False, soft_wrap=True)
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
-from expertmine.files import read_json
+from expertmine.files import exists, read_json
+from expertmine.places import Place
 from expertmine.progress import console as stderr
 from expertmine.show import as_json, number, out, table
 from expertmine.specs import ASSESSED
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 BARS = " ▁▂▃▄▅▆▇█"
 
 
-def tell_if_stale(run: Path, index: Experts) -> None:
+def tell_if_stale(run: Place, index: Experts) -> None:
     """Say so where an index is of the run's plan of before."""
     plan = run / "plan.json"
-    if plan.exists() and read_json(plan, "a plan").get("fingerprint") != index.facts["plan"]:
+    if exists(plan) and read_json(plan, "a plan").get("fingerprint") != index.facts["plan"]:
         stderr.print(
             f"{run} was planned anew since this index was made; run `expertmine mine` to its end", markup=False
         )

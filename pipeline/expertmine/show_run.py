@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
 from rich.table import Table
 
+from expertmine import logs
 from expertmine.errors import UserError
+from expertmine.places import absolute
 from expertmine.progress import console as stderr
-from expertmine.progress import duration, size
+from expertmine.progress import duration, number, size
 from expertmine.show import as_json, out, table
 
 if TYPE_CHECKING:
+    from expertmine.costs import Costs
+    from expertmine.drivers import Driver
     from expertmine.inspect_run import Damage, StageProgress, Worker
+    from expertmine.places import Place
     from expertmine.planning import Bill
     from expertmine.specs import Hookpoint, ModelIdentity, Plan
 
@@ -25,8 +29,12 @@ SHOWN_COUNTS = ("sentences", "tokens", "pairs", "experts")
 """Counts that people follow; the others are in the JSON."""
 
 
-def bill(run: Path, plan: Plan, bill_: Bill | None) -> None:
+def bill(run: Place, plan: Plan, bill_: Bill | None) -> None:
     """What a plan will cost, on standard error: it goes before the work."""
+    facts = None if bill_ is None else asdict(bill_)
+    logs.event("run planned", run=str(absolute(run)), sentences=plan.corpus.sentences, bill=facts)
+    if logs.on_stderr():
+        return
     if bill_ is None:
         stderr.print(f"{run} is planned already: {plan.corpus.sentences:,} sentences", markup=False, soft_wrap=True)
         return
@@ -38,7 +46,7 @@ def bill(run: Path, plan: Plan, bill_: Bill | None) -> None:
     stderr.print(made)
 
 
-def bill_as_json(run: Path, plan: Plan, bill_: Bill | None) -> None:
+def bill_as_json(run: Place, plan: Plan, bill_: Bill | None) -> None:
     planned = {"partitions": plan.tasks("extract"), "scoring_tasks": plan.tasks("score")}
     as_json({"run": str(run), "plan": plan.to_json(), **planned, "bill": None if bill_ is None else asdict(bill_)})
 
@@ -79,7 +87,7 @@ def _lines(plan: Plan, bill_: Bill) -> Iterator[tuple[str, str]]:
         yield "extraction", f"{took} on this machine, divided by the number of them"
 
 
-def index_written(folders: Sequence[Path]) -> None:
+def index_written(folders: Sequence[Place]) -> None:
     for folder in folders:
         out.print(f"{folder}: expert index", soft_wrap=True, markup=False)
 
@@ -101,10 +109,17 @@ def units(model: ModelIdentity, hookpoints: Sequence[Hookpoint], left_out: Seque
         out.print(f"{name}: experts that do not compute by plain linear maps; they have no units", markup=False)
 
 
-def status(run: Path, stages: Sequence[StageProgress], workers: Sequence[Worker], json_: bool) -> None:
+def status(
+    run: Place, stages: Sequence[StageProgress], workers: Sequence[Worker], drivers: Sequence[Driver], json_: bool
+) -> None:
+    """How far a run is, what it has cost, and who works on it.
+
+    Args:
+        drivers: those that have not ended.
+    """
     if json_:
         document = {"stages": [asdict(stage) for stage in stages], "workers": [asdict(worker) for worker in workers]}
-        as_json({"run": str(run), **document})
+        as_json({"run": str(run), **document, "drivers": [asdict(driver) for driver in drivers]})
         return
     made = table("stage", "tasks", "done", "left", "done so far", "a second")
     for column in made.columns[-2:]:
@@ -123,10 +138,51 @@ def status(run: Path, stages: Sequence[StageProgress], workers: Sequence[Worker]
     for stage in stages:
         for note in _notes(run, stage):
             out.print(f"{stage.stage}: {note}", soft_wrap=True, markup=False)
+    for driver in drivers:
+        if driver.metrics:
+            out.print(f"{driver.stage}: while it runs, metrics at {', '.join(driver.metrics)}", soft_wrap=True)
+    if any(stage.costs and stage.costs.tasks for stage in stages):
+        out.print()
+        out.print(_cost_table(stages))
     _workers(workers)
 
 
-def _notes(run: Path, stage: StageProgress) -> Iterator[str]:
+def costs(run: Place, stages: Sequence[StageProgress]) -> None:
+    """What a run has cost so far, on standard error: it is no result."""
+    spent = [stage for stage in stages if stage.costs and stage.costs.tasks]
+    for stage in spent:
+        assert stage.costs is not None
+        logs.event("costs", run=str(absolute(run)), stage=stage.stage, **asdict(stage.costs))
+    if spent and not logs.on_stderr():
+        stderr.print(_cost_table(spent))
+
+
+def _cost_table(stages: Sequence[StageProgress]) -> Table:
+    # "At work" is while any task was under way.
+    times = ("elapsed", "at work", "workers", "worker time", "CPU time", "GPU time")
+    made = table("cost", *times, "stored", "a second", "trouble")
+    for column in made.columns[-2:]:
+        column.justify = "left"
+    for stage in stages:
+        if stage.costs and stage.costs.tasks:
+            made.add_row(stage.stage, *_cost_cells(stage.costs))
+    return made
+
+
+def _cost_cells(spent: Costs) -> Iterator[str]:
+    yield duration(spent.elapsed_seconds)
+    yield duration(spent.wall_seconds)
+    yield f"{spent.workers:,}"
+    yield duration(spent.worker_seconds)
+    yield duration(spent.cpu_seconds)
+    yield duration(spent.gpu_seconds) if spent.gpu_seconds else "–"
+    yield size(spent.stored_bytes) if spent.stored_bytes else ""
+    yield ", ".join(f"{number(spent.per_second[name])} {name}" for name in SHOWN_COUNTS if name in spent.per_second)
+    trouble = (("retried", spent.retried), ("workers lost", spent.lost), ("failed", spent.failed))
+    yield ", ".join(f"{count:,} {what}" for what, count in trouble if count)
+
+
+def _notes(run: Place, stage: StageProgress) -> Iterator[str]:
     """What people should know of a stage beside its progress."""
     if saturated := sum(count for name, count in stage.counts.items() if name.startswith("saturated ")):
         yield f"{saturated:,} responses beyond what float16 holds were stored as its largest"
@@ -163,7 +219,7 @@ def _workers(workers: Sequence[Worker]) -> None:
         out.print(f"… and {len(workers) - SHOWN_WORKERS:,} others; --json lists them")
 
 
-def verified(run: Path, verdicts: Iterator[Damage | None]) -> None:
+def verified(run: Place, verdicts: Iterator[Damage | None]) -> None:
     """Print a verdict.
 
     Raises:

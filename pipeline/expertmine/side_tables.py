@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from expertmine.errors import UserError
-from expertmine.files import sha256_file, write_atomically
+from expertmine.files import sha256_file
+from expertmine.places import Place
 from expertmine.specs import Plan, Pooling
+from expertmine.tables import read_table, write_table
 
 NULL, ASSESSMENT, SELECTION = "null", "assessment", "selection"
 
 
 def write_null(
-    run: Path, pooling: Pooling, block: int, shuffled: NDArray[np.int64], max_ap: NDArray[np.float64]
+    run: Place, pooling: Pooling, block: int, shuffled: NDArray[np.int64], max_ap: NDArray[np.float64]
 ) -> dict[str, str]:
     """Keep the best average precision of a block in each shuffle of labels.
 
@@ -37,7 +35,7 @@ def write_null(
     return _write(run, NULL, pooling, block, {"concept": shuffled, "max_ap": max_ap}) if len(shuffled) else {}
 
 
-def read_null(run: Path, plan: Plan, pooling: Pooling) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def read_null(run: Place, plan: Plan, pooling: Pooling) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Whose labels were shuffled, and the best average precision of all units in each shuffle; both (shuffles,).
 
     Raises:
@@ -52,7 +50,7 @@ def read_null(run: Path, plan: Plan, pooling: Pooling) -> tuple[NDArray[np.int64
     return shuffled, highest
 
 
-def write_selection(run: Path, pooling: Pooling, units: NDArray[np.int64]) -> None:
+def write_selection(run: Place, pooling: Pooling, units: NDArray[np.int64]) -> None:
     """Keep which units of each concept are assessed, (concepts, assessed), best first.
 
     Raises:
@@ -61,7 +59,7 @@ def write_selection(run: Path, pooling: Pooling, units: NDArray[np.int64]) -> No
     _write(run, SELECTION, pooling, 0, {"units": pa.FixedSizeListArray.from_arrays(units.ravel(), units.shape[1])})
 
 
-def read_selection(run: Path, pooling: Pooling) -> NDArray[np.int64]:
+def read_selection(run: Place, pooling: Pooling) -> NDArray[np.int64]:
     """(concepts, assessed) the units that are assessed, best first.
 
     Raises:
@@ -72,7 +70,7 @@ def read_selection(run: Path, pooling: Pooling) -> NDArray[np.int64]:
     return found
 
 
-def has_selection(run: Path, pooling: Pooling) -> bool:
+def has_selection(run: Place, pooling: Pooling) -> bool:
     """Whether it is written down which units are assessed."""
     try:
         read_selection(run, pooling)
@@ -82,7 +80,7 @@ def has_selection(run: Path, pooling: Pooling) -> bool:
 
 
 def write_assessment(
-    run: Path,
+    run: Place,
     pooling: Pooling,
     block: int,
     places: tuple[NDArray[np.int64], NDArray[np.int64]],
@@ -115,7 +113,7 @@ def write_assessment(
     return _write(run, ASSESSMENT, pooling, block, columns)
 
 
-def read_assessments(run: Path, plan: Plan, pooling: Pooling) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+def read_assessments(run: Place, plan: Plan, pooling: Pooling) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     """What came of all blocks.
 
     Returns:
@@ -144,13 +142,12 @@ def read_assessments(run: Path, plan: Plan, pooling: Pooling) -> tuple[NDArray[n
     return resampled, interval
 
 
-def tables_are_sound(run: Path, checksums: Mapping[str, str]) -> bool:
+def tables_are_sound(run: Place, checksums: Mapping[str, str]) -> bool:
     """Whether the tables among a receipt's objects are there with the bytes that were written."""
-    return all(
-        (run / key).is_file() and sha256_file(run / key) == checksum
-        for key, checksum in checksums.items()
-        if is_table(key)
-    )
+    try:
+        return all(sha256_file(run / key) == checksum for key, checksum in checksums.items() if is_table(key))
+    except FileNotFoundError:
+        return False
 
 
 def is_table(key: str) -> bool:
@@ -158,19 +155,15 @@ def is_table(key: str) -> bool:
     return key.split("/")[0] in (NULL, ASSESSMENT)
 
 
-def _write(run: Path, kind: str, pooling: Pooling, block: int, columns: Mapping[str, object]) -> dict[str, str]:
+def _write(run: Place, kind: str, pooling: Pooling, block: int, columns: Mapping[str, object]) -> dict[str, str]:
     key = _key(kind, pooling, block)
-    buffer = io.BytesIO()
-    pq.write_table(pa.table(columns), buffer, compression="zstd")
-    content = buffer.getvalue()
-    write_atomically(run / key, content)
-    return {key: hashlib.sha256(content).hexdigest()}
+    return {key: write_table(run / key, pa.table(columns))}
 
 
-def _read(run: Path, kind: str, pooling: Pooling, block: int) -> pa.Table:
+def _read(run: Place, kind: str, pooling: Pooling, block: int) -> pa.Table:
     path = run / _key(kind, pooling, block)
     try:
-        return pq.read_table(path)
+        return read_table(path)
     except FileNotFoundError:
         raise UserError(f"{path} is missing; `expertmine verify {run}` says which receipts to remove") from None
     except (OSError, pa.ArrowException) as error:

@@ -9,22 +9,21 @@ transposed codec), which compresses better and is the order in which scoring rea
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numcodecs.blosc
 import numpy as np
 import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec, TransposeCodec
-from zarr.core.buffer import Buffer, default_buffer_prototype
-from zarr.core.sync import sync
-from zarr.storage import MemoryStore, StorePath
+from zarr.core.buffer import Buffer
+from zarr.storage import FsspecStore, MemoryStore
 
 from expertmine.errors import UserError
-from expertmine.files import flush, writing
+from expertmine.files import persistently, read_bytes, sizes, write_atomically, writing
+from expertmine.places import Place, is_remote
 from expertmine.specs import Compression, Plan, Pooling
 
 STATISTICS = {
@@ -46,28 +45,34 @@ numcodecs.blosc.set_nthreads(1)
 zarr.config.set({"array.write_empty_chunks": True})
 
 
+Read = TypeVar("Read")
+
 _REMEDY = "`expertmine verify RUN` says which receipts to remove; run the stage again after that"
 
 
 class Store:
     """The arrays of one run, opened for a plan."""
 
-    def __init__(self, run: Path, plan: Plan) -> None:
+    def __init__(self, run: Place, plan: Plan) -> None:
         """Open the store that `create_store` made.
 
         Raises:
             UserError: it is not there, or has another layout than the plan.
         """
         path = run / "store.zarr"
+
+        def find() -> dict[str, Any]:
+            group = zarr.open_group(_root(path), mode="r+")
+            return {name: group[name] for name in _layouts(plan)}
+
         try:
-            group = zarr.open_group(path, mode="r+")
-            arrays = {name: group[name] for name in _layouts(plan)}
+            arrays = persistently(path, find)
         except (zarr.errors.BaseZarrError, OSError, ValueError, TypeError, KeyError) as error:
             raise UserError(f"{path}: cannot be opened as this run's store ({error}); use a new run folder") from error
         self.plan = plan
         self._path = path
-        self._root = group.store_path
         self._arrays: dict[str, zarr.Array[Any]] = {}
+        self._written: dict[str, int] = {}
         for name, layout in _layouts(plan).items():
             array = arrays[name]
             if not isinstance(array, zarr.Array) or array.shape != layout["shape"] or array.chunks != layout["chunks"]:
@@ -114,32 +119,36 @@ class Store:
         Raises:
             UserError: names the first partition that lost one.
         """
-        for partition in range(self.plan.layout.partitions):
-            if not sync(self._has_every_shard(partition)):
-                raise UserError(f"{self._path}: partition {partition} has lost a shard; {_REMEDY}")
-
-    async def _has_every_shard(self, partition: int) -> bool:
         shards = range(self.plan.layout.objects_a_partition)
         responses = [f"responses/{pooling}" for pooling in self.plan.responses.poolings]
-        places = [("tokens", (partition,)), *((name, (partition, shard)) for name in responses for shard in shards)]
-        return all([await self._object(name, place).exists() for name, place in places])
+        there = {f"{name}/{key}" for name in ("tokens", *responses) for key in self._objects(name)}
+        for partition in range(self.plan.layout.partitions):
+            places = [("tokens", (partition,)), *((name, (partition, shard)) for name in responses for shard in shards)]
+            if not all(self._key(*place) in there for place in places):
+                raise UserError(f"{self._path}: partition {partition} has lost a shard; {_REMEDY}")
 
-    def _object(self, name: str, place: tuple[int, ...]) -> StorePath:
-        """Where a chunk that is not in a shard, or a shard, of an array lies."""
-        array = self._arrays[name]
-        return array.store_path / array.metadata.encode_chunk_key(place)
+    def _objects(self, name: str) -> dict[str, int]:
+        """Bytes of every object under a name, by its key there."""
+        return self._reading(lambda: sizes(self._path / name))
+
+    def _key(self, name: str, place: tuple[int, ...]) -> str:
+        """Of a chunk that is not in a shard, or a shard, of an array."""
+        return f"{name}/{self._arrays[name].metadata.encode_chunk_key(place)}"
 
     def _put(self, name: str, place: tuple[int, ...], values: NDArray[Any]) -> dict[str, str]:
         """Write one whole object of an array; returns its checksum by its key.
 
         Zarr itself would read what an earlier attempt left there before it writes, and stumble over a torn one.
         """
-        encoded = _encode(_layouts(self.plan)[name], values)
-        target = self._object(name, place)
-        with writing(self._path):
-            sync(target.set(encoded))
-            flush(self._path / name / self._arrays[name].metadata.encode_chunk_key(place))
-        return {f"{name}/{self._arrays[name].metadata.encode_chunk_key(place)}": _sha256(encoded)}
+        encoded = _encode(_layouts(self.plan)[name], values).to_bytes()
+        key = self._key(name, place)
+        write_atomically(self._path / key, encoded)
+        self._written[key] = len(encoded)
+        return {key: hashlib.sha256(encoded).hexdigest()}
+
+    def written_bytes(self, keys: Iterable[str]) -> int:
+        """Bytes of objects that were just written here, by their keys; what is no object of the store counts nothing."""
+        return sum(self._written.pop(key, 0) for key in keys)
 
     def sound(self, checksums: Mapping[str, str]) -> bool:
         """Whether each of a receipt's objects is there with the bytes that were written."""
@@ -147,18 +156,20 @@ class Store:
 
     def stored_bytes(self, keys: Iterable[str]) -> int:
         """Bytes of some objects, by their keys; what is not there takes none."""
-        return sum(sync((self._root / key).store.getsize((self._root / key).path)) for key in keys)
+        found = self._objects("")
+        return sum(found.get(key, 0) for key in keys)
 
     def _checksum(self, key: str) -> str | None:
-        stored = sync((self._root / key).get(default_buffer_prototype()))
-        return None if stored is None else _sha256(stored)
-
-    @contextmanager
-    def _reading(self) -> Iterator[None]:
         try:
-            yield
+            return hashlib.sha256(read_bytes(self._path / key)).hexdigest()
+        except FileNotFoundError:
+            return None
+
+    def _reading(self, read: Callable[[], Read]) -> Read:
+        try:
+            return persistently(self._path, read)
         except (OSError, ValueError, RuntimeError) as error:  # what zarr and its codecs raise over torn bytes
-            raise UserError(f"{self._path} is damaged ({error}); {_REMEDY}") from error
+            raise UserError(f"{self._path} is damaged or cannot be read ({error}); {_REMEDY}") from error
 
     def read_responses(self, pooling: Pooling, units: range) -> NDArray[np.floating[Any]]:
         """(rows, units) of every row; reads whole chunks once when `units` is a block of the layout.
@@ -166,8 +177,8 @@ class Store:
         Raises:
             UserError: a shard is damaged.
         """
-        with self._reading():
-            return np.asarray(self._arrays[f"responses/{pooling}"][:, units.start : units.stop])
+        array = self._arrays[f"responses/{pooling}"]
+        return self._reading(lambda: np.asarray(array[:, units.start : units.stop]))
 
     def read_tokens(self) -> NDArray[np.int32]:
         """(rows,) pooled tokens; 0 for a sentence that was dropped, and for a row without one.
@@ -175,8 +186,7 @@ class Store:
         Raises:
             UserError: a chunk is damaged.
         """
-        with self._reading():
-            return np.asarray(self._arrays["tokens"][:])
+        return self._reading(lambda: np.asarray(self._arrays["tokens"][:]))
 
     def write_scores(self, pooling: Pooling, block: int, statistics: Mapping[str, NDArray[Any]]) -> dict[str, str]:
         """Store one block of every statistic.
@@ -206,8 +216,8 @@ class Store:
         Raises:
             UserError: a chunk is damaged.
         """
-        with self._reading():
-            return np.asarray(self._arrays[f"expertise/{pooling}/{statistic}"][:, units.start : units.stop])
+        array = self._arrays[f"expertise/{pooling}/{statistic}"]
+        return self._reading(lambda: np.asarray(array[:, units.start : units.stop]))
 
     def read_kept(self, pooling: Pooling, statistic: str, block: int) -> NDArray[Any]:
         """One statistic of the units of a block that were kept, or `KEPT`, which they are; (concepts, kept columns).
@@ -216,11 +226,11 @@ class Store:
             UserError: a chunk is damaged.
         """
         array = self._arrays[f"expertise/{pooling}/{statistic}"]
-        with self._reading():
-            return np.asarray(array[:, block * array.chunks[1] : (block + 1) * array.chunks[1]])
+        columns = slice(block * array.chunks[1], (block + 1) * array.chunks[1])
+        return self._reading(lambda: np.asarray(array[:, columns]))
 
 
-def create_store(run: Path, plan: Plan) -> None:
+def create_store(run: Place, plan: Plan) -> None:
     """Make the arrays of a run that are not there yet, and lengthen those of a run that has grown.
 
     For one process, before workers open the store.
@@ -229,8 +239,9 @@ def create_store(run: Path, plan: Plan) -> None:
         UserError: the disk is full or refuses.
     """
     path = run / "store.zarr"
-    with writing(path):
-        group = zarr.open_group(path, mode="a")
+
+    def make() -> None:
+        group = zarr.open_group(_root(path), mode="a")
         for name, layout in _layouts(plan).items():
             found = group.get(name)
             if isinstance(found, zarr.Array) and found.shape == layout["shape"]:
@@ -240,6 +251,14 @@ def create_store(run: Path, plan: Plan) -> None:
                     found.resize(layout["shape"])
                 continue
             group.create_array(name, overwrite=True, **layout)
+
+    with writing(path):
+        persistently(path, make)
+
+
+def _root(path: Place) -> Path | FsspecStore:
+    """A store as zarr takes it. It has an event loop of its own, and therefore a client of its own."""
+    return FsspecStore.from_url(str(path), storage_options=dict(path.storage_options)) if is_remote(path) else path
 
 
 def encoded_size(responses: NDArray[np.floating[Any]], block_units: int, compression: Compression) -> int:
@@ -258,10 +277,6 @@ def _encode(layout: Mapping[str, Any], values: NDArray[Any]) -> Buffer:
     twin[...] = values
     (key,) = objects.keys() - {"zarr.json"}
     return objects[key]
-
-
-def _sha256(encoded: Buffer) -> str:
-    return hashlib.sha256(encoded.as_numpy_array().data).hexdigest()
 
 
 def _response_layout(

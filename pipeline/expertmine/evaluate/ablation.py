@@ -11,7 +11,6 @@ import statistics
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from expertmine.errors import UserError
 from expertmine.evaluate import cells as measured
@@ -19,9 +18,10 @@ from expertmine.evaluate.cells import CellSettings, NewMeasurer, decisive, prove
 from expertmine.evaluate.concept import drawn_concepts
 from expertmine.evaluate.results import Ablation, Cell, Comparison, Success, Variant, rebuilt, result_path, write_result
 from expertmine.evaluate.statistics import interval, sign_flip_p
-from expertmine.evaluate.tasks import Place, run_tasks
+from expertmine.evaluate.tasks import Runtime, run_tasks
 from expertmine.experts import Experts, require_k
 from expertmine.ledger import load_plan, open_corpus
+from expertmine.places import Place, absolute
 from expertmine.specs import Pooling
 from expertmine.steering import DEFAULT_K, assign, usual_k
 
@@ -48,13 +48,13 @@ def variants(index: Experts, most_k: int) -> tuple[Variant, ...]:
 
 
 def evaluate(
-    run: Path,
+    run: Place,
     names: Sequence[str],
     count: int,
     k: int | None,
     settings: CellSettings | None = None,
     pooling: Pooling | None = None,
-    place: Place | None = None,
+    runtime: Runtime | None = None,
 ) -> Ablation:
     """Success with each variant's units set; kept beside the run's index.
 
@@ -67,7 +67,7 @@ def evaluate(
     Raises:
         UserError: unknown concept, k out of range, or no held-out sentences to train a classifier on.
     """
-    run = run.absolute()
+    run = absolute(run)
     settings = settings or CellSettings()
     index = Experts.load(run, pooling)
     if not names and index.steering:  # those whose k is known
@@ -96,7 +96,7 @@ def evaluate(
     found = provenance(index, settings)
     folder = result_path(run, found.pooling, Ablation).parent
     worker = NewMeasurer(run, pooling, settings)
-    documents = run_tasks(folder, decisive(index, settings), worker, asked, place or Place(), "ablation")
+    documents = run_tasks(folder, decisive(index, settings), worker, asked, runtime or Runtime(), "ablation")
     successes = [rebuilt(Success, each["success"]) for each in documents]
     names_of = [variant.name for _ in concepts for variant in compared]
     cells = tuple(

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from expertmine.corpus import Corpus
@@ -19,6 +18,7 @@ from expertmine.evaluate.tasks import Answer, Asked
 from expertmine.experts import Experts, Units
 from expertmine.generate import GenerationRequest, Generator
 from expertmine.ledger import load_plan, open_corpus
+from expertmine.places import Place
 from expertmine.specs import Pooling
 from expertmine.steering import Steering
 
@@ -85,7 +85,7 @@ def decisive(index: Experts, settings: CellSettings) -> Mapping[str, Any]:
 class NewMeasurer:
     """Makes a `Measurer` wherever it is called."""
 
-    run: Path
+    run: Place
     pooling: Pooling | None
     settings: CellSettings
 
@@ -96,7 +96,7 @@ class NewMeasurer:
 class Measurer:
     """Writes the texts of a cell and measures them; holds the model and the judges of the concepts at hand."""
 
-    def __init__(self, run: Path, pooling: Pooling | None, settings: CellSettings) -> None:
+    def __init__(self, run: Place, pooling: Pooling | None, settings: CellSettings) -> None:
         from expertmine.models import load_model
 
         self.generator = Generator(run, pooling=pooling)

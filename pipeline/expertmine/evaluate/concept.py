@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from scipy.stats import fisher_exact
@@ -23,9 +22,10 @@ from expertmine.evaluate.results import (
     result_path,
     write_result,
 )
-from expertmine.evaluate.tasks import Place, run_tasks
+from expertmine.evaluate.tasks import Runtime, run_tasks
 from expertmine.experts import Experts, require_k
 from expertmine.ledger import load_plan, open_corpus
+from expertmine.places import Place, absolute
 from expertmine.specs import Pooling
 
 LADDER = (0, 10, 20, 30, 50, 70, 100, 150, 200, 300)
@@ -90,14 +90,14 @@ def drawn_concepts(corpus: Corpus, index: Experts, names: Sequence[str], count: 
 
 
 def evaluate(
-    run: Path,
+    run: Place,
     names: Sequence[str],
     count: int,
     ladder: Sequence[int] = LADDER,
     settings: CellSettings | None = None,
     fluency: float = FLUENCY,
     pooling: Pooling | None = None,
-    place: Place | None = None,
+    runtime: Runtime | None = None,
 ) -> ConceptEvaluation:
     """Curves of the concepts, or of `count` drawn by lot; kept, with the k that is best, beside the run's index.
 
@@ -109,7 +109,7 @@ def evaluate(
     Raises:
         UserError: unknown concept, k out of range, or no held-out sentences to train a classifier on.
     """
-    run = run.absolute()
+    run = absolute(run)
     settings = settings or CellSettings()
     index = Experts.load(run, pooling)
     ks = sorted({0, *ladder})
@@ -119,7 +119,7 @@ def evaluate(
     cells = [Cell(concept, k) for concept in concepts for k in ks]
     folder = result_path(run, found.pooling, ConceptEvaluation).parent
     worker = NewMeasurer(run, pooling, settings)
-    documents = run_tasks(folder, decisive(index, settings), worker, cells, place or Place(), "evaluate")
+    documents = run_tasks(folder, decisive(index, settings), worker, cells, runtime or Runtime(), "evaluate")
     curves = []
     for at, concept in enumerate(concepts):
         own = documents[at * len(ks) : (at + 1) * len(ks)]

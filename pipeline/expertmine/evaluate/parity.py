@@ -11,7 +11,6 @@ import random
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from expertmine.errors import UserError
@@ -30,10 +29,11 @@ from expertmine.evaluate.results import (
     result_path,
     write_result,
 )
-from expertmine.evaluate.tasks import Answer, Asked, Place, run_tasks
+from expertmine.evaluate.tasks import Answer, Asked, Runtime, run_tasks
 from expertmine.experts import Experts, require_k
 from expertmine.generate import GenerationRequest, Generator
 from expertmine.interventions import Steered, steer_rows
+from expertmine.places import Place, absolute
 from expertmine.specs import Pooling
 
 LEANS: tuple[Lean, ...] = ("she", "he", "none")
@@ -68,7 +68,7 @@ class ContextTask:
 class NewExperimenter:
     """Makes an `Experimenter` wherever it is called."""
 
-    run: Path
+    run: Place
     pooling: Pooling | None
     settings: CellSettings
 
@@ -79,7 +79,7 @@ class NewExperimenter:
 class Experimenter:
     """Takes one context along the ladder of k; holds the model and the index."""
 
-    def __init__(self, run: Path, pooling: Pooling | None, settings: CellSettings) -> None:
+    def __init__(self, run: Place, pooling: Pooling | None, settings: CellSettings) -> None:
         from expertmine.models import load_model
 
         self.generator = Generator(run, pooling=pooling)
@@ -219,14 +219,14 @@ def _at(ladder: Sequence[int], values: Sequence[float | None], point: float | No
 
 
 def evaluate(
-    run: Path,
+    run: Place,
     pair: Pair | None = None,
     which: Sequence[Context] | None = None,
     ladder: Sequence[int] = LADDER,
     settings: CellSettings | None = None,
     estimates: Sequence[Estimate] = ("sampled", "exact"),
     pooling: Pooling | None = None,
-    place: Place | None = None,
+    runtime: Runtime | None = None,
 ) -> Parity:
     """The experiment over all contexts, or some; kept beside the run's index. Each context that is done stays done.
 
@@ -239,7 +239,7 @@ def evaluate(
     Raises:
         UserError: the index has no experts of the concepts, or not that many.
     """
-    run, pair = run.absolute(), pair or Pair()
+    run, pair = absolute(run), pair or Pair()
     settings = settings or CellSettings(samples=SAMPLES, max_new_tokens=NEW_TOKENS)
     index = Experts.load(run, pooling)
     for name in (pair.man, pair.woman):
@@ -258,7 +258,7 @@ def evaluate(
     found = provenance(index, settings)
     folder = result_path(run, found.pooling, Parity).parent
     worker = NewExperimenter(run, pooling, settings)
-    documents = run_tasks(folder, decisive(index, settings), worker, tasks, place or Place(), "parity")
+    documents = run_tasks(folder, decisive(index, settings), worker, tasks, runtime or Runtime(), "parity")
     curves = [
         (rebuilt(ContextCurve, each[estimate]["curve"]), each[estimate].get("texts", []))
         for estimate in estimates

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import types
 from dataclasses import asdict, dataclass, fields, is_dataclass
-from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from expertmine.errors import UserError
 from expertmine.experts import Forcing, Units
-from expertmine.files import read_json, write_json
+from expertmine.files import exists, read_json, write_json
+from expertmine.places import Place
 from expertmine.steering import Tokens
 
 FORMAT = 1
@@ -239,12 +239,12 @@ Result = TypeVar("Result", ConceptEvaluation, Ablation, Parity)
 _FILES = {ConceptEvaluation: "concept.json", Ablation: "ablation.json", Parity: "parity.json"}
 
 
-def result_path(run: Path, pooling: str, kind: type[ConceptEvaluation] | type[Ablation] | type[Parity]) -> Path:
+def result_path(run: Place, pooling: str, kind: type[ConceptEvaluation] | type[Ablation] | type[Parity]) -> Place:
     """Where an evaluation's result is kept."""
     return run / "evaluation" / pooling / _FILES[kind]
 
 
-def write_result(run: Path, result: ConceptEvaluation | Ablation | Parity) -> Path:
+def write_result(run: Place, result: ConceptEvaluation | Ablation | Parity) -> Place:
     """Keep a result, in place of an earlier one; returns its path.
 
     Raises:
@@ -255,14 +255,14 @@ def write_result(run: Path, result: ConceptEvaluation | Ablation | Parity) -> Pa
     return path
 
 
-def read_result(run: Path, pooling: str, kind: type[Result]) -> Result | None:
+def read_result(run: Place, pooling: str, kind: type[Result]) -> Result | None:
     """A result that was kept; None where there is none.
 
     Raises:
         UserError: the file is damaged or of another format.
     """
     path = result_path(run, pooling, kind)
-    if not path.exists():
+    if not exists(path):
         return None
     document = read_json(path, "the result of an evaluation")
     if not isinstance(document, dict) or document.pop("format", None) != FORMAT:

@@ -11,11 +11,11 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
 from expertmine.errors import UserError
-from expertmine.files import read_json, write_json
+from expertmine.files import children, read_json, write_json
+from expertmine.places import Place
 from expertmine.progress import track
 from expertmine.runtime import serial
 from expertmine.runtime.failures import Failed
@@ -46,7 +46,7 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Runtime:
     """Where tasks run."""
 
     executor: Executor = "serial"
@@ -63,11 +63,11 @@ def key_of(settings: Mapping[str, Any], task: Task) -> str:
 
 
 def run_tasks(
-    folder: Path,
+    folder: Place,
     settings: Mapping[str, Any],
     make_worker: Callable[[], Callable[[Asked], Answer]],
     tasks: Sequence[Task],
-    place: Place,
+    runtime: Runtime,
     label: str,
 ) -> list[dict[str, Any]]:
     """What each task finds, in order; those that are done already are not done again.
@@ -76,29 +76,30 @@ def run_tasks(
         UserError: a worker could not be made, or a task failed; what is done is kept.
     """
     keys = [key_of(settings, task) for task in tasks]
-    missing = {key: Asked(task, key) for key, task in zip(keys, tasks, strict=True) if not _path(folder, key).exists()}
+    there = {path.name.removesuffix(".json") for path in children(folder / "tasks")}
+    missing = {key: Asked(task, key) for key, task in zip(keys, tasks, strict=True) if key not in there}
     if missing:
         done = len(tasks) - sum(key in missing for key in keys)
-        for answer in track(_run(make_worker, list(missing.values()), place), label, done + len(missing), done):
+        for answer in track(_run(make_worker, list(missing.values()), runtime), label, done + len(missing), done):
             if isinstance(answer, Failed):
                 raise UserError(f"{answer.reason}; what is done is kept, and the same command goes on from there")
             write_json(_path(folder, answer.key), answer.document)
     return [read_json(_path(folder, key), "what a task of an evaluation has found") for key in keys]
 
 
-def _path(folder: Path, key: str) -> Path:
+def _path(folder: Place, key: str) -> Place:
     return folder / "tasks" / f"{key}.json"
 
 
 def _run(
-    make_worker: Callable[[], Callable[[Asked], Answer]], asked: Sequence[Asked], place: Place
+    make_worker: Callable[[], Callable[[Asked], Answer]], asked: Sequence[Asked], runtime: Runtime
 ) -> Iterator[Answer | Failed]:
-    if place.executor == "serial":
+    if runtime.executor == "serial":
         yield from serial.run(make_worker, asked)
         return
     from expertmine.runtime import ray
 
-    with ray.cluster(place.address, None if place.address else (place.workers or os.cpu_count())):
+    with ray.cluster(runtime.address, None if runtime.address else (runtime.workers or os.cpu_count())):
         gpus_each = 1.0 if ray.gpus() else 0.0
-        actors = place.workers or max(1, ray.gpus() or ray.cpus())
+        actors = runtime.workers or max(1, ray.gpus() or ray.cpus())
         yield from ray.run(make_worker, asked, min(actors, len(asked)), cpus_each=1, gpus_each=gpus_each)

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,9 @@ from numpy.typing import NDArray
 from expertmine.errors import UserError
 from expertmine.evaluate.results import Ablation, ConceptCurve, ConceptEvaluation, Parity, Success, read_result
 from expertmine.experts import Experts
+from expertmine.files import exists
 from expertmine.ledger import load_plan, read_receipts
+from expertmine.places import Place
 from expertmine.show_experts import interval, p_value
 from expertmine.specs import STAGES, Plan
 
@@ -30,7 +31,7 @@ DASH = "–"
 class Source:
     """A run, or an index alone."""
 
-    path: Path
+    path: Place
     index: Experts
     plan: Plan | None
     """None for an index alone, and for a run that was planned anew since the index was made."""
@@ -54,7 +55,7 @@ class Source:
         return bool(result.provenance.experts != self.index.facts["checksums"]["experts"])
 
 
-def open_source(path: Path, index: Experts) -> Source:
+def open_source(path: Place, index: Experts) -> Source:
     """Look at what there is beside an index.
 
     Raises:
@@ -62,11 +63,11 @@ def open_source(path: Path, index: Experts) -> Source:
     """
     plan: Plan | None = None
     note: str | None = "this is an expert index without its run"
-    if (path / "plan.json").exists():
+    if exists(path / "plan.json"):
         plan, note = load_plan(path), None
         if plan.fingerprint != index.facts["plan"]:
             plan, note = None, "the run was planned anew since its index was made"
-        elif not (path / "store.zarr").exists():
+        elif not exists(path / "store.zarr"):
             plan, note = None, "the run's stored responses are not there"
     pooling = str(index.facts["pooling"])
     return Source(
@@ -244,7 +245,7 @@ def run_facts(source: Source) -> list[tuple[str, str]]:
     return found
 
 
-def _counts(run: Path, plan: Plan) -> list[tuple[str, str]]:
+def _counts(run: Place, plan: Plan) -> list[tuple[str, str]]:
     """How much was run, and how far each stage is."""
     done, totals, dropped = {}, {"sentences": 0, "tokens": 0}, 0
     for stage in STAGES:

@@ -25,6 +25,7 @@ from expertmine.experts import Expert, Experts
 from expertmine.files import write_atomically
 from expertmine.ledger import open_corpus
 from expertmine.lookup import overlaps
+from expertmine.places import Place
 from expertmine.report import evaluation_figures, facts, figures
 from expertmine.report.marks import Marks, Span, Wanted, find_marks
 from expertmine.report.sentences import Shown, UnitSentences, extreme_sentences
@@ -104,7 +105,7 @@ class Written:
     """Why there are no sentences."""
 
 
-def write_report(run: Path, out: Path, asked: Asked = Asked(), pooling: Pooling | None = None) -> Written:
+def write_report(run: Place, out: Path, asked: Asked = Asked(), pooling: Pooling | None = None) -> Written:
     """Write the report of a run, or of an expert index, as one HTML file; the same run gives the same bytes.
 
     Args:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from expertmine.corpus import Corpus
 from expertmine.experts import Expert
+from expertmine.places import Place
 from expertmine.progress import track
 from expertmine.scored_rows import Side, mined_and_held_out
 from expertmine.specs import Plan, Pooling
@@ -53,7 +53,7 @@ class UnitSentences:
 
 
 def extreme_sentences(
-    run: Path, plan: Plan, corpus: Corpus, pooling: Pooling, experts: Mapping[str, Sequence[Expert]], count: int
+    run: Place, plan: Plan, corpus: Corpus, pooling: Pooling, experts: Mapping[str, Sequence[Expert]], count: int
 ) -> dict[str, tuple[UnitSentences, ...]]:
     """Sentences of some experts, by concept, in the order given.
 

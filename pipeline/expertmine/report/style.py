@@ -11,7 +11,6 @@ import io
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -23,6 +22,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from expertmine.errors import UserError
 from expertmine.files import write_atomically
+from expertmine.places import Place
 
 INK = "#262626"
 RULE = "#c9c9c9"
@@ -111,7 +111,7 @@ def side_by_side(panels: Sequence[Panel], size: tuple[float, float] = PANEL) -> 
     return figure
 
 
-def save(figure: Figure, path: Path) -> Path:
+def save(figure: Figure, path: Place) -> Place:
     """Write a figure as SVG, PNG or PDF, by the path's suffix; the same figure gives the same bytes.
 
     Raises:

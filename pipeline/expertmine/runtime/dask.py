@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from queue import Empty, SimpleQueue
 from threading import Lock
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -16,6 +18,7 @@ from distributed.comm.core import CommClosedError
 from distributed.scheduler import KilledWorker
 
 from expertmine.errors import StageError, UserError
+from expertmine.runtime.events import Event, Joined, Lost, Queue, Retried, Tell, nobody, process_name
 from expertmine.runtime.failures import Failed
 
 Result = TypeVar("Result")
@@ -37,6 +40,11 @@ def cluster(address: str | None, workers: int) -> Iterator[Client]:
     if address is not None:
         try:
             client = Client(address, timeout="20s")
+        except (FileNotFoundError, PermissionError, TypeError) as error:  # a TypeError where none is named
+            raise UserError(
+                f"no certificate to show at {address!r}: {error}. Have Dask's configuration (a file of ~/.config/dask) "
+                "name ca-file, client.cert and client.key under distributed.comm.tls"
+            ) from error
         except (OSError, TimeoutError, ValueError, RuntimeError) as error:
             raise UserError(f"no Dask scheduler at {address!r}: {error}. Start one, or leave --address out") from error
         _quieten()
@@ -77,17 +85,27 @@ def threads(client: Client) -> int:
     return max((int(worker["nthreads"]) for worker in workers), default=1)
 
 
+def metrics_endpoint(client: Client) -> str:
+    """Where Prometheus finds what the scheduler of a cluster of our own, which is in this process, shows."""
+    return f"{str(client.dashboard_link).rpartition('/')[0]}/metrics"
+
+
 def run(
-    client: Client, make_worker: Callable[[], Callable[[int], Result]], tasks: Sequence[int]
+    client: Client, make_worker: Callable[[], Callable[[int], Result]], tasks: Sequence[int], tell: Tell = nobody
 ) -> Iterator[Result | Failed]:
     """Results as they come, and what was given up; each process makes its worker once for this call.
+
+    What else happens is told to `tell`: workers by their addresses, after the next result.
 
     Raises:
         UserError: a worker could not be made, its trouble is every task's, or the scheduler is lost.
     """
     call = uuid4().hex
-    futures = client.map(_call, tasks, make_worker=make_worker, call=call, pure=False, key=f"task-{call}")
-    task_of = dict(zip(futures, tasks, strict=True))
+    keys = [f"task-{call}-{task}" for task in tasks]
+    task_of = dict(zip(keys, tasks, strict=True))
+    workers = _Workers(client, task_of)
+    futures = client.map(_call, tasks, make_worker=make_worker, call=call, pure=False, key=keys)
+    unfinished = len(tasks)
     try:
         for future in as_completed(futures):
             try:
@@ -98,14 +116,62 @@ def run(
                     "same command"
                 ) from error
             except KilledWorker as error:
-                result = Failed(task_of[future], f"workers died under it: {error}", error.allowed_failures + 1)
+                task, died = task_of[future.key], error.allowed_failures + 1
+                result = Failed(task, f"workers died under it: {error}", died, error.last_worker.address)
             future.release()
             if isinstance(result, UserError):
                 raise result
             yield result
+            unfinished -= 1
+            for event in workers.news():
+                tell(event)
+            tell(workers.queue(unfinished))
     finally:
         if client.status == "running":
+            workers.ignore()
             client.cancel(futures)
+
+
+THREADS_ARE_NEWS = 5.0
+"""Seconds between looks at how many tasks the workers take at a time."""
+
+
+class _Workers:
+    """What a scheduler says of its workers that come and go while a call of `run` is under way."""
+
+    def __init__(self, client: Client, task_of: Mapping[str, int]) -> None:
+        self.client = client
+        self.task_of = task_of
+        self.said: SimpleQueue[dict[str, Any]] = SimpleQueue()
+        self.looked = -THREADS_ARE_NEWS
+        self.threads = 0
+        client.subscribe_topic("all", lambda event: self.said.put(event[1]))
+
+    def news(self) -> Iterator[Event]:
+        """What was said since it was last asked for."""
+        with suppress(Empty):
+            while True:
+                yield from self._told(self.said.get_nowait())
+
+    def _told(self, message: dict[str, Any]) -> Iterator[Event]:
+        if message.get("action") == "add-worker":
+            yield Joined(message["worker"])
+        if message.get("action") == "remove-worker" and not message["expected"]:
+            tasks = [self.task_of[key] for key in message["processing-tasks"] if key in self.task_of]
+            yield Lost(message["worker"], "the scheduler lost it", tuple(tasks))
+            for task in tasks:
+                yield Retried(task, message["worker"])
+
+    def queue(self, unfinished: int) -> Queue:
+        """Workers that have enough to do are at as many tasks as they have threads; the scheduler keeps the others."""
+        if time.monotonic() - self.looked > THREADS_ARE_NEWS:
+            self.threads, self.looked = sum(self.client.nthreads().values()), time.monotonic()
+        in_flight = min(unfinished, self.threads)
+        return Queue(unfinished - in_flight, in_flight)
+
+    def ignore(self) -> None:
+        """Listen no longer."""
+        self.client.unsubscribe_topic("all")
 
 
 def _quieten() -> None:
@@ -134,4 +200,4 @@ def _call(task: int, make_worker: Callable[[], Callable[[int], Any]], call: str)
     except StageError as error:
         return error
     except UserError as error:
-        return Failed(task, str(error))
+        return Failed(task, str(error), worker=process_name())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 ATTEMPTS = 3
@@ -16,3 +16,5 @@ class Failed:
     task: Any
     reason: str
     attempts: int = 1
+    worker: str = field(default="", compare=False)
+    """Who had it last: machine and process, or an address; empty where that is not known."""

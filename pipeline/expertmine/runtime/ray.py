@@ -9,18 +9,19 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import count
-from queue import Empty, SimpleQueue
-from threading import Lock, Thread
-from typing import Any, Generic, Protocol, TypeVar
+from threading import Lock
+from typing import Any, Generic, TypeVar
 
-from expertmine.errors import StageError, UserError
+from expertmine.errors import UserError
+from expertmine.runtime.actors import Actor, Broken, Streaming, StreamingActor
+from expertmine.runtime.events import Joined, Lost, Queue, Retried, Tell, nobody
 from expertmine.runtime.failures import ATTEMPTS, Failed
+from expertmine.runtime.meters import Meter, Record
 
 Request = TypeVar("Request")
 Result = TypeVar("Result")
@@ -71,51 +72,6 @@ def cluster(address: str | None, cpus: int | None = None) -> Iterator[None]:
         ray.shutdown()
 
 
-@dataclass(frozen=True, slots=True)
-class _Broken:
-    """An actor's answer when it could not be made, or met what is not its task's fault."""
-
-    reason: str
-    ends_all: bool
-    """Whether others would meet the same; otherwise its process may be spoilt."""
-
-
-def _broken(error: Exception) -> _Broken:
-    where = traceback.extract_tb(error.__traceback__)[-1]
-    return _Broken(f"{type(error).__name__}: {error} ({where.filename}, line {where.lineno})", ends_all=False)
-
-
-class _Actor(Generic[Request, Result]):
-    """A worker in a process of its own, made at its first request.
-
-    Bad news is returned, not raised: Ray prints what is raised in an actor, with a traceback.
-    """
-
-    def __init__(self, make_worker: Callable[[], Callable[[Request], Result]]) -> None:
-        self.make_worker = make_worker
-        self.worker: Callable[[Request], Result] | None = None
-        self.making = Lock()
-
-    def placed(self) -> None:
-        """Answer once the cluster has found room."""
-
-    def work(self, request: Request) -> Result | Failed | _Broken:
-        try:
-            with self.making:
-                if self.worker is None:
-                    self.worker = self.make_worker()
-        except UserError as error:
-            return _Broken(str(error), ends_all=True)
-        try:
-            return self.worker(request)
-        except StageError as error:
-            return _Broken(str(error), ends_all=True)
-        except UserError as error:
-            return Failed(request, str(error))
-        except Exception as error:  # a driver's, a library's, a bug's
-            return _broken(error)
-
-
 def gpus() -> int:
     """GPUs of the connected cluster."""
     import ray
@@ -130,6 +86,42 @@ def cpus() -> int:
     return int(ray.cluster_resources().get("CPU", 1))
 
 
+def metrics_endpoints() -> list[str]:
+    """Where Prometheus finds the metrics of each node of the connected cluster; none where collecting is off."""
+    import ray
+
+    alive = [node for node in ray.nodes() if node["Alive"] and node.get("MetricsExportPort")]
+    return [f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics" for node in alive]
+
+
+def recorder(tags: Mapping[str, str]) -> Record:
+    """Keeps meters as metrics of the connected cluster; its nodes show them some seconds later.
+
+    Args:
+        tags: of everything that is kept.
+    """
+    from ray.util import metrics
+
+    own, names = dict(tags), tuple(tags)
+    made: dict[Meter, Any] = {}
+
+    def record(meter: Meter, value: float) -> None:
+        if meter.kind == "counter":
+            if meter not in made:
+                made[meter] = metrics.Counter(meter.name, meter.description, names)
+            made[meter].inc(value, own)
+        elif meter.kind == "gauge":
+            if meter not in made:
+                made[meter] = metrics.Gauge(meter.name, meter.description, names)
+            made[meter].set(value, own)
+        else:
+            if meter not in made:
+                made[meter] = metrics.Histogram(meter.name, meter.description, list(meter.boundaries), names)
+            made[meter].observe(value, own)
+
+    return record
+
+
 def run(
     make_worker: Callable[[], Callable[[Request], Result]],
     requests: Sequence[Request],
@@ -137,8 +129,9 @@ def run(
     cpus_each: int,
     gpus_each: float,
     in_flight: int = 1,
+    tell: Tell = nobody,
 ) -> Iterator[Result | Failed]:
-    """Results as they come, and what was given up.
+    """Results as they come, and what was given up; what else happens is told to `tell`.
 
     An actor has at most `in_flight` requests at a time, once the cluster has found room for it. One that dies is
     replaced, wherever there is room; what it was at goes to others. A request whose actor died while it was at others
@@ -147,14 +140,19 @@ def run(
     Raises:
         UserError: a worker could not be made, its trouble is every task's, or actors die without finishing anything.
     """
-    crew = _Crew(make_worker, requests, in_flight, {"num_cpus": cpus_each, "num_gpus": gpus_each})
+    crew = _Crew(make_worker, requests, in_flight, {"num_cpus": cpus_each, "num_gpus": gpus_each}, tell)
     try:
         for _ in range(min(actors, len(requests))):
             crew.hire()
         while crew.unfinished:
             yield from crew.next_news()
+            tell(crew.queue())
     finally:
         crew.dismiss()
+
+
+QUEUE_IS_NEWS = 5.0
+"""Seconds after which the queue is told again though nothing came: Ray forgets a gauge that nobody sets for 20 s."""
 
 
 @dataclass(eq=False, slots=True)
@@ -175,9 +173,11 @@ class _Crew(Generic[Request, Result]):
         requests: Sequence[Request],
         in_flight: int,
         resources: dict[str, float],
+        tell: Tell,
     ) -> None:
         self.make_worker = make_worker
         self.in_flight = in_flight
+        self.tell = tell
         self.resources = resources
         self.waiting = deque(_Asked(request) for request in requests)
         self.suspects: deque[_Asked[Request]] = deque()
@@ -185,6 +185,8 @@ class _Crew(Generic[Request, Result]):
         self.unfinished = len(requests)
         self.answers: dict[Any, tuple[Any, _Asked[Request] | None]] = {}
         """Who was asked for what; None for whether it is placed."""
+        self.names: dict[Any, str] = {}
+        """Machine and process of each actor that was placed."""
         self.deaths_in_a_row = 0
         self.actors = 0
 
@@ -192,26 +194,34 @@ class _Crew(Generic[Request, Result]):
         """Have one more actor; it is given work when it says that it is placed."""
         import ray
 
-        made: Any = ray.remote(_Actor).options(
+        made: Any = ray.remote(Actor).options(
             **self.resources, max_restarts=0, max_task_retries=0, max_concurrency=self.in_flight
         )
         actor = made.remote(self.make_worker)
         self.answers[actor.placed.remote()] = (actor, None)
         self.actors += 1
 
+    def queue(self) -> Queue:
+        """How much is to be done yet."""
+        waiting = len(self.waiting) + len(self.suspects)
+        return Queue(waiting, self.unfinished - waiting)
+
     def next_news(self) -> Iterator[Result | Failed]:
-        """Wait for one answer, and hand out more work."""
+        """Wait a while for one answer, and hand out more work."""
         import ray
         from ray.exceptions import ObjectLostError, RayActorError
 
-        (answer,), _ = ray.wait(list(self.answers), num_returns=1)
+        come, _ = ray.wait(list(self.answers), num_returns=1, timeout=QUEUE_IS_NEWS)
+        if not come:
+            return
+        (answer,) = come
         actor, asked = self.answers.pop(answer)
         try:
             news = ray.get(answer)
         except (RayActorError, ObjectLostError) as error:
             yield from self._replace(actor, asked, _first(error))
             return
-        if isinstance(news, _Broken):
+        if isinstance(news, Broken):
             if news.ends_all:
                 raise UserError(news.reason)
             yield from self._replace(actor, asked, news.reason)
@@ -220,6 +230,9 @@ class _Crew(Generic[Request, Result]):
             self.deaths_in_a_row = 0
             self.unfinished -= 1
             yield replace(news, attempts=asked.attempts + 1) if isinstance(news, Failed) else news
+        else:
+            self.names[actor] = news
+            self.tell(Joined(news))
         self._occupy(actor)
 
     def _replace(self, actor: Any, asked: _Asked[Request] | None, reason: str) -> Iterator[Failed]:
@@ -232,6 +245,8 @@ class _Crew(Generic[Request, Result]):
             if who is actor:
                 del self.answers[answer]
                 lost += [] if what is None else [what]
+        name = self.names.pop(actor, "")
+        self.tell(Lost(name, reason, tuple(each.request for each in lost)))
         self.deaths_in_a_row += 1
         if self.waiting and self.deaths_in_a_row > ATTEMPTS * (self.actors + 1):
             raise UserError(
@@ -243,9 +258,11 @@ class _Crew(Generic[Request, Result]):
             alone.attempts += 1
             if alone.attempts == ATTEMPTS:
                 self.unfinished -= 1
-                yield Failed(alone.request, f"its process was lost each time: {reason}", alone.attempts)
+                yield Failed(alone.request, f"its process was lost each time: {reason}", alone.attempts, name)
                 lost = []
-        self.suspects.extend(lost)
+        for again in lost:
+            self.suspects.append(again)
+            self.tell(Retried(again.request, name))
         self.actors -= 1
         self.hire()
         for idle in {id(who): who for who, _ in self.answers.values()}.values():
@@ -278,14 +295,6 @@ POLL = 0.1
 """Seconds between looks at whether a request that is being answered was called off."""
 
 
-class Streaming(Protocol):
-    """What `hosted` keeps in an actor: `stream` is called by one thread at a time, `check` by several."""
-
-    def check(self, request: Any) -> int: ...
-
-    def stream(self, requests: Sequence[Any], stopped: Callable[[int], bool]) -> Iterator[Any]: ...
-
-
 @contextmanager
 def hosted(make_worker: Callable[[], Streaming], cpus: float, gpus: float) -> Iterator[Hosted]:
     """While open, one actor that answers piece by piece; another is hired when it dies.
@@ -299,73 +308,6 @@ def hosted(make_worker: Callable[[], Streaming], cpus: float, gpus: float) -> It
         yield host
     finally:
         host.dismiss()
-
-
-class _StreamingActor:
-    """A worker in a process of its own, that answers piece by piece. Bad news is returned, not raised."""
-
-    def __init__(self, make_worker: Callable[[], Streaming]) -> None:
-        self.make_worker = make_worker
-        self.worker: Streaming | None = None
-        self.making = Lock()
-        self.streaming = Lock()
-        self.called_off: set[tuple[int, int]] = set()
-
-    def ready(self) -> _Broken | None:
-        """Make the worker, unless it is there."""
-        try:
-            with self.making:
-                self.worker = self.worker or self.make_worker()
-        except UserError as error:
-            return _Broken(str(error), ends_all=True)
-        return None
-
-    def check(self, request: Any) -> int | UserError | _Broken:
-        if broken := self.ready():
-            return broken
-        assert self.worker is not None
-        try:
-            return self.worker.check(request)
-        except UserError as error:
-            return error
-
-    def stream(self, batch: int, requests: Sequence[Any]) -> Iterator[list[Any] | UserError | _Broken]:
-        """As many pieces at a time as have come: each answer of an actor has its price."""
-        if broken := self.ready():
-            yield broken
-            return
-        news: SimpleQueue[Any] = SimpleQueue()
-        with self.streaming:
-            Thread(target=self._write, args=(batch, requests, news.put), daemon=True).start()
-            ended = False
-            while not ended:
-                come = [news.get()]
-                with suppress(Empty):
-                    while True:
-                        come.append(news.get_nowait())
-                ended = come[-1] is None
-                trouble = [each for each in come if isinstance(each, UserError | _Broken)]
-                if pieces := [each for each in come if not isinstance(each, UserError | _Broken | None)]:
-                    yield pieces
-                yield from trouble
-            for past in [each for each in list(self.called_off) if each[0] <= batch]:
-                self.called_off.discard(past)
-
-    def _write(self, batch: int, requests: Sequence[Any], tell: Callable[[Any], None]) -> None:
-        assert self.worker is not None
-        try:
-            for piece in self.worker.stream(requests, lambda place: (batch, place) in self.called_off):
-                tell(piece)
-        except UserError as error:
-            tell(error)
-        except Exception as error:  # a library's, a bug's
-            tell(_broken(error))
-        finally:
-            tell(None)
-
-    def call_off(self, batch: int, place: int) -> None:
-        """A request needs no more pieces."""
-        self.called_off.add((batch, place))
 
 
 class Hosted:
@@ -458,7 +400,7 @@ class Hosted:
     def _new_actor(self) -> Any:
         import ray
 
-        made: Any = ray.remote(_StreamingActor).options(
+        made: Any = ray.remote(StreamingActor).options(
             **self.resources, max_restarts=0, max_task_retries=0, max_concurrency=16
         )
         return made.remote(self.make_worker)
@@ -472,7 +414,7 @@ def _require(answer: Any) -> Any:
     """An actor's answer, or its bad news as an exception."""
     if isinstance(answer, UserError):
         raise answer
-    if isinstance(answer, _Broken):
+    if isinstance(answer, Broken):
         raise ConnectionError(answer.reason) if answer.ends_all else RuntimeError(answer.reason)
     return answer
 

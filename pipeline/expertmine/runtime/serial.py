@@ -8,6 +8,7 @@ from itertools import islice
 from typing import Generic, TypeVar
 
 from expertmine.errors import StageError, UserError
+from expertmine.runtime.events import Queue, Tell, nobody, process_name
 from expertmine.runtime.failures import Failed
 
 Task = TypeVar("Task")
@@ -15,7 +16,7 @@ Result = TypeVar("Result")
 
 
 def run(
-    make_worker: Callable[[], Callable[[Task], Result]], tasks: Sequence[Task], in_flight: int = 1
+    make_worker: Callable[[], Callable[[Task], Result]], tasks: Sequence[Task], in_flight: int = 1, tell: Tell = nobody
 ) -> Iterator[Result | Failed]:
     """Results as they come, and what was given up; the worker is made when there is a task for it.
 
@@ -31,12 +32,16 @@ def run(
     worker = _Worker(make_worker())
     waiting = iter(tasks)
     running: set[Future[Result | Failed]] = set()
+    unfinished = len(tasks)
     with ThreadPoolExecutor(in_flight) as threads:
         try:
             while running or (running := {threads.submit(worker, task) for task in islice(waiting, in_flight)}):
                 done, running = wait(running, return_when=FIRST_COMPLETED)
                 running |= {threads.submit(worker, task) for task in islice(waiting, len(done))}
-                yield from (future.result() for future in done)
+                for future in done:
+                    unfinished -= 1
+                    yield future.result()
+                tell(Queue(unfinished - len(running), len(running)))
         finally:
             stop = getattr(worker.worker, "stop", None)
             if running and stop is not None:
@@ -56,4 +61,4 @@ class _Worker(Generic[Task, Result]):
         except StageError:
             raise
         except UserError as error:
-            return Failed(task, str(error))
+            return Failed(task, str(error), worker=process_name())

@@ -23,6 +23,7 @@ from starlette.types import ASGIApp
 from expertmine.errors import UserError
 from expertmine.experts import Experts
 from expertmine.generate import NewGenerator
+from expertmine.places import absolute
 from expertmine.serving.app import Service, new_app
 from expertmine.serving.batching import Batcher, Writer
 from expertmine.serving.completions import Limits
@@ -81,7 +82,7 @@ def serve(new: NewGenerator, settings: Settings, announce: Callable[[Address], N
         address = Address(f"http://{shown}:{port}", where, path, open_to_others=not loopback)
         experts = Experts.load(new.index, new.pooling)
         # What was opened here is what the model is steered by, also where it was fetched, or an actor is elsewhere.
-        new = replace(new, index=experts.folder.absolute(), pooling=None)
+        new = replace(new, index=absolute(experts.folder), pooling=None)
         with _writing(new, settings.executor) as writer:
             batcher = Batcher(writer, settings.limits.rows, settings.queue)
             app = new_app(Service(writer, batcher, experts, settings.limits))

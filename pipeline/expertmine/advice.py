@@ -1,0 +1,122 @@
+"""What would make a job faster on a cluster, and what would halve its time: each change is estimated, none is guessed.
+
+Knows no more than `expertmine.capacity` does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from expertmine.capacity import Workload, estimate
+from expertmine.hardware import Hardware
+from expertmine.progress import size
+from expertmine.specs import Stage
+from expertmine.unit_costs import MEASURED, UnitCosts
+
+KEPT = 16
+"""Units of a block whose statistics are kept, best and worst each, where fewer are proposed."""
+MOST_STEPS = 8
+"""Changes one on top of the other that are tried to halve the time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Something that could be done about it."""
+
+    what: str
+    seconds: float
+    """That the whole job would take."""
+    gives_up: str = ""
+    """What there would be no longer; nothing where the index is the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """What would make a job faster."""
+
+    changes: tuple[Change, ...]
+    """Each by itself, the best first."""
+    halving: tuple[Change, ...]
+    """One on top of the other until the time is halved, with nothing given up; empty where that cannot be."""
+    giving_up: tuple[Change, ...]
+    """The same, whatever is given up; empty where it need not be, or does not help either."""
+
+
+def advice(load: Workload, hardware: Hardware, costs: UnitCosts = MEASURED) -> Advice:
+    """What would help, and what halves the time."""
+    half = estimate(load, hardware, costs).seconds / 2
+    changes = sorted((change for change, _, _ in _options(load, hardware, costs)), key=lambda change: change.seconds)
+    halving = _steps(load, hardware, costs, half, giving_up=False)
+    giving_up = () if halving else _steps(load, hardware, costs, half, giving_up=True)
+    return Advice(tuple(changes), halving, giving_up)
+
+
+def _steps(load: Workload, hardware: Hardware, costs: UnitCosts, until: float, giving_up: bool) -> tuple[Change, ...]:
+    """The best change, then the best on top of it, and so on until so many seconds; none when that is not reached."""
+    taken: list[Change] = []
+    for _ in range(MOST_STEPS):
+        given_up = {step.what for step in taken if step.gives_up}
+        options = [
+            option
+            for option in _options(load, hardware, costs)
+            if not option[0].gives_up or (giving_up and option[0].what not in given_up)
+        ]
+        change, load, hardware = min(options, key=lambda option: option[0].seconds)
+        taken.append(change)
+        if change.seconds <= until:
+            return tuple(taken)
+    return ()
+
+
+def _options(load: Workload, hardware: Hardware, costs: UnitCosts) -> list[tuple[Change, Workload, Hardware]]:
+    return [
+        (Change(what, estimate(other, there, costs).seconds, gives_up), other, there)
+        for what, gives_up, other, there in _changed(load, hardware)
+    ]
+
+
+def _changed(load: Workload, hardware: Hardware) -> Iterator[tuple[str, str, Workload, Hardware]]:
+    """Each change: what it is, what it gives up, and the workload and the hardware that it makes."""
+    if hardware.gpus and load.left["extract"]:
+        yield f"{2 * hardware.gpus} GPUs", "", load, replace(hardware, gpus=2 * hardware.gpus)
+        if hardware.gpus_each <= 1:
+            halved = hardware.gpus_each / 2
+            yield f"--gpus-each {halved:g}", "", load, replace(hardware, gpus_each=halved)
+    yield f"{2 * hardware.cpus} CPUs", "", load, replace(hardware, cpus=2 * hardware.cpus)
+    wider = 2 * hardware.store_bandwidth
+    yield f"a store of {size(wider)}/s", "", load, replace(hardware, store_bandwidth=wider)
+    sooner = hardware.latency / 2
+    yield f"a store that answers in {1000 * sooner:g} ms", "", load, replace(hardware, latency=sooner)
+    if load.left["extract"]:
+        if load.autocast == "none" and load.weights == "float32" and hardware.gpu_flops is None:
+            cast = replace(load, autocast="bfloat16", forward_seconds=None)
+            yield "--autocast bfloat16", "float32's last bits", cast, hardware
+        if load.codec != "none":
+            yield "--codec none", "", replace(load, codec="none", compressed=None), hardware
+    if load.dtype == "float32":
+        yield "--dtype float16", "float32's last bits", replace(load, dtype="float16"), hardware
+    if load.scoring.keep is None and load.layout.block_units > 2 * KEPT:
+        kept = replace(load, scoring=replace(load.scoring, keep=KEPT))
+        yield f"--keep {KEPT}", f"experts of a concept beyond the best {KEPT}", kept, hardware
+    if load.layout.units > 1:
+        yield "half the units (--hookpoint)", "the other units", _with_half_the_units(load), hardware
+    if load.shuffles:
+        yield "--permutations 0", "p-values and thresholds", replace(load, shuffles=0), hardware
+    if load.left["assess"]:
+        yield "--resamples 0", "intervals and stability", replace(load, left={**load.left, "assess": 0}), hardware
+    if load.own_negatives:
+        shared = replace(load, own_negatives=False)
+        yield "a pool of negatives that concepts share", "negatives of each concept's own", shared, hardware
+
+
+def _with_half_the_units(load: Workload) -> Workload:
+    layout = replace(load.layout, units=load.layout.units // 2)
+    blocks = layout.blocks * load.poolings
+    left: dict[Stage, int] = {
+        "extract": load.left["extract"],
+        "score": math.ceil(load.share("score") * blocks),
+        "assess": math.ceil(load.share("assess") * blocks),
+    }
+    return replace(load, layout=layout, left=left)

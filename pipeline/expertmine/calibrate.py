@@ -1,0 +1,100 @@
+"""Measure the unit costs of the machine at hand, in a second or two, on made-up responses. Knows no job and no cluster.
+
+CPU time of one thread: what else runs on the machine counts little.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from expertmine.specs import Codec, Compression, StoredType
+from expertmine.store import encoded_size
+from expertmine.unit_costs import Cost, KernelCosts, UnitCosts
+from expertmine_kernels import ConceptRows, expertise
+
+MOST_ROWS = 1_000_000
+ROUNDS = 5
+_RESPONSES = 2_000_000
+"""Made-up responses, of as many units as that gives."""
+_POOL, _SMALL, _LARGE = 100, 100, 800
+"""Sentences of the pool of negatives, and positives of small and of large sets."""
+_FEW = 50
+"""Sets of labels; more of them where units are long, so that ranking does not drown them."""
+_BLOCK = 256
+
+
+def measure(dtype: StoredType, codec: Codec, rows: int, costs: UnitCosts) -> UnitCosts:
+    """Unit costs with what this machine takes in place of what was measured elsewhere.
+
+    Args:
+        rows: sentences that a unit is ranked over; of more than MOST_ROWS, those of so many are measured.
+        costs: that what is not measured here is taken from: all but kernels and compression.
+    """
+    here = f"measured on this machine ({platform.machine()})"
+    kernels = {**costs.kernels, dtype: (measure_kernels(dtype, rows),)}
+    encode = Cost(_encoded_a_second(dtype, codec), costs.encode[codec].unit, here)
+    # Reading is not measured: it is taken to be faster or slower in the same measure.
+    decode = replace(costs.decode, value=costs.decode.value * encode.value / costs.encode[codec].value)
+    return replace(costs, kernels=kernels, kernels_source=here, encode={**costs.encode, codec: encode}, decode=decode)
+
+
+def measure_kernels(dtype: StoredType, rows: int) -> KernelCosts:
+    """What kernels take for units of so many sentences, or of `MOST_ROWS`: three sizes of work, and their differences.
+
+    Args:
+        rows: 2,000 at least are measured.
+    """
+    rows = min(max(rows, 2_000), MOST_ROWS)
+    units = max(4, _RESPONSES // rows)
+    more, larger = min(max(200, rows // 500), 2_000), min(max(_FEW, rows // 2_500), 400)
+    responses = _made_up(rows, units, dtype)
+    few, many = _sets(rows, _FEW, _SMALL), _sets(rows, _FEW + more, _SMALL)
+    large = _sets(rows, larger, _LARGE)
+    expertise(responses[:, :1], few)  # compiled before it is timed
+    of_few, of_many, of_large = (
+        _shortest(lambda sets=sets: expertise(responses, sets)) / units  # type: ignore[misc]
+        for sets in (few, many, large)
+    )
+    a_set = max((of_many - of_few) / more, 1e-9)
+    ranking = max(of_few - _FEW * a_set, 1e-10 * rows)
+    positive = max(((of_large - ranking) / larger - a_set) / (_LARGE - _SMALL), 1e-10)
+    return KernelCosts(
+        rows=rows,
+        rank=ranking / rows,
+        pair=max(a_set - _SMALL * positive, 1e-9),
+        positive=positive,
+    )
+
+
+def _encoded_a_second(dtype: StoredType, codec: Codec) -> float:
+    responses = _made_up(2048, 2 * _BLOCK, dtype)
+    seconds = _shortest(lambda: encoded_size(responses, _BLOCK, Compression(codec)))
+    return responses.nbytes / seconds
+
+
+def _made_up(rows: int, units: int, dtype: StoredType) -> NDArray[np.floating]:
+    """(rows, units) normal responses, unit-major in memory as the store's are."""
+    return np.random.default_rng(0).standard_normal((units, rows), np.float32).astype(dtype).T
+
+
+def _sets(rows: int, count: int, positives: int) -> ConceptRows:
+    """Sets of positives drawn by lot, with one pool of negatives."""
+    rng = np.random.default_rng(1)
+    drawn = [_POOL + rng.choice(rows - _POOL, positives, replace=False) for _ in range(count)]
+    return ConceptRows.from_pools(drawn, [np.arange(_POOL)], [0] * count, [[]] * count)
+
+
+def _shortest(work: Callable[[], object]) -> float:
+    """CPU seconds of the shortest of some rounds."""
+    found = []
+    for _ in range(ROUNDS):
+        started = time.process_time()
+        work()
+        found.append(time.process_time() - started)
+    return min(found)

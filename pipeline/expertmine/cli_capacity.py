@@ -1,0 +1,109 @@
+"""``expertmine estimate``, and what ``plan --cluster`` adds: a job on paper. Parse, compose, print."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from expertmine import show_capacity, show_run
+from expertmine.cli_options import Memory, ResponseOptions, ScoringOptions, UnitOptions, request
+from expertmine.errors import UserError
+from expertmine.hardware import EXAMPLE, parse_cluster
+from expertmine.option_groups import with_groups
+
+if TYPE_CHECKING:
+    from expertmine.capacity import Workload
+    from expertmine.hardware import Hardware
+    from expertmine.places import Place
+    from expertmine.planning import Bill
+    from expertmine.specs import Plan
+    from expertmine.unit_costs import UnitCosts
+
+CLUSTER_HELP = (
+    f"Estimate the job on a cluster such as `{EXAMPLE}`; further: gpu-memory, gpu-flops, utilisation, gpus-each, "
+    "cpu-memory, latency."
+)
+OfCluster = Annotated[str | None, typer.Option("--cluster", help=CLUSTER_HELP, metavar="NAME=VALUE,…")]
+Measure = Annotated[
+    bool, typer.Option("--measure", help="Time kernels and compression on this machine first, for some seconds.")
+]
+
+
+@with_groups
+def estimate(
+    units_: UnitOptions,
+    responses: ResponseOptions,
+    scoring: ScoringOptions,
+    sentences: Annotated[int, typer.Option(help="Unique sentences of the corpus.", min=1, show_default=False)],
+    concepts: Annotated[int, typer.Option(help="How many.", min=1, show_default=False)],
+    cluster: Annotated[str, typer.Option(help=CLUSTER_HELP, metavar="NAME=VALUE,…", show_default=False)],
+    tokens_a_sentence: Annotated[float, typer.Option("--tokens-a-sentence", help="On average.")] = 20.0,
+    positives: Annotated[int, typer.Option(help="Sentences of a concept.", min=1)] = 1000,
+    negatives: Annotated[int, typer.Option(help="Sentences of the pool of negatives.", min=1)] = 1000,
+    own_negatives: Annotated[
+        bool, typer.Option("--own-negatives", help="Negatives are each concept's own, not a pool that all share.")
+    ] = False,
+    held_out: Annotated[float, typer.Option("--held-out", help="Per cent of each concept's sentences.")] = 0.0,
+    unit_count: Annotated[
+        int | None, typer.Option("--units", help="Units, where the model's configuration is not to be had.", min=1)
+    ] = None,
+    parameters: Annotated[
+        float | None,
+        typer.Option("--parameters", help="Of the transformer blocks that a token meets, such as 6.5e9; with --units."),
+    ] = None,
+    scoring_memory: Memory = None,
+    measure: Measure = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Estimate a job that is not here, neither model nor corpus: time by stage, what holds it up, what would help.
+
+    The model is known by its configuration alone: gpt2, gpt2-medium, gpt2-large, gpt2-xl, llama-7b, llama-13b, a
+    config.json, or all that `--model` takes elsewhere. Of a planned run, `expertmine plan --cluster` tells more.
+
+    Example: `expertmine estimate --model gpt2-xl --autocast bfloat16 --sentences 1000000 --concepts 1344 --cluster
+    gpus=64,cpus=512,store-bandwidth=10GB/s`
+    """
+    from expertmine.workloads import Shape, Sizes, paper_workload, shape_of
+
+    hardware = parse_cluster(cluster)
+    asked = request(units_, responses, scoring, scoring_memory)
+    sizes = Sizes(sentences, tokens_a_sentence, concepts, positives, negatives, held_out, own_negatives)
+    if (unit_count is None) != (parameters is None):
+        raise UserError("--units and --parameters describe a model together; give both, or neither")
+    if unit_count is not None and parameters is not None:
+        shape = Shape.on_paper(unit_count, parameters)
+    else:
+        shape = shape_of(units_.model, units_.revision, asked.patterns)
+    _tell(paper_workload(shape, sizes, asked), hardware, measure, as_json)
+
+
+def of_plan(run: Place, plan: Plan, bill: Bill | None, hardware: Hardware, measure: bool, as_json: bool) -> None:
+    """What is left of a planned run, on a cluster; behind the bill, or as JSON with it."""
+    from expertmine.workloads import workload_of_run
+
+    if not as_json:
+        show_run.bill(run, plan, bill)
+    load = workload_of_run(run, bill)
+    beside = {"run": str(run), "plan": plan.to_json(), "bill": None if bill is None else asdict(bill)}
+    _tell(load, hardware, measure, as_json, **beside)
+
+
+def _tell(load: Workload, hardware: Hardware, measure: bool, as_json: bool, **beside: object) -> None:
+    from expertmine.advice import advice
+    from expertmine.capacity import estimate
+
+    costs = _costs(load, measure)
+    found = estimate(load, hardware, costs)
+    show_capacity.estimate(found, advice(load, hardware, costs), load, hardware, costs, as_json, **beside)
+
+
+def _costs(load: Workload, measure_: bool) -> UnitCosts:
+    from expertmine.unit_costs import MEASURED
+
+    if not measure_:
+        return MEASURED
+    from expertmine.calibrate import measure
+
+    return measure(load.dtype, load.codec, load.layout.padded_shape[0], MEASURED)

@@ -1,0 +1,113 @@
+"""What a stage has cost, from the receipts of its tasks and the records of its drivers.
+
+Pure: reads nothing. But for those elapsed, seconds are those in which tasks were under way: making a worker and waiting
+for one are not in them. Tasks of one process overlap, so their seconds are joined, not added.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from expertmine.drivers import Driver, driver_at
+from expertmine.ledger import Receipt
+from expertmine.specs import Stage
+
+BYTES = "bytes"
+"""The count of receipts that says how much a task stored."""
+RATED = ("sentences", "tokens", "pairs", "experts", BYTES)
+"""Counts whose number a second is told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """Of one stage so far, by all its attempts."""
+
+    tasks: int
+    workers: int
+    """Processes that finished a task."""
+    elapsed_seconds: float
+    """Of all drivers; one that was killed counts until its last task was done."""
+    wall_seconds: float
+    """In which any task was under way, by the clocks of the machines."""
+    worker_seconds: float
+    """Summed over the workers, each while it had a task."""
+    cpu_seconds: float
+    """Times the CPUs that the worker held, busy or not."""
+    gpu_seconds: float
+    """Times the GPUs, or the part of one, that the worker held."""
+    counts: dict[str, int]
+    """Summed over the receipts: sentences, tokens, pairs, …"""
+    per_second: dict[str, float]
+    """Of wall time."""
+    stored_bytes: int | None
+    """Of the store's objects, compressed; None where a receipt does not say."""
+    retried: int
+    """Tasks that took more than one worker."""
+    lost: int
+    """Workers that died."""
+    failed: int
+    """Tasks that were given up, also such as were done later."""
+
+
+def costs_of(stage: Stage, receipts: Sequence[Receipt], drivers: Sequence[Driver], cpus: int) -> Costs:
+    """The costs of a stage.
+
+    Args:
+        drivers: of any stage, the earliest first.
+        cpus: that a worker held where no driver says.
+    """
+    held = defaultdict(list)
+    for receipt in receipts:
+        held[receipt.worker, driver_at(drivers, stage, receipt.finished)].append(receipt)
+    worker_seconds = cpu_seconds = gpu_seconds = 0.0
+    for (_, driver), own in held.items():
+        seconds = _joined(own)
+        worker_seconds += seconds
+        cpu_seconds += seconds * (cpus if driver is None or driver.cpus_each is None else driver.cpus_each)
+        gpu_seconds += seconds * _gpus(driver, own[0].platform)
+    wall = _joined(receipts)
+    counts: Counter[str] = Counter()
+    for receipt in receipts:
+        counts.update(receipt.counts)
+    own_drivers = [driver for driver in drivers if driver.stage == stage]
+    return Costs(
+        tasks=len(receipts),
+        workers=len({receipt.worker for receipt in receipts}),
+        elapsed_seconds=round(sum(_elapsed(driver, receipts, drivers) for driver in own_drivers), 3),
+        wall_seconds=round(wall, 3),
+        worker_seconds=round(worker_seconds, 3),
+        cpu_seconds=round(cpu_seconds, 3),
+        gpu_seconds=round(gpu_seconds, 3),
+        counts=dict(counts),
+        per_second={name: round(counts[name] / wall, 3) for name in RATED if counts[name] and wall},
+        stored_bytes=counts[BYTES] if receipts and all(BYTES in receipt.counts for receipt in receipts) else None,
+        retried=sum(driver.retried for driver in own_drivers),
+        lost=sum(driver.lost for driver in own_drivers),
+        failed=sum(driver.failed for driver in own_drivers),
+    )
+
+
+def _gpus(driver: Driver | None, platform: str) -> float:
+    """GPUs that a worker held; where no driver says, one if it computed on one."""
+    if driver is None or driver.gpus_each is None:
+        return float("CUDA" in platform)
+    return driver.gpus_each
+
+
+def _elapsed(driver: Driver, receipts: Sequence[Receipt], drivers: Sequence[Driver]) -> float:
+    """Seconds from a driver's begin to its end."""
+    if driver.ended is not None:
+        return driver.ended - driver.began
+    own = [each.finished for each in receipts if driver_at(drivers, driver.stage, each.finished) == driver]
+    return max(own, default=driver.began) - driver.began
+
+
+def _joined(receipts: Iterable[Receipt]) -> float:
+    """Seconds in which at least one of some tasks was under way."""
+    seconds, until = 0.0, float("-inf")
+    for begun, finished in sorted((receipt.finished - receipt.seconds, receipt.finished) for receipt in receipts):
+        seconds += max(0.0, finished - max(begun, until))
+        until = max(until, finished)
+    return seconds

@@ -1,0 +1,223 @@
+"""Who drives a run: of all processes that would plan it, hand out its tasks or write its index, one at a time.
+
+Each who drives it does so for a term, and says so in a file of that number that nobody else can create
+(``RUN/lock/00000007.json``); the highest term counts. While it drives, it writes the file again every few seconds. One
+that is gone is followed at once by another on the same machine, which can see that, and otherwise when its file has
+not changed for a while; no clock of another machine is trusted for that. Works the same on disks and object stores.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from threading import Event, Thread
+from typing import TypeVar
+
+from expertmine.errors import StageError, UserError
+from expertmine.files import children, create, exists, read_each, remove, write_json
+from expertmine.places import Place, absolute
+
+Result = TypeVar("Result")
+
+BEAT = 10.0
+"""Seconds between two writings of a driver's file."""
+STALE = 40.0
+"""Seconds without one after which a driver of another machine counts as gone."""
+POLL = 1.0
+"""Seconds between two looks at a file that is watched."""
+FOLDER = "lock"
+
+
+@dataclass(frozen=True, slots=True)
+class Driver:
+    """What a driver says of itself."""
+
+    term: int
+    machine: str
+    home: str
+    """Which processes it can see: machine since its last start, and namespace."""
+    process: int
+    born: str
+    """When the process began, as its machine counts; two processes of one number differ in it."""
+    command: str
+    since: float
+    """Seconds since 1970, UTC."""
+    beats: int = 0
+    """How often the file was written."""
+    ended: bool = False
+
+    def __str__(self) -> str:
+        began = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(self.since))
+        return f"`{self.command}`, process {self.process} on {self.machine}, since {began}"
+
+
+_held: dict[str, Lease] = {}
+"""The runs that this process drives."""
+
+
+class Lease:
+    """The right to drive a run, while it lasts."""
+
+    def __init__(self, run: Place, driver: Driver, after: Driver | None) -> None:
+        self.run, self.driver, self.after = run, driver, after
+        self._overtaken: Driver | None = None
+        self._over = Event()
+        self._thread = Thread(target=self._beat, daemon=True, name="expertmine-lock")
+
+    def keep(self, results: Iterator[Result]) -> Iterator[Result]:
+        """Pass results on while the lease lasts.
+
+        Raises:
+            StageError: another drives the run by now: this machine was asleep, or cut off, for long.
+        """
+        for result in results:
+            if self._overtaken is not None:
+                raise StageError(f"{self.run} is driven by {self._overtaken} by now; this one was silent for too long")
+            yield result
+
+    def _beat(self) -> None:
+        while not self._over.wait(BEAT):
+            self.driver = replace(self.driver, beats=self.driver.beats + 1)
+            with suppress(UserError):  # a full disk must not end what can go on
+                self._write()
+
+    def _write(self) -> None:
+        latest = _latest(self.run)
+        if latest is not None and latest.term > self.driver.term:
+            self._overtaken = latest
+        else:
+            write_json(_path(self.run, self.driver.term), asdict(self.driver))
+
+    def begin(self) -> None:
+        self._thread.start()
+
+    def end(self) -> None:
+        """Let others drive; where nothing was planned, leave nothing."""
+        self._over.set()
+        self._thread.join()
+        self.driver = replace(self.driver, ended=True)
+        with suppress(UserError):
+            if exists(self.run / "plan.json"):
+                self._write()
+            else:
+                self._vanish()
+
+    def _vanish(self) -> None:
+        path = _path(self.run, self.driver.term)
+        remove(path)
+        with suppress(OSError):  # not empty
+            if isinstance(path, Path):
+                path.parent.rmdir()
+                path.parent.parent.rmdir()
+
+
+@contextmanager
+def driving(run: Place, command: str, tell: Callable[[str], None] = lambda _: None) -> Iterator[Lease]:
+    """While open, this process drives a run; one that does already goes on to.
+
+    Args:
+        command: what for, such as ``mine``; others are told.
+        tell: hears why it takes long, and whom this process follows.
+
+    Raises:
+        UserError: another process drives it; says which.
+    """
+    key = str(absolute(run))
+    if key in _held:
+        yield _held[key]
+        return
+    lease = _take(absolute(run), command, tell)
+    lease.begin()
+    _held[key] = lease
+    try:
+        yield lease
+    finally:
+        del _held[key]
+        lease.end()
+
+
+def _take(run: Place, command: str, tell: Callable[[str], None]) -> Lease:
+    latest = _latest(run)
+    if latest is not None and not latest.ended:
+        if _is_alive(run, latest, tell):
+            raise UserError(
+                f"{run} is driven by {latest}; wait for it or stop it, then run the same command again. "
+                "What is done is kept either way"
+            )
+        tell(f"going on for {latest}, which is gone")
+    term = 1 if latest is None else latest.term + 1
+    own = Driver(term, socket.gethostname(), _home(), os.getpid(), _born(os.getpid()), command, round(time.time(), 3))
+    if not create(_path(run, term), json.dumps(asdict(own)).encode()):
+        raise UserError(f"{run}: another process began to drive it in this very moment; {_latest(run)}")
+    # One that looked long ago could take a number that was given, and cleared away, since.
+    above = _latest(run)
+    if above is not None and above.term > term:
+        remove(_path(run, term))
+        raise UserError(f"{run} is driven by {above}; wait for it or stop it, then run the same command again")
+    for path in children(run / FOLDER):
+        if path.name < _path(run, term).name:
+            remove(path)
+    return Lease(run, own, None if latest is None or latest.ended else latest)
+
+
+def _latest(run: Place) -> Driver | None:
+    """The driver of the highest term; one whose file is torn is not there."""
+    paths = [path for path in children(run / FOLDER) if path.name.endswith(".json") and not path.name.startswith(".")]
+    for content in read_each(paths[::-1]):
+        with suppress(ValueError, TypeError, RecursionError):
+            return Driver(**json.loads(content or b""))
+    return None
+
+
+def _is_alive(run: Place, driver: Driver, tell: Callable[[str], None]) -> bool:
+    """Whether a driver is still there: what this machine knows of its own process, or else whether its file changes."""
+    if driver.home == _home():
+        return _born(driver.process) == driver.born
+    patience = STALE if time.time() - driver.since - driver.beats * BEAT < STALE else BEAT + 2 * POLL
+    tell(f"{run} was driven by {driver}; waiting up to {patience:.0f} s for a sign of it")
+    until = time.monotonic() + patience
+    while time.monotonic() < until:
+        time.sleep(POLL)
+        latest = _latest(run)
+        if latest != driver:
+            return latest is not None and not latest.ended
+    return False
+
+
+def _home() -> str:
+    """Which processes this one can see: those of this machine since its last start, in its namespace."""
+    parts = [socket.gethostname()]
+    with suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+        parts.append(str(Path("/proc/self/ns/pid").readlink()))
+    return " ".join(parts)
+
+
+def _born(process: int) -> str:
+    """When a process of this machine began, in its clock's ticks; empty when there is none, or it is a zombie."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return "" if Path("/proc/self/stat").exists() else _without_proc(process)
+    return "" if fields[0] in "ZX" else fields[19]
+
+
+def _without_proc(process: int) -> str:
+    """The same for systems that have no ``/proc``: only whether it is there."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return ""
+    except PermissionError:
+        pass
+    return "alive"
+
+
+def _path(run: Place, term: int) -> Place:
+    return run / FOLDER / f"{term:08d}.json"

@@ -1,0 +1,151 @@
+"""What is told of a stage while it runs: as log events, as metrics, and in its driver's record.
+
+Fed with what the runtime yields and tells; knows neither who runs the tasks nor what they do, beyond the counts of
+their receipts.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from expertmine import logs
+from expertmine.drivers import Driver, write_driver
+from expertmine.ledger import Receipt, now, worker_name
+from expertmine.places import Place
+from expertmine.runtime.events import Event, Joined, Lost, Queue, Retried
+from expertmine.runtime.failures import Failed
+from expertmine.runtime.meters import Meter, Record, unrecorded
+from expertmine.specs import Stage
+
+COUNTED = {
+    name: Meter(f"expertmine_{name}", "counter", f"{what}, of finished tasks")
+    for name, what in {
+        "sentences": "Sentences run through the model",
+        "tokens": "Tokens run through the model",
+        "pairs": "Pairs of concept and unit that were scored",
+        "experts": "Experts that were assessed",
+        "bytes": "Bytes written to the store, compressed",
+    }.items()
+}
+"""Counts of receipts that are followed, and as what."""
+DONE = Meter("expertmine_tasks_done", "counter", "Tasks that have their receipt")
+FAILED = Meter("expertmine_tasks_failed", "counter", "Tasks that were given up")
+RETRIED = Meter("expertmine_tasks_retried", "counter", "Tasks handed out again because their worker died")
+LOST = Meter("expertmine_workers_lost", "counter", "Workers that died")
+WAITING = Meter("expertmine_tasks_waiting", "gauge", "Tasks that no worker has yet")
+IN_FLIGHT = Meter("expertmine_tasks_in_flight", "gauge", "Tasks that a worker has")
+SECONDS = Meter(
+    "expertmine_task_seconds",
+    "histogram",
+    "How long tasks took, waiting for others in the same process included",
+    (0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3000),
+)
+
+RECORD_INTERVAL = 5.0
+"""Seconds between records of a driver that meets trouble."""
+
+
+class Watch:
+    """Everything that one driver tells of one stage."""
+
+    def __init__(self, run: Place, driver: Driver) -> None:
+        self.run = run
+        self.driver = driver
+        self.record: Record = unrecorded
+        self.done = 0
+        self._retried: set[Any] = set()
+        self._written = -RECORD_INTERVAL
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """Of every metric: few values, however long a cluster lives."""
+        return {"stage": self.driver.stage, "run": self.run.name}
+
+    def began(self, record: Record, cpus_each: float, gpus_each: float | None, metrics: Sequence[str] = ()) -> None:
+        """Workers can be had now.
+
+        Args:
+            cpus_each: that a worker holds; `gpus_each` likewise, None where that is not known.
+            metrics: where Prometheus finds what `record` keeps.
+        """
+        self.record = record
+        held = replace(self.driver, cpus_each=cpus_each, gpus_each=gpus_each, metrics=tuple(metrics))
+        logs.event("cluster ready", executor=held.executor, cpus_each=cpus_each, gpus_each=gpus_each, metrics=metrics)
+        self._now_is(held, at_once=True)
+
+    def tell(self, event: Event) -> None:
+        """Take an event of the runtime."""
+        if isinstance(event, Queue):
+            self.record(WAITING, event.waiting)
+            self.record(IN_FLIGHT, event.in_flight)
+        elif isinstance(event, Joined):
+            logs.event("worker joined", worker=event.worker)
+        elif isinstance(event, Lost):
+            self.record(LOST, 1)
+            worker = event.worker or None
+            logs.event("worker lost", logging.WARNING, worker=worker, tasks=event.tasks, reason=event.reason)
+            self._now_is(replace(self.driver, lost=self.driver.lost + 1))
+        elif isinstance(event, Retried):
+            self.record(RETRIED, 1)
+            self._retried.add(event.task)
+            logs.event("task retried", logging.WARNING, task=event.task, worker=event.worker or None)
+            self._now_is(replace(self.driver, retried=len(self._retried)))
+
+    def finished(self, receipt: Receipt) -> None:
+        """Take a receipt."""
+        self.done += 1
+        self.record(DONE, 1)
+        self.record(SECONDS, receipt.seconds)
+        for name, meter in COUNTED.items():
+            if count := receipt.counts.get(name):
+                self.record(meter, count)
+        took, counts = receipt.seconds, receipt.counts
+        logs.event("task finished", task=receipt.task, worker=receipt.worker, seconds=took, counts=counts)
+
+    def failed(self, failed: Failed) -> None:
+        """Take a task that was given up."""
+        self.record(FAILED, 1)
+        worker, attempts = failed.worker or None, failed.attempts
+        logs.event(
+            "task failed", logging.ERROR, task=failed.task, worker=worker, attempts=attempts, reason=failed.reason
+        )
+        self._now_is(replace(self.driver, failed=self.driver.failed + 1))
+
+    def ended(self) -> None:
+        """Nothing more is to come."""
+        self._now_is(replace(self.driver, ended=now()), at_once=True)
+
+    def _now_is(self, driver: Driver, at_once: bool = False) -> None:
+        self.driver = driver
+        if at_once or time.monotonic() - self._written > RECORD_INTERVAL:
+            self._written = time.monotonic()
+            write_driver(self.run, driver)
+
+
+@contextmanager
+def watching(run: Place, stage: Stage, total: int, tasks: int, executor: str) -> Iterator[Watch]:
+    """While open, a stage runs, and what is logged within is about it.
+
+    Args:
+        total: tasks of the stage.
+        tasks: those among them that are still to be done.
+    """
+    watch = Watch(run, Driver(stage, worker_name(), executor, began=now(), tasks=tasks))
+    with logs.about(run=str(run), stage=stage):
+        logs.event("stage started", tasks=tasks, total=total, executor=executor)
+        stopped = True
+        try:
+            yield watch
+            stopped = False
+        finally:
+            watch.ended()
+            driver = watch.driver
+            trouble = {"failed": driver.failed, "retried": driver.retried, "lost": driver.lost}
+            seconds = round((driver.ended or driver.began) - driver.began, 3)
+            name = "stage stopped" if stopped or driver.failed else "stage finished"
+            logs.event(name, done=watch.done, **trouble, seconds=seconds)

@@ -1,0 +1,82 @@
+"""A real HTTP server that speaks S3, on loopback: moto's, behind a door that counts, refuses and delays."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from moto.server import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import make_server
+
+KEY, SECRET = "AKIDEXAMPLE", "a-secret-that-must-not-be-seen"
+BUCKET = "experts"
+
+
+class S3Server:
+    """What the server has seen, and how it is to behave."""
+
+    def __init__(self) -> None:
+        self.app = DomainDispatcherApplication(create_backend_app)
+        self.lock = threading.Lock()
+        self.methods: Counter[str] = Counter()
+        self.inside = self.peak = 0
+        self.refusals = 0
+        """How many of the next requests are answered with 503."""
+        self.server: Any = None
+        self.port = 0
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        with self.lock:
+            self.methods[environ["REQUEST_METHOD"]] += 1
+            self.inside += 1
+            self.peak = max(self.peak, self.inside)
+            refuse = self.refusals > 0
+            self.refusals -= refuse
+        try:
+            if refuse:
+                start_response("503 Slow Down", [("Content-Type", "application/xml")])
+                return [b"<Error><Code>SlowDown</Code><Message>Reduce your request rate.</Message></Error>"]
+            if KEY not in environ.get("HTTP_AUTHORIZATION", ""):
+                start_response("403 Forbidden", [("Content-Type", "application/xml")])
+                return [b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"]
+            return [b"".join(self.app(environ, start_response))]
+        finally:
+            with self.lock:
+                self.inside -= 1
+
+    def start(self) -> None:
+        """Listen, on the port of before if there was one; what is stored stays."""
+        self.server = make_server("127.0.0.1", self.port, self, threaded=True)
+        self.port = self.server.server_port
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def stop(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+    def forget(self) -> None:
+        """Count anew."""
+        self.methods, self.peak, self.refusals = Counter(), 0, 0
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a client needs to know, as users give it."""
+        return {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.port}",
+            "AWS_ACCESS_KEY_ID": KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET,
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+
+
+@contextmanager
+def s3_server() -> Iterator[S3Server]:
+    server = S3Server()
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
