@@ -96,7 +96,7 @@ def load_model(
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
         if getattr(config, "is_encoder_decoder", False):
             raise UserError(f"model {name!r} is an encoder-decoder ({config.model_type}); expected one or the other")
-        loaded: Any = _auto_class(config).from_pretrained(
+        loaded: Any = auto_class(config).from_pretrained(
             source,
             revision=revision,
             dtype=dtype,
@@ -139,7 +139,7 @@ def load_model(
     return LoadedModel(model, tokenizer, identity)
 
 
-def _auto_class(config: PreTrainedConfig) -> Any:
+def auto_class(config: PreTrainedConfig) -> Any:
     """The class to load with: the head that the checkpoint was saved with when it is a language model's, else none."""
     saved = set(config.architectures or ())
     for auto, classes in (

@@ -147,7 +147,7 @@ class Store:
         return {key: hashlib.sha256(encoded).hexdigest()}
 
     def written_bytes(self, keys: Iterable[str]) -> int:
-        """Bytes of objects that were just written here, by their keys; what is no object of the store counts nothing."""
+        """Bytes of objects that were just written here, by their keys; other keys count nothing."""
         return sum(self._written.pop(key, 0) for key in keys)
 
     def sound(self, checksums: Mapping[str, str]) -> bool:

@@ -20,8 +20,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from expertmine.capacity import Workload
 from expertmine.errors import UserError
 from expertmine.ledger import load_plan, missing_tasks, open_corpus, read_receipts
-from expertmine.models import EMBEDDED, EMBEDDED_FOLDER, load_tokenizer
-from expertmine.models import _auto_class as auto_class
+from expertmine.models import EMBEDDED, EMBEDDED_FOLDER, auto_class, load_tokenizer
 from expertmine.places import Place
 from expertmine.planning import Bill, make_layout, measure_lengths, scoring_work, widest_block
 from expertmine.responses import TYPES
