@@ -19,16 +19,16 @@ import pytest
 from commands import refused, succeed
 from corpora import LabelledTexts, write_lists
 from plans import plan_new
+from plans import request as ask
 from s3_server import BUCKET, SECRET, S3Server, s3_server
 
 from expertmine import Experts, files, locks
 from expertmine.corpus import Corpus
 from expertmine.errors import StageError, UserError
 from expertmine.ledger import load_plan, missing_tasks, read_receipts
-from expertmine.mine import Cluster, run_all, run_extract, run_score
+from expertmine.mine import Cluster, freeze_plan, run_all, run_extract, run_score
 from expertmine.places import Place, place, same
 from expertmine.runs import begin
-from expertmine.specs import PlanRequest
 from expertmine.store import Store
 
 SERIAL = ("serial", Cluster())
@@ -162,7 +162,7 @@ def test_a_store_that_stays_away_is_one_message(
 def test_missing_and_wrong_keys_are_one_message_at_once(folder: Place) -> None:
     started = time.monotonic()
     with mock.patch.dict(os.environ, {"AWS_ACCESS_KEY_ID": "somebody-else"}):
-        assert "Access Denied" in refused("status", folder)
+        assert "cannot be read (Forbidden)" in refused("status", folder)
     bare = {name: value for name, value in os.environ.items() if not name.startswith("AWS_ACCESS")}
     with mock.patch.dict(os.environ, {**bare, "AWS_EC2_METADATA_DISABLED": "true", "HOME": "/nonexistent"}, clear=True):
         assert "redentials" in refused("status", folder)
@@ -261,13 +261,11 @@ def test_one_place_written_in_two_ways(tmp_path: Path, folder: Place) -> None:
 
 def test_a_corpus_may_grow_there(folder: Place, tiny_model: Path, tmp_path: Path) -> None:
     texts = [f"the number {at} is said" for at in range(80)]
-    small = [LabelledTexts("few", "", "", texts[:20], texts[20:40], 0)]
-    large = [*small, LabelledTexts("more", "", "", texts[40:60], texts[60:80], 0)]
-    from expertmine.mine import freeze_plan
-
+    small = [LabelledTexts("few", "", "", texts[:20], texts[20:40])]
+    large = [*small, LabelledTexts("more", "", "", texts[40:60], texts[60:80])]
     for at, lists in enumerate((small, large)):
         write_lists(lists, tmp_path / f"corpus{at}")
-        freeze_plan(folder, tmp_path / f"corpus{at}", PlanRequest(str(tiny_model), scoring={"resamples": 10}))
+        freeze_plan(folder, tmp_path / f"corpus{at}", ask(tiny_model, scoring={"resamples": 10}))
         run_all(folder, SERIAL, SERIAL, TOP_K)
     assert set(Experts.load(folder)) == {"few", "more"}
     assert len(files.children(folder / "corpus")) == 1

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -151,7 +152,7 @@ def _take(run: Place, command: str, tell: Callable[[str], None]) -> Lease:
                 "What is done is kept either way"
             )
         tell(f"going on for {latest}, which is gone")
-    term = 1 if latest is None else latest.term + 1
+    term = max((int(path.stem) for path in _files(run)), default=0) + 1
     own = Driver(term, socket.gethostname(), _home(), os.getpid(), _born(os.getpid()), command, round(time.time(), 3))
     if not create(_path(run, term), json.dumps(asdict(own)).encode()):
         raise UserError(f"{run}: another process began to drive it in this very moment; {_latest(run)}")
@@ -160,19 +161,23 @@ def _take(run: Place, command: str, tell: Callable[[str], None]) -> Lease:
     if above is not None and above.term > term:
         remove(_path(run, term))
         raise UserError(f"{run} is driven by {above}; wait for it or stop it, then run the same command again")
-    for path in children(run / FOLDER):
-        if path.name < _path(run, term).name:
+    for path in _files(run):
+        if int(path.stem) < term:
             remove(path)
     return Lease(run, own, None if latest is None or latest.ended else latest)
 
 
 def _latest(run: Place) -> Driver | None:
     """The driver of the highest term; one whose file is torn is not there."""
-    paths = [path for path in children(run / FOLDER) if path.name.endswith(".json") and not path.name.startswith(".")]
-    for content in read_each(paths[::-1]):
+    for content in read_each(_files(run)[::-1]):
         with suppress(ValueError, TypeError, RecursionError):
             return Driver(**json.loads(content or b""))
     return None
+
+
+def _files(run: Place) -> list[Place]:
+    """Of every term that there is one of, in their order."""
+    return [path for path in children(run / FOLDER) if re.fullmatch(r"\d{8}\.json", path.name)]
 
 
 def _is_alive(run: Place, driver: Driver, tell: Callable[[str], None]) -> bool:

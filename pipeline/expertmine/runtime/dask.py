@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from uuid import uuid4
 
 import dask
-from distributed import Client, LocalCluster, Security, as_completed, get_worker
+from distributed import Client, Future, LocalCluster, Security, as_completed, get_worker
 from distributed.client import FutureCancelledError
 from distributed.comm.core import CommClosedError
 from distributed.scheduler import KilledWorker
@@ -107,16 +107,16 @@ def run(
     futures = client.map(_call, tasks, make_worker=make_worker, call=call, pure=False, key=keys)
     unfinished = len(tasks)
     try:
-        for future in as_completed(futures):
+        for future, fetched in _fetched(client, as_completed(futures)):
             try:
-                result = future.result()
+                result = future.result() if fetched is None else fetched
             except (FutureCancelledError, CommClosedError) as error:
                 raise UserError(
                     "the Dask scheduler was lost; what is done is kept: start it and its workers again, and run the "
                     "same command"
                 ) from error
             except KilledWorker as error:
-                task, died = task_of[future.key], error.allowed_failures + 1
+                task, died = task_of[str(future.key)], error.allowed_failures + 1
                 result = Failed(task, f"workers died under it: {error}", died, error.last_worker.address)
             future.release()
             if isinstance(result, UserError):
@@ -130,6 +130,17 @@ def run(
         if client.status == "running":
             workers.ignore()
             client.cancel(futures)
+
+
+def _fetched(client: Client, completed: as_completed) -> Iterator[tuple[Future[Any], Any]]:
+    """Futures that are completed, each with its result, or None where it must be asked for.
+
+    What has completed together is fetched together: a round trip for each result would take longer than a small task.
+    """
+    for batch in completed.batches():
+        finished = {future.key: future for future in batch if future.status == "finished"}
+        results = client.gather(finished, errors="skip")
+        yield from ((future, results.get(future.key)) for future in batch)
 
 
 THREADS_ARE_NEWS = 5.0

@@ -1,0 +1,214 @@
+"""One driver of a run at a time: others are told who it is, one that is gone is followed."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from threading import Thread
+
+import pytest
+from commands import refused
+from plans import request
+
+from expertmine import extract, locks
+from expertmine.errors import StageError, UserError
+from expertmine.ledger import load_plan, missing_tasks
+from expertmine.locks import Driver, driving
+from expertmine.mine import Cluster, freeze_plan, run_extract
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from expertmine.locks import driving
+from expertmine.errors import UserError
+try:
+    with driving(Path(sys.argv[1]), "expertmine mine", lambda text: print(text, flush=True)):
+        print("driving", flush=True)
+        time.sleep(float(sys.argv[2]))
+except UserError as error:
+    print(error, flush=True)
+"""
+
+
+def start(run: Path, seconds: float = 60) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", HOLD, str(run), str(seconds)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+@contextmanager
+def holder(run: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that drives a run."""
+    process = start(run)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "driving\n"
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def terms(run: Path) -> list[int]:
+    return sorted(int(path.stem) for path in (run / "lock").glob("[0-9]*.json"))
+
+
+def elsewhere(run: Path, term: int, **facts: object) -> Driver:
+    """A driver of another machine, as its file says."""
+    driver = Driver(term, "far", "far", 7, "1", "expertmine mine", time.time() - 3600)
+    driver = replace(driver, **facts)  # type: ignore[arg-type]
+    (run / "lock").mkdir(exist_ok=True)
+    (run / "lock" / f"{term:08d}.json").write_text(json.dumps(asdict(driver)))
+    return driver
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, seconds in (("BEAT", 0.2), ("STALE", 1.0), ("POLL", 0.05)):
+        monkeypatch.setattr(locks, name, seconds)
+
+
+def test_the_second_driver_is_told_who_the_first_is(new_run: Path) -> None:
+    with holder(new_run) as first:
+        with pytest.raises(UserError, match=rf"`expertmine mine`, process {first.pid} on .*What is done is kept"):
+            run_extract(new_run, "serial", Cluster())
+        message = refused("extract", new_run, "--executor", "serial")
+        assert f"process {first.pid}" in message
+        assert missing_tasks(new_run, load_plan(new_run), "extract")
+
+
+def test_a_killed_driver_of_this_machine_is_followed_at_once(new_run: Path) -> None:
+    with holder(new_run) as first:
+        first.kill()
+        first.wait()
+        heard: list[str] = []
+        with driving(new_run, "expertmine score", heard.append):
+            assert heard == [heard[0]]
+            assert f"process {first.pid}" in heard[0] and "is gone" in heard[0]
+            assert terms(new_run) == [2]
+
+
+def test_a_driver_that_was_stopped_for_a_while_is_not_gone(new_run: Path) -> None:
+    with holder(new_run) as first:
+        first.send_signal(signal.SIGSTOP)
+        with pytest.raises(UserError, match=f"process {first.pid}"), driving(new_run, "expertmine score"):
+            pass
+
+
+def test_another_process_of_the_same_number_is_not_the_driver(new_run: Path) -> None:
+    with driving(new_run, "expertmine mine") as lease:
+        gone = replace(lease.driver, born="1", ended=False)
+    (new_run / "lock" / "00000001.json").write_text(json.dumps(asdict(gone)))
+    with driving(new_run, "expertmine score") as lease:
+        assert lease.driver.term == 2
+
+
+def test_a_driver_elsewhere_that_gives_no_sign_is_followed(new_run: Path, impatient: None) -> None:
+    elsewhere(new_run, 4)
+    started = time.monotonic()
+    with driving(new_run, "expertmine score") as lease:
+        assert lease.driver.term == 5
+    assert time.monotonic() - started < 0.9  # its file is old: a short look is enough
+    elsewhere(new_run, 8, since=time.time())
+    started = time.monotonic()
+    with driving(new_run, "expertmine score") as lease:
+        assert lease.driver.term == 9
+    assert time.monotonic() - started >= 1.0
+
+
+def test_a_driver_elsewhere_that_gives_a_sign_is_not(new_run: Path, impatient: None) -> None:
+    driver = elsewhere(new_run, 4, since=time.time() - 3600)
+
+    def beat() -> None:
+        time.sleep(0.15)
+        elsewhere(new_run, 4, since=driver.since, beats=1)
+
+    beating = Thread(target=beat)
+    beating.start()
+    with pytest.raises(UserError, match="process 7 on far"), driving(new_run, "expertmine score"):
+        pass
+    beating.join()
+    assert terms(new_run) == [4]
+
+
+def test_a_driver_says_again_and_again_that_it_is_there(new_run: Path, impatient: None) -> None:
+    with driving(new_run, "expertmine mine"):
+        path = new_run / "lock" / "00000001.json"
+        before = json.loads(path.read_text())["beats"]
+        time.sleep(0.7)
+        assert json.loads(path.read_text())["beats"] >= before + 2
+    assert json.loads(path.read_text())["ended"]
+
+
+def test_a_driver_that_was_followed_stops(new_run: Path, impatient: None) -> None:
+    with driving(new_run, "expertmine mine") as lease:
+        elsewhere(new_run, 2)
+
+        def results() -> Iterator[int]:
+            for number in range(100):
+                time.sleep(0.05)
+                yield number
+
+        with pytest.raises(StageError, match=r"driven by `expertmine mine`, process 7 on far"):
+            list(lease.keep(results()))
+    assert json.loads((new_run / "lock" / "00000002.json").read_text())["machine"] == "far"
+
+
+def test_a_torn_file_is_nobody(new_run: Path) -> None:
+    (new_run / "lock").mkdir()
+    (new_run / "lock" / "00000003.json").write_bytes(b'{"term": 3, "mach')
+    with driving(new_run, "expertmine mine") as lease:
+        assert lease.driver.term == 4
+
+
+def test_of_many_who_begin_at_once_one_drives(new_run: Path) -> None:
+    processes = [start(new_run, 20) for _ in range(5)]
+    said = []
+    for process in processes:
+        assert process.stdout is not None
+        said.append(process.stdout.readline())
+    for process in processes:
+        process.kill()
+        process.wait()
+    assert said.count("driving\n") == 1, said
+    assert sum("driven by" in line or "in this very moment" in line for line in said) == 4
+
+
+def test_one_process_may_drive_within_what_it_drives(new_run: Path) -> None:
+    with driving(new_run, "expertmine mine") as outer:
+        with driving(new_run, "expertmine extract") as inner:
+            assert inner is outer
+        assert not json.loads((new_run / "lock" / "00000001.json").read_text())["ended"]
+
+
+def test_nothing_is_left_where_nothing_was_planned(tmp_path: Path, tiny_corpus: Path) -> None:
+    with pytest.raises(UserError):
+        freeze_plan(tmp_path / "new", tiny_corpus, request(tmp_path / "no model"))
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "others").mkdir()
+    (tmp_path / "others" / "thesis.txt").write_text("")
+    for act in (
+        lambda: freeze_plan(tmp_path / "others", tiny_corpus, request(tmp_path / "no model")),
+        lambda: run_extract(tmp_path / "others", "serial", Cluster()),
+    ):
+        with pytest.raises(UserError):
+            act()
+    assert [path.name for path in (tmp_path / "others").iterdir()] == ["thesis.txt"]
+
+
+def test_what_a_task_of_an_earlier_plan_finds_is_not_kept(new_run: Path) -> None:
+    extract.plan(new_run)
+    work = extract.NewExtractor(new_run)()
+    plan = load_plan(new_run)
+    other = replace(plan, compression=replace(plan.compression, level=7))
+    (new_run / "plan.json").write_text(json.dumps(other.to_json()))
+    assert other.task_fingerprint("extract", 0) != plan.task_fingerprint("extract", 0)
+    with pytest.raises(StageError, match="planned anew while this task ran"):
+        work(0)
+    assert not (new_run / "receipts" / "extract" / "00000.json").exists()
