@@ -11,7 +11,7 @@ demo: $(READY)  ## mine the embedded model's experts of a few hundred WordNet co
 	$(BIN)/expertmine demo --out $(RUN)
 
 test: $(READY)  ## every test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 bench: $(READY)  ## speed, as ratios measured in one run
 	$(BIN)/python -m pytest tests/benchmarks/bench_*.py -s

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Installs what some tests need of the system: a Slurm, tools of the network, a checker of shell scripts.
+# Installs what some tests need of the system: a Slurm, tools of the network, checkers of scripts and units.
 #
 # Does nothing where all is there, nor where it cannot: those tests then say that they are skipped, and why. Fails only
 # where installing was possible and went wrong.
 set -euo pipefail
 
-declare -A packages=([sbatch]=slurm-wlm [munged]=munge [ip]=iproute2 [shellcheck]=shellcheck)
+declare -A packages=([sbatch]=slurm-wlm [munged]=munge [ip]=iproute2 [shellcheck]=shellcheck [openssl]=openssl
+    [systemd-analyze]=systemd [hostname]=hostname [unshare]=util-linux)
 wanted=()
 PATH=$PATH:/usr/sbin:/sbin
 for program in "${!packages[@]}"; do
