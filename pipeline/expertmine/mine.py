@@ -120,9 +120,9 @@ def driven(run: Place, command: str) -> Iterator[Lease]:
     """
     if not exists(plan_path(run)):
         require_new_folder(run)  # before anything is left there
-    with driving(
-        run, f"expertmine {command}", lambda text: console.print(text, markup=False, highlight=False)
-    ) as lease:
+    with driving(run, f"expertmine {command}", partial(console.print, markup=False, highlight=False)) as lease:
+        follows = None if lease.after is None else str(lease.after)
+        logs.event("run driven", run=str(run), command=command, term=lease.driver.term, follows=follows)
         yield lease
 
 
