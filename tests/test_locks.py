@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -17,7 +19,7 @@ import pytest
 from commands import refused
 from plans import request
 
-from expertmine import extract, locks
+from expertmine import extract, files, locks
 from expertmine.errors import StageError, UserError
 from expertmine.ledger import load_plan, missing_tasks
 from expertmine.locks import Driver, driving
@@ -178,6 +180,16 @@ def test_of_many_who_begin_at_once_one_drives(new_run: Path) -> None:
         process.wait()
     assert said.count("driving\n") == 1, said
     assert sum("driven by" in line or "in this very moment" in line for line in said) == 4
+
+
+def test_a_file_system_without_hard_links_will_do(new_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr("os.link", refuse)
+    with driving(new_run, "expertmine mine"):
+        assert not files.create(new_run / "lock" / "00000001.json", b"{}")
+        assert json.loads((new_run / "lock" / "00000001.json").read_text())["process"] == os.getpid()
 
 
 def test_one_process_may_drive_within_what_it_drives(new_run: Path) -> None:

@@ -6,6 +6,7 @@ one object is seen whole or not at all. Its requests are tried again, later and 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -30,6 +31,8 @@ FIRST_PAUSE = 0.5
 TOGETHER = 64
 """Requests that are in flight at once where many objects are read."""
 
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+"""What file systems without hard links answer to making one."""
 _FINAL = (
     *(FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError),
     *(ValueError, TypeError, LookupError),
@@ -102,19 +105,8 @@ def write_atomically(path: Place, content: bytes) -> None:
         with writing(path):
             persistently(path, lambda: path.fs.pipe_file(path.path, content))
         return
-    make_folder(path.parent)
-    with writing(path):
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(temporary).chmod(0o644)  # mkstemp's 0600 would lock colleagues out of a shared run folder
-            Path(temporary).replace(path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+    with writing(path), _flushed(path, content) as temporary:
+        temporary.replace(path)
 
 
 def create(path: Place, content: bytes) -> bool:
@@ -131,20 +123,43 @@ def create(path: Place, content: bytes) -> bool:
                 # Perhaps by an attempt of our own whose answer was lost.
                 return read_bytes(path) == content
         return True
-    make_folder(path.parent)
-    with writing(path):
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with writing(path), _flushed(path, content) as temporary:
         try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
             os.link(temporary, path)  # fails where the name is taken, on network file systems as well
         except FileExistsError:
             return False
-        finally:
-            Path(temporary).unlink()
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            return _create_in_place(path, content)
     return True
+
+
+def _create_in_place(path: Path, content: bytes) -> bool:
+    """The same on a file system that knows no hard links; others may see the file before it is whole."""
+    try:
+        with path.open("xb") as file:
+            file.write(content)
+    except FileExistsError:
+        return False
+    return True
+
+
+@contextmanager
+def _flushed(path: Path, content: bytes) -> Iterator[Path]:
+    """A file of another name beside a path, that is on the disk itself; gone at the end, unless it was renamed."""
+    make_folder(path.parent)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)  # mkstemp's 0600 would lock colleagues out of a shared run folder
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Place, document: Any) -> None:
@@ -298,9 +313,12 @@ def copy(source: Place, target: Place) -> None:
         else:
             make_folder(target.parent)
             temporary = target.with_name(f".{target.name}.{os.getpid()}")
-            shutil.copyfile(here, temporary)
-            flush(temporary)
-            temporary.replace(target)
+            try:
+                shutil.copyfile(here, temporary)
+                flush(temporary)
+                temporary.replace(target)
+            finally:
+                temporary.unlink(missing_ok=True)
 
 
 def flush(path: Path) -> None:
