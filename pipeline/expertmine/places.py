@@ -21,8 +21,8 @@ Place: TypeAlias = Path | UPath
 EXAMPLE = "s3://bucket/folder"
 _S3 = {"config_kwargs": {"retries": {"total_max_attempts": 1}}}
 _CLIENT: dict[str, dict[str, Any]] = {"s3": _S3, "s3a": _S3}
-"""Settings of clients. `expertmine.files` and s3fs both try requests again; a third to do so, inside theirs, would multiply
-the time until anybody hears of trouble. No client keeps listings: other processes write there too."""
+"""Settings of clients. `expertmine.files` and s3fs both try requests again; a third to do so, inside theirs, would
+multiply the time until anybody hears of trouble. No client keeps listings: other processes write there too."""
 _REMEDY = "for s3, `pip install 'expertmine[s3]'`"
 
 
