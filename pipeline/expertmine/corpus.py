@@ -27,31 +27,61 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from expertmine.errors import UnknownConcept, UserError
 from expertmine.files import read_json
 from expertmine.places import Place
 from expertmine.sampling import Ids
+from expertmine.shapes import mismatch
 from expertmine.specs import CorpusIdentity
 from expertmine.tables import read_table
 from expertmine.texts import text_key
 
 FORMAT = 2
-COLUMNS = {
-    "sentences": ["sentence_id", "text", "key", "held_out"],
-    "concepts": ["concept_id", "name", "group", "description", "sense_keys", "pool"],
-    "labels": ["concept_id", "sentence_id", "label"],
-    "pools": ["pool_id", "sentence_id"],
-    "left_out": ["concept_id", "key"],
-    "refused": ["kind", "name", "reason", "detail"],
+SCHEMAS = {
+    "sentences": pa.schema(
+        [
+            ("sentence_id", pa.int32()),
+            ("text", pa.large_string()),
+            ("key", pa.string()),
+            ("held_out", pa.bool_()),
+        ]
+    ),
+    "concepts": pa.schema(
+        [
+            ("concept_id", pa.int32()),
+            ("name", pa.string()),
+            ("group", pa.string()),
+            ("description", pa.string()),
+            ("sense_keys", pa.list_(pa.string())),
+            ("pool", pa.int32()),
+        ]
+    ),
+    "labels": pa.schema([("concept_id", pa.int32()), ("sentence_id", pa.int32()), ("label", pa.int8())]),
+    "pools": pa.schema([("pool_id", pa.int32()), ("sentence_id", pa.int32())]),
+    "left_out": pa.schema([("concept_id", pa.int32()), ("key", pa.binary(16))]),
+    "refused": pa.schema([(name, pa.string()) for name in ("kind", "name", "reason", "detail")]),
 }
+COLUMNS = {name: schema.names for name, schema in SCHEMAS.items()}
 FILES = ("corpus.json", *(f"{name}.parquet" for name in COLUMNS))
 """What a corpus folder consists of."""
-FACTS = {
-    "format", "fingerprint", "sentences", "concepts", "labels", "pools", "held_out_sentences", "held_out_percent",
-    "sources", "repeats_dropped", "conflicts_resolved", "texts_not_used", "refused",
-}  # fmt: skip
+FACTS: dict[str, Any] = {
+    "format": int,
+    "fingerprint": str,
+    "sentences": int,
+    "concepts": int,
+    "labels": int,
+    "pools": [int],
+    "held_out_sentences": int,
+    "held_out_percent": float,
+    "sources": [str],
+    "repeats_dropped": int,
+    "conflicts_resolved": int,
+    "texts_not_used": int,
+    "refused": [{"kind": str, "reason": str, "count": int}],
+}
 """What ``corpus.json`` says at least."""
 
 _BATCH = 1 << 16
@@ -144,9 +174,18 @@ class Corpus:
             UserError: there is none, or it is of another format.
         """
         facts = read_json(path / "corpus.json", "a corpus made by `expertmine concepts …`")
-        if not isinstance(facts, dict) or facts.get("format") != FORMAT or not facts.keys() >= FACTS:
-            raise UserError(f"{path / 'corpus.json'}: not a corpus of format {FORMAT}; build it again")
-        return cls(path, facts)
+        wrong = mismatch(facts, FACTS)
+        if wrong or facts["format"] != FORMAT:
+            raise UserError(
+                f"{path / 'corpus.json'}: not a corpus of format {FORMAT}{f' ({wrong})' if wrong else ''}; "
+                "build it again"
+            )
+        corpus = cls(path, facts)
+        try:
+            _ = corpus.identity
+        except UserError as error:
+            raise UserError(f"{path / 'corpus.json'}: {error}; build the corpus again") from error
+        return corpus
 
     @property
     def identity(self) -> CorpusIdentity:
@@ -183,6 +222,8 @@ class Corpus:
     @cached_property
     def concepts(self) -> tuple[Concept, ...]:
         rows = self.table("concepts").to_pylist()
+        if unprintable := [row["name"] for row in rows if not row["name"].isprintable()]:
+            raise self._damaged("concepts", f"the name {unprintable[0][:80]!r} cannot be printed")
         return tuple(Concept(**{**row, "sense_keys": tuple(row["sense_keys"])}) for row in rows)
 
     def concept(self, name: str) -> Concept:
@@ -257,18 +298,29 @@ class Corpus:
         """One of the tables, as it is on disk.
 
         Raises:
-            UserError: it is missing, torn, or has other columns.
+            UserError: it is missing, torn, or not what corpus.json promises.
         """
-        path = self.path / f"{name}.parquet"
+        promised = None if name == "refused" else {**self.facts, "pools": sum(self.facts["pools"])}.get(name)
         try:
-            table = read_table(path)
+            table = read_table(self.path / f"{name}.parquet", schema=SCHEMAS[name], rows=promised)
         except (OSError, pa.ArrowException) as error:
-            raise UserError(f"{path}: cannot be read ({error}); build the corpus again") from error
-        if table.column_names != COLUMNS[name]:
-            raise UserError(
-                f"{path}: columns are {table.column_names}, expected {COLUMNS[name]}; build the corpus again"
-            )
+            raise UserError(f"{self.path / name}.parquet: cannot be read ({error}); build the corpus again") from error
+        if any(table[column].null_count for column in table.column_names if column != "pool"):
+            raise self._damaged(name, "it has gaps")
+        counts = {"concept_id": "concepts", "sentence_id": "sentences", "pool_id": "pools", "pool": "pools"}
+        for column in table.column_names:
+            if column in counts and table.num_rows:
+                of = self.facts[counts[column]]
+                self._require_ids(name, table[column], len(of) if isinstance(of, list) else of)
         return table
+
+    def _require_ids(self, table: str, ids: pa.ChunkedArray, count: int) -> None:
+        bounds = pc.min_max(ids).as_py()
+        if bounds["min"] is not None and not 0 <= bounds["min"] <= bounds["max"] < count:
+            raise self._damaged(table, f"it has ids from {bounds['min']} to {bounds['max']}, and there are {count:,}")
+
+    def _damaged(self, table: str, why: str) -> UserError:
+        return UserError(f"{self.path / table}.parquet is damaged: {why}; build the corpus again")
 
     @cached_property
     def _sentences(self) -> pa.Table:

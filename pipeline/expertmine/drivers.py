@@ -6,15 +6,14 @@ people and for the bill of what a run has cost. It is news, not a promise: what 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
 
 from expertmine.errors import UserError
 from expertmine.files import children, read_each, write_json
 from expertmine.places import Place
+from expertmine.shapes import record
 from expertmine.specs import Stage
 
 
@@ -65,11 +64,8 @@ def read_drivers(run: Place) -> list[Driver]:
 
 
 def _parse(content: bytes | None) -> Driver | None:
-    try:
-        document: dict[str, Any] = json.loads(content or b"")
-        return Driver(**{**document, "metrics": tuple(document["metrics"])})
-    except (ValueError, TypeError, KeyError, RecursionError):  # torn, or nobody's
-        return None
+    found = record(content, Driver)  # None where it is torn, or nobody's
+    return None if found is None else replace(found, metrics=tuple(found.metrics))
 
 
 def driver_at(drivers: Sequence[Driver], stage: Stage, moment: float) -> Driver | None:

@@ -24,8 +24,9 @@ from expertmine import hub
 from expertmine.distribution import SCHEMA as DISTRIBUTION_SCHEMA
 from expertmine.errors import UnknownConcept, UserError
 from expertmine.files import exists, read_json, write_json
-from expertmine.index_checks import EVERY, check_facts, check_rows, mismatch, read_distribution, read_units
+from expertmine.index_checks import check_facts, check_rows, read_distribution, read_units
 from expertmine.places import Place, place
+from expertmine.shapes import EVERY, mismatch
 from expertmine.specs import ModelIdentity, Plan, Pooling, layer_of
 from expertmine.tables import TableFile, write_table
 

@@ -7,7 +7,7 @@ and rows that it promises, about units that the model has. Knows the format, and
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, get_args
 
 import numpy as np
@@ -17,14 +17,9 @@ from numpy.typing import NDArray
 
 from expertmine.errors import UserError
 from expertmine.places import Place
+from expertmine.shapes import EVERY, mismatch
 from expertmine.specs import Pooling
-from expertmine.tables import TableFile
-
-LARGEST = 2**53
-"""No number in an index has a reason to be larger; Python's whole numbers have no bound of their own."""
-
-EVERY = "*"
-"""As the only key of a shape: any text may be one."""
+from expertmine.tables import TableFile, read_all
 
 _CONCEPT = {
     "name": str,
@@ -55,9 +50,6 @@ _SHAPE = {
     "hookpoints": [{"name": str, "width": int, "first_unit": int}],
     "concepts": [_CONCEPT],
 }
-"""A type, a tuple of alternatives, a list of one shape for all its items, or a dict of keys that must be there."""
-
-_WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false", None: "null"}
 
 
 def check_facts(facts: Any, path: Place) -> None:
@@ -69,43 +61,6 @@ def check_facts(facts: Any, path: Place) -> None:
     wrong = mismatch(facts, _SHAPE) or _contradiction(facts)
     if wrong:
         raise UserError(f"{path} is damaged, or is no expert index: {wrong}; reduce the run, or get the pack, again")
-
-
-def mismatch(found: Any, shape: Any, where: str = "") -> str | None:
-    """Where a document first differs from a shape, in words; None where it does not."""
-    inner: Iterable[tuple[Any, Any, str]]
-    if isinstance(shape, tuple):
-        if any(mismatch(found, each) is None for each in shape):
-            return None
-        return f"{where} is no {' or '.join(_WORDS[each] for each in shape)}"
-    if isinstance(shape, list):
-        if not isinstance(found, list):
-            return f"{where or 'it'} is no list"
-        inner = ((each, shape[0], f"{where}[{at}]") for at, each in enumerate(found))
-    elif isinstance(shape, dict):
-        if not isinstance(found, dict):
-            return f"{where or 'it'} is no object"
-        prefix = f"{where}." if where else ""
-        if EVERY in shape:
-            inner = ((each, shape[EVERY], f"{prefix}{name}") for name, each in found.items())
-        elif absent := shape.keys() - found.keys():
-            return f"{prefix}{min(absent)} is missing"
-        else:
-            inner = ((found[name], each, f"{prefix}{name}") for name, each in shape.items())
-    else:
-        return None if _is(found, shape) else f"{where} is not {_WORDS[shape]}"
-    return next((words for part in inner if (words := mismatch(*part))), None)
-
-
-def _is(found: Any, kind: type | None) -> bool:
-    if kind is None:
-        return found is None
-    if kind is str:
-        return isinstance(found, str) and not any("\ud800" <= letter <= "\udfff" for letter in found)
-    if kind is bool or isinstance(found, bool):
-        return kind is bool and isinstance(found, bool)
-    # Not a number fails both comparisons.
-    return isinstance(found, int if kind is int else (int, float)) and -LARGEST <= found <= LARGEST
 
 
 def _contradiction(facts: Mapping[str, Any]) -> str | None:
@@ -126,6 +81,9 @@ def _contradiction(facts: Mapping[str, Any]) -> str | None:
     concepts = facts["concepts"]
     if not concepts:
         return "it has no concepts"
+    for named in (*facts["hookpoints"], *concepts):
+        if not named["name"].isprintable():
+            return f"the name {named['name'][:80]!r} cannot be printed"
     if len({concept["name"] for concept in concepts}) < len(concepts):
         return "two concepts have the same name"
     for concept in concepts:
@@ -221,9 +179,12 @@ def _read(table: TableFile, rows: int, schema: pa.Schema) -> pa.Table:
     check_rows(table, rows, schema)
     try:
         with table.open() as file:
-            return file.read()
+            found = read_all(file, table.size())
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{table.path} cannot be read ({error}); reduce the run, or get the pack, again") from error
+    if found.num_rows != rows:
+        raise _damaged(table.path, f"it has {found.num_rows:,} rows where it says {rows:,}")
+    return found
 
 
 def _damaged(path: Place, why: str) -> UserError:

@@ -27,6 +27,7 @@ from expertmine.ledger import (
     worker_name,
 )
 from expertmine.places import Place
+from expertmine.run_folder import require_own
 from expertmine.side_tables import is_table, tables_are_sound
 from expertmine.specs import STAGES, Stage
 from expertmine.store import Store
@@ -78,7 +79,12 @@ class Damage:
 
 
 def progress_of(run: Place) -> list[StageProgress]:
-    """Progress of each stage, from the receipts alone."""
+    """Progress of each stage, from the receipts alone.
+
+    Raises:
+        UserError: the plan is damaged, or a link leads out of the run.
+    """
+    require_own(run)
     plan = load_plan(run)
     drivers = read_drivers(run)
     found = [
@@ -163,8 +169,9 @@ def verify(run: Place) -> Iterator[Damage | None]:
     """Read all that was stored again and compare it with the receipts; yields None for each task that is sound.
 
     Raises:
-        UserError: the plan, sentences, corpus or index is damaged.
+        UserError: the plan, sentences, corpus or index is damaged, or a link leads out of the run.
     """
+    require_own(run)
     plan = load_plan(run)
     corpus = open_corpus(run, plan)
     corpus.check()

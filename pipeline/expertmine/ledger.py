@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from expertmine.corpus import FILES, Corpus
 from expertmine.errors import StageError, UserError
@@ -28,9 +29,13 @@ from expertmine.files import (
     write_json,
 )
 from expertmine.places import Place, is_remote, same
+from expertmine.shapes import record
 from expertmine.specs import CorpusIdentity, Plan, Stage
 
 Read = TypeVar("Read")
+
+_KEY = re.compile(r"[a-z_]+(/[a-z0-9_]+)+(\.parquet)?")
+"""Keys of objects in the store, and of tables beside it; they are read by these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,13 +187,15 @@ def read_receipts(run: Place, plan: Plan, stage: Stage) -> Iterator[Receipt]:
     """The receipts of a stage that are there, by task.
 
     Raises:
-        UserError: a receipt belongs to another plan.
+        UserError: a receipt belongs to another plan, or speaks of what is no object of a run.
     """
     paths = [_task_path(run / "receipts", stage, task) for task in range(plan.tasks(stage))]
     for task, (path, content) in enumerate(zip(paths, read_each(paths), strict=True)):
-        receipt = _parse(content, Receipt)
-        if receipt is None or not isinstance(receipt.checksums, dict) or (receipt.stage, receipt.task) != (stage, task):
+        receipt = record(content, Receipt)
+        if receipt is None or (receipt.stage, receipt.task) != (stage, task):
             continue  # not written, torn by a failing disk, or another task's: this one runs again
+        if strange := [key for key in receipt.checksums if not _KEY.fullmatch(key)]:
+            raise UserError(f"{path} speaks of {strange[0][:80]!r}, which is no object of a run; remove this receipt")
         if receipt.fingerprint != plan.task_fingerprint(stage, task):
             raise UserError(f"{path} belongs to another plan; the run folder mixes two runs. Use a new run folder.")
         yield receipt
@@ -247,17 +254,8 @@ def read_failures(run: Place, stage: Stage) -> list[Failure]:
 def _read_all(folder: Place, kind: type[Read]) -> list[Read]:
     """Every record of a folder that is whole, in order of names."""
     paths = [path for path in children(folder) if path.name.endswith(".json") and not path.name.startswith(".")]
-    found = [_parse(content, kind) for content in read_each(paths)]
-    return [record for record in found if record is not None]
-
-
-def _parse(content: bytes | None, kind: type[Read]) -> Read | None:
-    """A small record, or None where there is none that is whole."""
-    try:
-        document: Any = json.loads(content or b"")
-        return kind(**document)
-    except (ValueError, TypeError, RecursionError):
-        return None
+    found = [record(content, kind) for content in read_each(paths)]
+    return [each for each in found if each is not None]
 
 
 def now() -> float:

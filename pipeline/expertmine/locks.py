@@ -23,6 +23,7 @@ from typing import TypeVar
 from expertmine.errors import StageError, UserError
 from expertmine.files import children, create, exists, read_each, remove, write_json
 from expertmine.places import Place, absolute
+from expertmine.shapes import record, visible
 
 Result = TypeVar("Result")
 
@@ -33,6 +34,8 @@ STALE = 40.0
 POLL = 1.0
 """Seconds between two looks at a file that is watched."""
 FOLDER = "lock"
+_LAST = 253402300799.0
+"""The end of the year 9999, after which no moment can be written as a date."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +57,8 @@ class Driver:
     ended: bool = False
 
     def __str__(self) -> str:
-        began = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(self.since))
-        return f"`{self.command}`, process {self.process} on {self.machine}, since {began}"
+        began = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(min(max(self.since, 0.0), _LAST)))
+        return visible(f"`{self.command}`, process {self.process} on {self.machine}, since {began}")
 
 
 _held: dict[str, Lease] = {}
@@ -170,8 +173,8 @@ def _take(run: Place, command: str, tell: Callable[[str], None]) -> Lease:
 def _latest(run: Place) -> Driver | None:
     """The driver of the highest term; one whose file is torn is not there."""
     for content in read_each(_files(run)[::-1]):
-        with suppress(ValueError, TypeError, RecursionError):
-            return Driver(**json.loads(content or b""))
+        if (driver := record(content, Driver)) is not None:
+            return driver
     return None
 
 

@@ -28,6 +28,7 @@ from expertmine.ledger import (
 from expertmine.locks import Lease, driving
 from expertmine.places import Place, absolute
 from expertmine.progress import console, track
+from expertmine.run_folder import require_own
 from expertmine.runtime import meters, serial
 from expertmine.runtime.events import Tell
 from expertmine.runtime.failures import Failed
@@ -116,8 +117,9 @@ def driven(run: Place, command: str) -> Iterator[Lease]:
     """While open, no other process plans a run, hands out its tasks or writes its index.
 
     Raises:
-        UserError: another does; or the folder holds something else than a run.
+        UserError: another does; or the folder holds something else than a run, or a link that leads out of it.
     """
+    require_own(run)
     if not exists(plan_path(run)):
         require_new_folder(run)  # before anything is left there
     with driving(run, f"expertmine {command}", partial(console.print, markup=False, highlight=False)) as lease:

@@ -59,7 +59,7 @@ def texts(run: Place, plan: Plan, partition: int) -> list[str]:
     group = partition - plan.layout.first_row(segment) // plan.layout.partition_rows
     path = _path(run, segment)
     try:
-        table = read_table(path, row_group=group)
+        table = read_table(path, row_group=group, schema=SCHEMA, rows=len(plan.layout.partition(partition)))
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{path}: cannot be read ({error}); plan the run again in another folder") from error
     found: list[str] = table["text"].to_pylist()
@@ -87,7 +87,7 @@ def _keys(run: Place, plan: Plan) -> Iterator[pa.Array]:
     for at, segment in enumerate(plan.segments):
         path = _path(run, at)
         try:
-            table = read_table(path, columns=["key"])
+            table = read_table(path, columns=["key"], schema=SCHEMA, rows=segment.sentences)
         except (OSError, pa.ArrowException) as error:
             raise UserError(f"{path}: cannot be read ({error}); plan the run again in another folder") from error
         if segment_of(table) != segment:

@@ -19,6 +19,7 @@ from rich.table import Table
 from expertmine import logs
 from expertmine.places import Place
 from expertmine.progress import console as stderr
+from expertmine.shapes import visible
 
 if TYPE_CHECKING:
     from expertmine.concepts.overlap import Similar
@@ -32,10 +33,16 @@ out = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
 
 
 def problem(message: str) -> None:
-    """One message on standard error, and in the log."""
+    """One message on standard error, and in the log; what it cites of a stranger's file steers no terminal."""
+    message = _lines(message)
     logs.event("problem", logging.ERROR, reason=message)
     if not logs.on_stderr():
         stderr.print(f"expertmine: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
+
+
+def _lines(text: str) -> str:
+    """A stranger's text of several lines, as `visible` shows each."""
+    return "\n".join(map(visible, text.split("\n")))
 
 
 def as_json(document: Any) -> None:
@@ -119,7 +126,7 @@ def corpus(opened: Corpus, all_: bool, json_: bool) -> None:
     made = table("concept", "positives", "negatives", "held out", *(["description"] if room > 20 else []))
     for row in shown:
         counts = (f"{row[name]:,}" for name in ("positives", "negatives", "held_out_positives"))
-        gloss = [escape(shorten(str(row["description"]), min(room, 70), placeholder="…"))] if room > 20 else []
+        gloss = [escape(shorten(visible(str(row["description"])), min(room, 70), placeholder="…"))] if room > 20 else []
         made.add_row(escape(str(row["concept"])), *counts, *gloss)
     if room > 20:
         made.columns[-1].justify = "left"
@@ -165,7 +172,7 @@ def refused(opened: Corpus, json_: bool) -> None:
         return
     for row in rows:  # lines, not a table: places are long, and nothing of them may be cut
         words = (row["kind"], row["name"], row["reason"], row["detail"])
-        print("\t".join(word for word in words if word))
+        print("\t".join(visible(word) for word in words if word))
     out.print(f"{counted:,} refused" + (f", {len(rows):,} listed" if counted > len(rows) else ""))
 
 
@@ -185,9 +192,9 @@ def concept(opened: Corpus, name: str, json_: bool) -> None:
             }
         )
         return
-    out.print(f"[bold]{escape(found.name)}[/bold]  {escape(found.description)}", soft_wrap=True)
+    out.print(f"[bold]{escape(found.name)}[/bold]  {escape(visible(found.description))}", soft_wrap=True)
     if found.sense_keys:
-        out.print(f"sense keys {', '.join(found.sense_keys)}", markup=False, soft_wrap=True)
+        out.print(f"sense keys {visible(', '.join(found.sense_keys))}", markup=False, soft_wrap=True)
     for kind, rows in (("positive", labelled.positives), ("negative", labelled.negatives)):
         held_out = int(opened.held_out[rows].sum())
         shortest, median, _, longest = lengths(opened, rows)
@@ -196,7 +203,7 @@ def concept(opened: Corpus, name: str, json_: bool) -> None:
         )
         for row in rows[:: max(1, len(rows) // 5)][:5]:
             (text,) = opened.texts(range(row, row + 1))
-            out.print(f"  {escape(text)}", soft_wrap=True)
+            out.print(f"  {escape(visible(text))}", soft_wrap=True)
     if similar:
         out.print("\nmost similar, by shared positives")
         out.print(_similar_table(similar, with_first=False))
@@ -211,4 +218,4 @@ def texts(request: GenerationRequest, written: list[str], json_: bool) -> None:
         as_json({"request": asdict(request), "texts": written})
         return
     for text in written:
-        out.print(escape(f"{request.prompt}{text}".strip()), soft_wrap=True)
+        out.print(escape(_lines(f"{request.prompt}{text}".strip())), soft_wrap=True)

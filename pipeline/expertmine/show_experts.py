@@ -12,6 +12,7 @@ from rich.markup import escape
 from expertmine.files import exists, read_json
 from expertmine.places import Place
 from expertmine.progress import console as stderr
+from expertmine.shapes import visible
 from expertmine.show import as_json, number, out, table
 from expertmine.specs import ASSESSED
 
@@ -25,7 +26,10 @@ BARS = " ▁▂▃▄▅▆▇█"
 def tell_if_stale(run: Place, index: Experts) -> None:
     """Say so where an index is of the run's plan of before."""
     plan = run / "plan.json"
-    if exists(plan) and read_json(plan, "a plan").get("fingerprint") != index.facts["plan"]:
+    if not exists(plan):
+        return
+    found = read_json(plan, "a plan")
+    if not isinstance(found, dict) or found.get("fingerprint") != index.facts["plan"]:
         stderr.print(
             f"{run} was planned anew since this index was made; run `expertmine mine` to its end", markup=False
         )
@@ -38,7 +42,7 @@ def one_concept(index: Experts, concept: str, k: int, json_: bool) -> None:
     if json_:
         as_json({"concept": facts, "experts": [asdict(expert) for expert in chosen]})
         return
-    out.print(f"[bold]{escape(found.concept)}[/bold]  {escape(found.description)}", soft_wrap=True)
+    out.print(f"[bold]{escape(found.concept)}[/bold]  {escape(visible(found.description))}", soft_wrap=True)
     made = table(
         "rank", "unit", "hookpoint", "channel", "AP", "p", "held out", "95 %", "AUROC", "mean on", "off", left=0
     )
@@ -59,7 +63,7 @@ def one_concept(index: Experts, concept: str, k: int, json_: bool) -> None:
         )
     out.print(made)
     for line in _notes(facts, scoring):
-        out.print(line, soft_wrap=True, markup=False)
+        out.print(visible(line), soft_wrap=True, markup=False)
 
 
 def _notes(facts: dict[str, Any], scoring: dict[str, Any]) -> list[str]:
@@ -129,7 +133,7 @@ def distribution(groups: Sequence[Group], concept: str | None, by: str, json_: b
     )
     for group in groups:
         made.add_row(
-            escape(group.name),
+            escape(visible(group.name)),
             f"{group.pairs:,}",
             f"{group.mean_ap:.3f}",
             f"{group.max_ap:.3f}",

@@ -14,6 +14,7 @@ from expertmine.errors import UserError
 from expertmine.places import absolute
 from expertmine.progress import console as stderr
 from expertmine.progress import duration, number, size
+from expertmine.shapes import visible
 from expertmine.show import as_json, out, table
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def bill(run: Place, plan: Plan, bill_: Bill | None) -> None:
     made.add_column(justify="left")
     made.add_column(justify="left")
     for label, text in _lines(plan, bill_):
-        made.add_row(label, escape(text))
+        made.add_row(label, escape(visible(text)))
     stderr.print(made)
 
 
@@ -102,11 +103,14 @@ def units(model: ModelIdentity, hookpoints: Sequence[Hookpoint], left_out: Seque
     made = table("hookpoint", "width", "units")
     for hookpoint in hookpoints:
         first, last = hookpoint.units.start, hookpoint.units.stop - 1
-        made.add_row(escape(hookpoint.name), f"{hookpoint.width:,}", f"{first} – {last}")
+        made.add_row(escape(visible(hookpoint.name)), f"{hookpoint.width:,}", f"{first} – {last}")
     out.print(made)
-    out.print(f"{model.name} ({model.architecture}): {len(hookpoints):,} hookpoints, {total:,} units", markup=False)
+    named = visible(f"{model.name} ({model.architecture})")
+    out.print(f"{named}: {len(hookpoints):,} hookpoints, {total:,} units", markup=False)
     for name in left_out:
-        out.print(f"{name}: experts that do not compute by plain linear maps; they have no units", markup=False)
+        out.print(
+            f"{visible(name)}: experts that do not compute by plain linear maps; they have no units", markup=False
+        )
 
 
 def status(
@@ -137,10 +141,11 @@ def status(
     out.print(made)
     for stage in stages:
         for note in _notes(run, stage):
-            out.print(f"{stage.stage}: {note}", soft_wrap=True, markup=False)
+            out.print(visible(f"{stage.stage}: {note}"), soft_wrap=True, markup=False)
     for driver in drivers:
         if driver.metrics:
-            out.print(f"{driver.stage}: while it runs, metrics at {', '.join(driver.metrics)}", soft_wrap=True)
+            running = f"{driver.stage}: while it runs, metrics at {', '.join(driver.metrics)}"
+            out.print(visible(running), soft_wrap=True, markup=False)
     if any(stage.costs and stage.costs.tasks for stage in stages):
         out.print()
         out.print(_cost_table(stages))
@@ -206,12 +211,12 @@ def _workers(workers: Sequence[Worker]) -> None:
     for worker in workers[:SHOWN_WORKERS]:
         state = worker.state
         made.add_row(
-            escape(f"{state.machine}, process {state.process}"),
-            state.stage,
-            "ended" if worker.alive is False else escape(state.doing),
+            escape(visible(f"{state.machine}, process {state.process}")),
+            escape(visible(state.stage)),
+            "ended" if worker.alive is False else escape(visible(state.doing)),
             duration(worker.seconds),
             f"{state.tasks:,}",
-            escape(state.platform),
+            escape(visible(state.platform)),
         )
     out.print()
     out.print(made)
@@ -235,4 +240,4 @@ def verified(run: Place, verdicts: Iterator[Damage | None]) -> None:
         )
     if not checked:
         raise UserError(f"{run}: nothing to verify yet, no task has a receipt; run `expertmine extract {run}`")
-    out.print(f"{run}: {len(checked):,} tasks match their receipts", soft_wrap=True)
+    out.print(f"{run}: {len(checked):,} tasks match their receipts", soft_wrap=True, markup=False)

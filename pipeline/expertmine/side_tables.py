@@ -15,6 +15,19 @@ from expertmine.specs import Plan, Pooling
 from expertmine.tables import read_table, write_table
 
 NULL, ASSESSMENT, SELECTION = "null", "assessment", "selection"
+_KINDS = {
+    NULL: {"concept": pa.int64(), "max_ap": pa.float64()},
+    SELECTION: {"units": [pa.int64()]},
+    ASSESSMENT: {
+        "concept": pa.int64(),
+        "place": pa.int64(),
+        "unit": pa.int64(),
+        "resampled_ap": [pa.float32()],
+        "held_out_low": pa.float64(),
+        "held_out_high": pa.float64(),
+    },
+}
+"""Columns of each kind of table, and their types; one in brackets is of as many numbers a row, of any fixed count."""
 
 
 def write_null(
@@ -66,7 +79,7 @@ def read_selection(run: Place, pooling: Pooling) -> NDArray[np.int64]:
         UserError: the table is missing or torn.
     """
     column = _read(run, SELECTION, pooling, 0)["units"].combine_chunks()
-    found: NDArray[np.int64] = column.flatten().to_numpy().reshape(len(column), -1)
+    found: NDArray[np.int64] = column.flatten().to_numpy().reshape(len(column), column.type.list_size)
     return found
 
 
@@ -129,9 +142,12 @@ def read_assessments(run: Place, plan: Plan, pooling: Pooling) -> tuple[NDArray[
     for block in range(plan.layout.blocks):
         table = _read(run, ASSESSMENT, pooling, block)
         at = table["concept"].to_numpy(), table["place"].to_numpy()
-        if (selected[at] != table["unit"].to_numpy()).any():
-            break  # and leave a gap
+        inside = all(((ids >= 0) & (ids < count)).all() for ids, count in zip(at, shape, strict=True))
         flat = table["resampled_ap"].combine_chunks().flatten().to_numpy()
+        if not inside or len(flat) != table.num_rows * plan.scoring.resamples:
+            break  # and leave a gap
+        if (selected[at] != table["unit"].to_numpy()).any():
+            break
         resampled[at] = flat.reshape(-1, plan.scoring.resamples)
         interval[at] = np.stack([table["held_out_low"].to_numpy(), table["held_out_high"].to_numpy()], axis=1)
     if np.isnan(resampled).any():
@@ -163,13 +179,21 @@ def _write(run: Place, kind: str, pooling: Pooling, block: int, columns: Mapping
 def _read(run: Place, kind: str, pooling: Pooling, block: int) -> pa.Table:
     path = run / _key(kind, pooling, block)
     try:
-        return read_table(path)
+        table = read_table(path)
     except FileNotFoundError:
         raise UserError(f"{path} is missing; `expertmine verify {run}` says which receipts to remove") from None
     except (OSError, pa.ArrowException) as error:
         raise UserError(
             f"{path} cannot be read ({error}); `expertmine verify {run}` says which receipts to remove"
         ) from error
+    found = {name: _kind_of(table[name].type) for name in table.column_names}
+    if found != _KINDS[kind] or any(column.null_count for column in table.columns):
+        raise UserError(f"{path} is no table of this kind; `expertmine verify {run}` says which receipts to remove")
+    return table
+
+
+def _kind_of(column: pa.DataType) -> pa.DataType | list[pa.DataType]:
+    return [column.value_type] if pa.types.is_fixed_size_list(column) else column
 
 
 def _key(kind: str, pooling: Pooling, block: int) -> str:

@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Any, Literal, get_args
 
 from expertmine.errors import UserError
+from expertmine.shapes import mismatch, shape_of
 
 PLAN_FORMAT = 3
 BATCH_TOKENS = 4096
@@ -31,6 +32,19 @@ Autocast = Literal["none", "bfloat16", "float16"]
 WeightsType = Literal["float32", "bfloat16"]
 Codec = Literal["zstd", "lz4", "none"]
 Shuffle = Literal["bitshuffle", "shuffle", "noshuffle"]
+
+MOST_TASKS = 1_000_000
+"""Of a stage; each leaves files of its own."""
+MOST_SEGMENTS = 1_000
+"""Times that a corpus may grow, less one."""
+MOST_CELLS = 2**31
+"""Rows of a store, or numbers in one of its shards, which are held in memory."""
+MOST_DRAWN = 100_000
+"""Times that labels are shuffled, or sentences drawn anew."""
+MOST_THREADS = 4096
+
+_HASH = re.compile(r"[0-9a-z]{1,64}")
+"""What a corpus may have as its fingerprint, which names a folder."""
 
 LAYER = re.compile(r"(?:^|\.)(\d+)(?=[.#\[]|$)")
 """Finds a layer's number in a hookpoint's name."""
@@ -129,7 +143,7 @@ class ResponseSpec:
             self.batch_tokens >= self.max_tokens,
             f"batch_tokens is {self.batch_tokens}: expected at least one sentence of max_tokens, {self.max_tokens}",
         )
-        _require(self.threads >= 1, f"threads is {self.threads}: expected at least 1")
+        _require(1 <= self.threads <= MOST_THREADS, f"threads is {self.threads}: expected 1 to {MOST_THREADS}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,9 +180,9 @@ class ScoringSpec:
 
     def __post_init__(self) -> None:
         _require(self.keep is None or self.keep >= 1, f"keep is {self.keep}: expected at least 1 unit a block")
-        _require(self.permutations >= 0, f"permutations are {self.permutations}: expected 0 or more")
         _require_word("null", self.null, Null)
-        _require(self.resamples >= 0, f"resamples are {self.resamples}: expected 0 or more")
+        for name, drawn in (("permutations", self.permutations), ("resamples", self.resamples)):
+            _require(0 <= drawn <= MOST_DRAWN, f"{name} are {drawn}: expected 0 or more, at most {MOST_DRAWN:,}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,9 +228,19 @@ class Layout:
     """Width of a shard, a multiple of `block_units`."""
 
     def __post_init__(self) -> None:
-        least = min(*self.segments, self.units, self.partition_rows, self.block_units) if self.segments else 0
-        _require(least >= 1, "layout: nothing to store")
+        sizes = (*self.segments, self.units, self.partition_rows, self.block_units, self.shard_units)
+        _require(bool(self.segments) and min(sizes) >= 1, "layout: nothing to store")
         _require(self.shard_units % self.block_units == 0, "layout: a shard must hold whole chunks")
+        _require(
+            len(self.segments) <= MOST_SEGMENTS,
+            f"layout: {len(self.segments):,} segments, at most {MOST_SEGMENTS:,}; plan the grown corpus as a new run",
+        )
+        tasks, cells = max(self.partitions, self.blocks), self.partition_rows * self.shard_units
+        _require(tasks <= MOST_TASKS, f"layout: {tasks:,} tasks of a stage, at most {MOST_TASKS:,}; cut it coarser")
+        _require(
+            max(cells, self.padded_shape[0]) <= MOST_CELLS,
+            f"layout: {self.padded_shape[0]:,} rows in shards of {cells:,} numbers, at most {MOST_CELLS:,} of each",
+        )
 
     @property
     def sentences(self) -> int:
@@ -272,6 +296,14 @@ class CorpusIdentity:
     fingerprint: str
     sentences: int
     concepts: int
+
+    def __post_init__(self) -> None:
+        _require(
+            bool(_HASH.fullmatch(self.fingerprint)),
+            f"corpus fingerprint is {self.fingerprint[:80]!r}: expected a hash, which names a folder of the run",
+        )
+        least = min(self.sentences, self.concepts)
+        _require(least >= 0, f"corpus: {self.sentences} sentences and {self.concepts} concepts, expected 0 or more")
 
 
 @dataclass(frozen=True)
@@ -348,27 +380,56 @@ class Plan:
         """
         found = document.get("format")
         _require(found == PLAN_FORMAT, f"{source}: plan format {found!r}, expected {PLAN_FORMAT}; plan the run again")
+        names = ", ".join(field.name for field in fields(cls))
+        wrong = mismatch(document, _PLAN)
+        _require(not wrong, f"{source}: not a plan ({wrong}); expected the sections {names}")
         try:
-            responses, layout = document["responses"], document["layout"]
-            plan = cls(
-                model=ModelIdentity(**document["model"]),
-                patterns=tuple(document["patterns"]),
-                hookpoints=tuple(Hookpoint(**hookpoint) for hookpoint in document["hookpoints"]),
-                corpus=CorpusIdentity(**document["corpus"]),
-                responses=ResponseSpec(**{**responses, "poolings": tuple(responses["poolings"])}),
-                compression=Compression(**document["compression"]),
-                segments=tuple(Segment(**segment) for segment in document["segments"]),
-                layout=Layout(**{**layout, "segments": tuple(layout["segments"])}),
-                scoring=ScoringSpec(**document["scoring"]),
-            )
-        except (KeyError, TypeError) as error:
-            names = ", ".join(field.name for field in fields(cls))
+            plan = cls._of(document)
+        except TypeError as error:  # something that no section has
             raise UserError(f"{source}: not a plan ({error}); expected the sections {names}") from error
+        except UserError as error:
+            raise UserError(f"{source}: no plan that could be carried out: {error}; plan a new run folder") from error
+        fault = plan._contradiction()
+        _require(not fault, f"{source}: contradicts itself: {fault}; plan a new run folder")
         _require(
             plan.fingerprint == document.get("fingerprint"),
             f"{source}: its contents do not match its fingerprint; it was edited or damaged. Plan a new run folder.",
         )
         return plan
+
+    @classmethod
+    def _of(cls, document: dict[str, Any]) -> Plan:
+        responses, layout = document["responses"], document["layout"]
+        return cls(
+            model=ModelIdentity(**document["model"]),
+            patterns=tuple(document["patterns"]),
+            hookpoints=tuple(Hookpoint(**hookpoint) for hookpoint in document["hookpoints"]),
+            corpus=CorpusIdentity(**document["corpus"]),
+            responses=ResponseSpec(**{**responses, "poolings": tuple(responses["poolings"])}),
+            compression=Compression(**document["compression"]),
+            segments=tuple(Segment(**segment) for segment in document["segments"]),
+            layout=Layout(**{**layout, "segments": tuple(layout["segments"])}),
+            scoring=ScoringSpec(**document["scoring"]),
+        )
+
+    def _contradiction(self) -> str | None:
+        """What does not fit together in sections that are sound each by itself."""
+        first = 0
+        for hookpoint in self.hookpoints:
+            if hookpoint.first_unit != first or hookpoint.width < 1 or not hookpoint.name.isprintable():
+                return f"hookpoint {hookpoint.name[:80]!r} does not follow those before it, or is no name"
+            first += hookpoint.width
+        if first != self.layout.units:
+            return f"the hookpoints have {first} units, the layout {self.layout.units}"
+        if len({hookpoint.name for hookpoint in self.hookpoints}) < len(self.hookpoints):
+            return "two hookpoints have the same name"
+        if tuple(segment.sentences for segment in self.segments) != self.layout.segments:
+            return "its segments are not those of its layout"
+        return None
+
+
+_PLAN = shape_of(Plan)
+"""The shape of ``plan.json``."""
 
 
 def _digest(body: dict[str, Any]) -> str:

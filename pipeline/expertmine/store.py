@@ -4,13 +4,16 @@ A shard is the write unit: zarr cannot write part of one, so an extraction task 
 scoring task the chunks of its units, and every dimension is padded to whole ones. What a task writes is encoded in
 memory and put in its place whole, with a checksum of its bytes for the receipt. Responses are stored unit-major (a
 transposed codec), which compresses better and is the order in which scoring reads.
+
+What an array is, the plan alone says. The descriptions that lie in a store (``zarr.json``) are compared with the plan's
+and never acted upon: a stranger's could name other codecs, or shapes that no memory holds.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numcodecs.blosc
@@ -19,11 +22,12 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec, TransposeCodec
 from zarr.core.buffer import Buffer
-from zarr.storage import FsspecStore, MemoryStore
+from zarr.storage import FsspecStore, LocalStore, MemoryStore, StorePath
 
 from expertmine.errors import UserError
-from expertmine.files import persistently, read_bytes, sizes, write_atomically, writing
+from expertmine.files import persistently, remove_folder, sha256_file, sizes, write_atomically
 from expertmine.places import Place, is_remote
+from expertmine.shapes import mismatch
 from expertmine.specs import Compression, Plan, Pooling
 
 STATISTICS = {
@@ -38,6 +42,12 @@ STATISTICS = {
 """Stored statistics a (concept, unit) and their types. ``held_out_ap`` is NaN for concepts without held-out labels."""
 KEPT = "unit"
 """Where only some units' statistics are kept: which, for each concept and column; -1 where a block has no more."""
+
+DESCRIPTION = "zarr.json"
+LARGEST_DESCRIPTION = 1 << 16
+"""Bytes of an array's description that are looked at; ours have about a thousand."""
+_UNSAID: Mapping[str, Any] = {"attributes": {}, "storage_transformers": [], "dimension_names": None}
+"""Parts of a description that mean nothing when they are as here, and need not be there."""
 
 # Workers bring their own parallelism; a pool of threads in each would fight it.
 numcodecs.blosc.set_nthreads(1)
@@ -60,23 +70,22 @@ class Store:
             UserError: it is not there, or has another layout than the plan.
         """
         path = run / "store.zarr"
-
-        def find() -> dict[str, Any]:
-            group = zarr.open_group(_root(path), mode="r+")
-            return {name: group[name] for name in _layouts(plan)}
-
-        try:
-            arrays = persistently(path, find)
-        except (zarr.errors.BaseZarrError, OSError, ValueError, TypeError, KeyError) as error:
-            raise UserError(f"{path}: cannot be opened as this run's store ({error}); use a new run folder") from error
+        twins, expected = _twins(plan)
+        found = _read_descriptions(path, twins)
+        for name in twins:
+            if found[name] is None:
+                raise UserError(
+                    f"{path}: cannot be opened as this run's store ({name} is missing); use a new run folder"
+                )
+            if _meaning(found[name]) != _meaning(expected[name]):
+                raise _another_layout(path / name)
         self.plan = plan
         self._path = path
-        self._arrays: dict[str, zarr.Array[Any]] = {}
         self._written: dict[str, int] = {}
-        for name, layout in _layouts(plan).items():
-            array = arrays[name]
-            if not isinstance(array, zarr.Array) or array.shape != layout["shape"] or array.chunks != layout["chunks"]:
-                raise UserError(f"{path / name} has another layout than the plan; use a new run folder")
+        root = _root(path)
+        self._arrays: dict[str, zarr.Array[Any]] = {}
+        for name, twin in twins.items():
+            array: zarr.Array[Any] = zarr.Array(zarr.AsyncArray[Any](twin.metadata, StorePath(root, name)))
             # Unit-major in memory as in the store: decoding need not transpose, nor need the kernels.
             self._arrays[name] = array.with_config({"order": "F"}) if name.startswith("responses/") else array
 
@@ -161,15 +170,17 @@ class Store:
 
     def _checksum(self, key: str) -> str | None:
         try:
-            return hashlib.sha256(read_bytes(self._path / key)).hexdigest()
+            return sha256_file(self._path / key)
         except FileNotFoundError:
             return None
 
     def _reading(self, read: Callable[[], Read]) -> Read:
         try:
             return persistently(self._path, read)
-        except (OSError, ValueError, RuntimeError) as error:  # what zarr and its codecs raise over torn bytes
-            raise UserError(f"{self._path} is damaged or cannot be read ({error}); {_REMEDY}") from error
+        # What zarr and its codecs raise over torn bytes; the last two where those would have it read endlessly many.
+        except (OSError, ValueError, RuntimeError, OverflowError, MemoryError) as error:
+            why = str(error) or type(error).__name__
+            raise UserError(f"{self._path} is damaged or cannot be read ({why}); {_REMEDY}") from error
 
     def read_responses(self, pooling: Pooling, units: range) -> NDArray[np.floating[Any]]:
         """(rows, units) of every row; reads whole chunks once when `units` is a block of the layout.
@@ -236,29 +247,96 @@ def create_store(run: Place, plan: Plan) -> None:
     For one process, before workers open the store.
 
     Raises:
-        UserError: the disk is full or refuses.
+        UserError: the disk is full or refuses, or arrays of another plan are there.
     """
     path = run / "store.zarr"
-
-    def make() -> None:
-        group = zarr.open_group(_root(path), mode="a")
-        for name, layout in _layouts(plan).items():
-            found = group.get(name)
-            if isinstance(found, zarr.Array) and found.shape == layout["shape"]:
+    twins, expected = _twins(plan)
+    found = _read_descriptions(path, expected)
+    for name, description in expected.items():
+        if name in twins and found[name] is not None:
+            if _meaning(found[name]) == _meaning(description):
                 continue
-            if isinstance(found, zarr.Array) and not name.startswith("expertise/"):
-                if found.shape[0] < layout["shape"][0]:
-                    found.resize(layout["shape"])
-                continue
-            group.create_array(name, overwrite=True, **layout)
-
-    with writing(path):
-        persistently(path, make)
+            if name.startswith("expertise/"):  # of another plan's concepts; all is scored anew
+                remove_folder(path / name)
+            elif not _is_longer(description, found[name]):
+                raise _another_layout(path / name)
+        if name in twins or found[name] is None:
+            write_atomically(path / name / DESCRIPTION, description)
 
 
-def _root(path: Place) -> Path | FsspecStore:
+def _twins(plan: Plan) -> tuple[dict[str, zarr.Array[Any]], dict[str, bytes]]:
+    """The arrays of a plan's store, made in memory and empty; and the descriptions, of the groups above them too."""
+    objects: dict[str, Buffer] = {}
+    group = zarr.open_group(MemoryStore(objects), mode="w")
+    twins = {name: group.create_array(name, **layout) for name, layout in _layouts(plan).items()}
+    return twins, {key.removesuffix(DESCRIPTION).rstrip("/"): each.to_bytes() for key, each in objects.items()}
+
+
+def _read_descriptions(path: Place, names: Iterable[str]) -> dict[str, bytes | None]:
+    """The beginning of each description, as far as an honest one goes; None where there is none.
+
+    Raises:
+        UserError: they cannot be read.
+    """
+    places = {name: path / name / DESCRIPTION for name in names}
+    try:
+        return dict(zip(places, _beginnings(list(places.values())), strict=True))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error})") from error
+
+
+def _beginnings(places: Sequence[Place]) -> list[bytes | None]:
+    most = LARGEST_DESCRIPTION + 1
+    remote = [place for place in places if is_remote(place)]
+    if not remote:
+        return [_beginning(place, most) for place in places]
+    first, names = remote[0], [place.path for place in remote]
+
+    def request() -> list[bytes | None]:
+        found = first.fs.cat_ranges(names, 0, most, on_error="return")
+        for answer in found:
+            if isinstance(answer, Exception) and not isinstance(answer, FileNotFoundError):
+                raise answer
+        return [None if isinstance(answer, Exception) else answer for answer in found]
+
+    return persistently(first, request)
+
+
+def _beginning(place: Place, most: int) -> bytes | None:
+    try:
+        with place.open("rb") as file:
+            return file.read(most)
+    except FileNotFoundError:
+        return None
+
+
+def _meaning(description: bytes | None) -> dict[str, Any] | None:
+    """What a description says, without what goes without saying; None for one that nobody of ours wrote."""
+    try:
+        said = json.loads(description or b"") if len(description or b"") <= LARGEST_DESCRIPTION else None
+    except (ValueError, RecursionError):
+        return None
+    return {**_UNSAID, **said} if isinstance(said, dict) else None
+
+
+def _is_longer(description: bytes, than: bytes | None) -> bool:
+    """Whether one array is another with more rows."""
+    new, old = _meaning(description), _meaning(than)
+    if new is None or old is None or {**new, "shape": None} != {**old, "shape": None}:
+        return False
+    shape = old["shape"]
+    return mismatch(shape, [int]) is None and shape[1:] == new["shape"][1:] and [0] < shape < new["shape"]
+
+
+def _another_layout(path: Place) -> UserError:
+    return UserError(f"{path} has another layout than the plan; use a new run folder")
+
+
+def _root(path: Place) -> LocalStore | FsspecStore:
     """A store as zarr takes it. It has an event loop of its own, and therefore a client of its own."""
-    return FsspecStore.from_url(str(path), storage_options=dict(path.storage_options)) if is_remote(path) else path
+    if is_remote(path):
+        return FsspecStore.from_url(str(path), storage_options=dict(path.storage_options), read_only=True)
+    return LocalStore(path, read_only=True)
 
 
 def encoded_size(responses: NDArray[np.floating[Any]], block_units: int, compression: Compression) -> int:

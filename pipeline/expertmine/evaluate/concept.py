@@ -26,6 +26,7 @@ from expertmine.evaluate.tasks import Runtime, run_tasks
 from expertmine.experts import Experts, require_k
 from expertmine.ledger import load_plan, open_corpus
 from expertmine.places import Place, absolute
+from expertmine.run_folder import require_own
 from expertmine.specs import Pooling
 
 LADDER = (0, 10, 20, 30, 50, 70, 100, 150, 200, 300)
@@ -110,6 +111,7 @@ def evaluate(
         UserError: unknown concept, k out of range, or no held-out sentences to train a classifier on.
     """
     run = absolute(run)
+    require_own(run)
     settings = settings or CellSettings()
     index = Experts.load(run, pooling)
     ks = sorted({0, *ladder})

@@ -34,6 +34,7 @@ from expertmine.experts import Experts, require_k
 from expertmine.generate import GenerationRequest, Generator
 from expertmine.interventions import Steered, steer_rows
 from expertmine.places import Place, absolute
+from expertmine.run_folder import require_own
 from expertmine.specs import Pooling
 
 LEANS: tuple[Lean, ...] = ("she", "he", "none")
@@ -240,6 +241,7 @@ def evaluate(
         UserError: the index has no experts of the concepts, or not that many.
     """
     run, pair = absolute(run), pair or Pair()
+    require_own(run)
     settings = settings or CellSettings(samples=SAMPLES, max_new_tokens=NEW_TOKENS)
     index = Experts.load(run, pooling)
     for name in (pair.man, pair.woman):
