@@ -79,8 +79,9 @@ class Slurm:
 
     @property
     def environment(self) -> dict[str, str]:
-        """In which its commands are called; nothing of a job that the tests themselves may be."""
-        outside = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SBATCH_"))}
+        """In which its commands are called; nothing of a job, or of a Ray, that the tests themselves may be."""
+        others = ("SLURM_", "SBATCH_", "RAY_")
+        outside = {name: value for name, value in os.environ.items() if not name.startswith(others)}
         return {**outside, "PATH": _path(), "SLURM_CONF": str(self.folder / "slurm.conf")}
 
     def command(self, *arguments: object, **environment: str) -> str:

@@ -242,6 +242,8 @@ def test_large_objects_come_whole(folder: Place) -> None:
         ("nothing://bucket/run", "fsspec knows no protocol 'nothing'"),
         ("s3://", "names no bucket"),
         ("s3://key:hidden@bucket/run", "keys do not belong in a URL"),
+        ("s3://bucket/run[1]", "are patterns to an object store"),
+        ("s3:/bucket/run", "one slash is missing"),
         ("gs://bucket/run", "needs a library that is not installed"),
     ],
 )

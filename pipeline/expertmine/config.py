@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from expertmine.errors import UserError
+from expertmine.files import persistently
 from expertmine.places import Place
 
 MOST_BYTES = 1 << 16
@@ -151,9 +152,13 @@ def _unknown(key: str, section: str | None, vocabulary: Vocabulary) -> str:
 
 
 def _text(where: Place) -> str:
-    try:
+    def read() -> bytes:
         with where.open("rb") as file:
-            content: bytes = file.read(MOST_BYTES + 1)
+            found: bytes = file.read(MOST_BYTES + 1)
+            return found
+
+    try:
+        content = persistently(where, read)
     except FileNotFoundError:
         raise UserError(f"{where}: no such file; --config takes a job file in YAML") from None
     except OSError as error:

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 
 from expertmine.errors import UserError
-from expertmine.files import children, read_each, write_json
+from expertmine.files import children, hastily, read_each, write_json
 from expertmine.places import Place
 from expertmine.shapes import record
 from expertmine.specs import Stage
@@ -52,7 +52,7 @@ def _folder(run: Place) -> Place:
 
 def write_driver(run: Place, driver: Driver) -> None:
     """Leave a driver's record, in place of what it said before."""
-    with suppress(UserError):
+    with suppress(UserError), hastily():
         write_json(_folder(run) / f"{driver.began:.3f}-{driver.stage}-{driver.process}.json", asdict(driver))
 
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import logging
 import os
 import random
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,14 +33,24 @@ FIRST_PAUSE = 0.5
 TOGETHER = 64
 """Requests that are in flight at once where many objects are read."""
 
+_log = logging.getLogger("expertmine")
+_hasty: ContextVar[bool] = ContextVar("hasty", default=False)
+_TROUBLE = (OSError, ValueError, TypeError, LookupError, RuntimeError)
+"""What reading and writing at a place may end with: clients of object stores raise what they like."""
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 """What file systems without hard links answer to making one."""
 _FINAL = (
     *(FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError),
-    *(ValueError, TypeError, LookupError),
+    *(ValueError, TypeError, LookupError, RuntimeError),
 )
 """Answers of an object store, and contents, that asking again does not change."""
-_WITHOUT_KEYS = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "TokenRetrievalError")
+_FINAL_ERRNOS = (errno.ENOSYS, errno.EREMCHG, errno.EMSGSIZE)
+"""And among others: a store that cannot do it, is of another region, or takes nothing as large."""
+_FINAL_NAMES = ("ParamValidationError", "UnknownServiceError")
+_WITHOUT_KEYS = (
+    *("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"),
+    *("TokenRetrievalError", "SSOTokenLoadError", "UnauthorizedSSOTokenError"),
+)
 """So are these, of clients that have no credentials; named, since the clients' libraries need not be installed."""
 
 
@@ -52,8 +64,8 @@ def persistently(where: Place, request: Callable[[], Result]) -> Result:
     """
     if not is_remote(where):
         return request()
-    pause = FIRST_PAUSE
-    for attempt in range(1, ATTEMPTS + 1):
+    pause, attempts = FIRST_PAUSE, 1 if _hasty.get() else ATTEMPTS
+    for attempt in range(1, attempts + 1):
         try:
             return request()
         except _FINAL:
@@ -61,11 +73,24 @@ def persistently(where: Place, request: Callable[[], Result]) -> Result:
         except Exception as error:  # clients raise what they like, of their own libraries
             if type(error).__name__ in _WITHOUT_KEYS:
                 raise PermissionError(f"no credentials for {where}: {error}") from error
-            if attempt == ATTEMPTS:
+            final = type(error).__name__ in _FINAL_NAMES or getattr(error, "errno", None) in _FINAL_ERRNOS
+            if attempt == attempts or final:
                 raise OSError(f"{error or type(error).__name__} ({attempt} attempts)") from error
+            if attempt == 2:
+                _log.warning("%s does not answer (%s); it is asked again for a while", where, error)
         time.sleep(pause * random.uniform(0.5, 1))
         pause *= 2
     raise AssertionError
+
+
+@contextmanager
+def hastily() -> Iterator[None]:
+    """Within, requests to object stores are made once: for news and farewells, which nobody should wait for."""
+    before = _hasty.set(True)
+    try:
+        yield
+    finally:
+        _hasty.reset(before)
 
 
 @contextmanager
@@ -77,10 +102,12 @@ def writing(path: Place) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
+    except _TROUBLE as error:
+        if not isinstance(error, OSError) and not is_remote(path):
+            raise  # a mistake of ours
+        why = getattr(error, "strerror", None) or error
         raise StageError(
-            f"{path}: cannot be written ({error.strerror or error}); mend that and run the same command again: "
-            "what is done is kept"
+            f"{path}: cannot be written ({why}); mend that and run the same command again: what is done is kept"
         ) from error
 
 
@@ -140,6 +167,8 @@ def _create_in_place(path: Path, content: bytes) -> bool:
     try:
         with path.open("xb") as file:
             file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
     except FileExistsError:
         return False
     return True
@@ -180,18 +209,22 @@ def read_each(paths: Sequence[Place]) -> Iterator[bytes | None]:
     """Each of many small files of one place, None where there is none; many at a time from an object store.
 
     Raises:
-        OSError: one cannot be read.
+        UserError: one cannot be read.
     """
     for start in range(0, len(paths), TOGETHER):
         some = paths[start : start + TOGETHER]
-        if is_remote(some[0]):
-            yield from _read_together(some)
-            continue
-        for path in some:
-            try:
-                yield path.read_bytes()
-            except FileNotFoundError:
-                yield None
+        try:
+            found = _read_together(some) if is_remote(some[0]) else [_read_or_none(path) for path in some]
+        except _TROUBLE as error:
+            raise UserError(f"{some[0].parent}: cannot be read ({error})") from error
+        yield from found
+
+
+def _read_or_none(path: Place) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
 
 
 def _read_together(paths: Sequence[Place]) -> list[bytes | None]:
@@ -232,7 +265,7 @@ def exists(path: Place) -> bool:
     """
     try:
         return persistently(path, path.exists)
-    except OSError as error:
+    except _TROUBLE as error:
         raise UserError(f"{path}: cannot be looked at ({error})") from error
 
 
@@ -250,7 +283,7 @@ def children(folder: Place) -> list[Place]:
             names = [path.name for path in folder.iterdir()]
     except FileNotFoundError:
         return []
-    except OSError as error:
+    except _TROUBLE as error:
         raise UserError(f"{folder}: cannot be read ({error})") from error
     return [folder / name for name in sorted(names)]
 
@@ -304,8 +337,8 @@ def copy(source: Place, target: Place) -> None:
     Raises:
         UserError: it cannot be read, or not be written.
     """
-    with writing(target), tempfile.TemporaryDirectory() as spare:
-        here = Path(spare) / source.name if is_remote(source) else Path(source)
+    with writing(target), ExitStack() as spare:
+        here = source if not is_remote(source) else Path(spare.enter_context(tempfile.TemporaryDirectory())) / "file"
         if is_remote(source):
             persistently(source, lambda: source.fs.get_file(source.path, str(here)))
         if is_remote(target):

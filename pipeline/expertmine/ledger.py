@@ -17,15 +17,18 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import TypeVar
 
+from expertmine import locks
 from expertmine.corpus import FILES, Corpus
 from expertmine.errors import StageError, UserError
 from expertmine.files import (
     children,
     copy,
+    hastily,
     read_each,
     read_json,
     remove,
     remove_folder,
+    write_atomically,
     write_json,
 )
 from expertmine.places import Place, is_remote, same
@@ -33,6 +36,10 @@ from expertmine.shapes import record
 from expertmine.specs import CorpusIdentity, Plan, Stage
 
 Read = TypeVar("Read")
+
+NEWS_EVERY = 10.0
+"""Seconds between two words of a worker to an object store of what it does."""
+_told: dict[str, float] = {}
 
 _KEY = re.compile(r"[a-z_]+(/[a-z0-9_]+)+(\.parquet)?")
 """Keys of objects in the store, and of tables beside it; they are read by these."""
@@ -107,20 +114,32 @@ def require_new_folder(run: Place) -> None:
         raise UserError(f"{run} exists and is no run folder (it has no plan.json); give another one")
 
 
-def freeze(run: Place, plan: Plan, corpus: Corpus) -> None:
+def freeze(run: Place, plan: Plan, corpus: Corpus, anew: Sequence[Stage] = ()) -> None:
     """Write a plan, after the run's own copy of its corpus, so that the run is whole in itself.
 
     The plan's sentences must be there already (`expertmine.sentences.write_segment`). Where another plan was, its
     corpus goes when the new plan has come.
 
+    Args:
+        anew: stages all of whose tasks are to run again.
+
     Raises:
-        UserError: the disk is full or refuses.
+        UserError: the disk is full or refuses, the corpus was written to meanwhile, or another drives the run.
     """
     own = corpus_path(run, plan.corpus)
     if not same(corpus.path, own):
-        for name in FILES:
+        for name in reversed(FILES):  # corpus.json last
             copy(corpus.path / name, own / name)
+        copied = Corpus.open(own)
+        copied.check()
+        if copied.identity != plan.corpus:
+            raise UserError(f"{corpus.path} has changed while it was copied; plan the run again")
+    locks.require(run)
+    for stage in anew:
+        forget_receipts(run, stage)
     write_json(plan_path(run), plan.to_json())
+    for stage in anew:  # what a worker of the earlier plan has finished just now
+        forget_receipts(run, stage)
     for other in children(own.parent):
         if other.name != own.name:
             remove_folder(other)
@@ -161,14 +180,22 @@ def report_worker(run: Place, stage: Stage, platform: str, doing: str, tasks: in
     state = WorkerState(stage, socket.gethostname(), os.getpid(), platform, now(), doing, tasks)
     path = run / "workers" / f"{stage}-{worker_name()}.json"
     text = json.dumps(asdict(state))
-    with suppress(Exception if is_remote(path) else OSError):  # clients of object stores raise what they like
-        if is_remote(path):
-            path.write_text(text)
-            return
+    if is_remote(path):
+        _tell_store(path, text)
+        return
+    with suppress(OSError):
         path.parent.mkdir(exist_ok=True)
         temporary = path.with_name(f".{path.name}")
         temporary.write_text(text)
         temporary.replace(path)
+
+
+def _tell_store(path: Place, text: str) -> None:
+    """The same at an object store, where each word is a request that work waits for: no more than one in a while."""
+    if time.monotonic() - _told.get(str(path), -NEWS_EVERY) >= NEWS_EVERY:
+        _told[str(path)] = time.monotonic()
+        with suppress(UserError), hastily():
+            write_atomically(path, text.encode())
 
 
 def write_receipt(run: Place, receipt: Receipt) -> None:

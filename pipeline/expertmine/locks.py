@@ -21,7 +21,7 @@ from threading import Event, Thread
 from typing import TypeVar
 
 from expertmine.errors import StageError, UserError
-from expertmine.files import children, create, exists, read_each, remove, write_json
+from expertmine.files import children, create, exists, hastily, read_each, remove, write_json
 from expertmine.places import Place, absolute
 from expertmine.shapes import record, visible
 
@@ -70,6 +70,8 @@ class Lease:
 
     def __init__(self, run: Place, driver: Driver, after: Driver | None) -> None:
         self.run, self.driver, self.after = run, driver, after
+        self.made = False
+        """Whether the run folder was not there before."""
         self._overtaken: Driver | None = None
         self._over = Event()
         self._thread = Thread(target=self._beat, daemon=True, name="expertmine-lock")
@@ -82,17 +84,27 @@ class Lease:
         """
         for result in results:
             if self._overtaken is not None:
-                raise StageError(f"{self.run} is driven by {self._overtaken} by now; this one was silent for too long")
+                raise _overtaken(self.run, self._overtaken)
             yield result
+
+    def require(self) -> None:
+        """Look whether the lease lasts, before something is written that cannot be taken back.
+
+        Raises:
+            StageError: another drives the run by now.
+        """
+        latest = _latest(_files(self.run))
+        if latest is not None and latest.term > self.driver.term:
+            raise _overtaken(self.run, latest)
 
     def _beat(self) -> None:
         while not self._over.wait(BEAT):
             self.driver = replace(self.driver, beats=self.driver.beats + 1)
-            with suppress(UserError):  # a full disk must not end what can go on
+            with suppress(UserError, OSError):  # a full disk, a store that is away: they must not end what can go on
                 self._write()
 
     def _write(self) -> None:
-        latest = _latest(self.run)
+        latest = _latest(_files(self.run))
         if latest is not None and latest.term > self.driver.term:
             self._overtaken = latest
         else:
@@ -106,7 +118,7 @@ class Lease:
         self._over.set()
         self._thread.join()
         self.driver = replace(self.driver, ended=True)
-        with suppress(UserError):
+        with suppress(UserError, OSError), hastily():
             if exists(self.run / "plan.json"):
                 self._write()
             else:
@@ -118,7 +130,8 @@ class Lease:
         with suppress(OSError):  # not empty
             if isinstance(path, Path):
                 path.parent.rmdir()
-                path.parent.parent.rmdir()
+                if self.made:
+                    path.parent.parent.rmdir()
 
 
 @contextmanager
@@ -136,7 +149,9 @@ def driving(run: Place, command: str, tell: Callable[[str], None] = lambda _: No
     if key in _held:
         yield _held[key]
         return
+    new = not exists(absolute(run))
     lease = _take(absolute(run), command, tell)
+    lease.made = new
     lease.begin()
     _held[key] = lease
     try:
@@ -146,33 +161,50 @@ def driving(run: Place, command: str, tell: Callable[[str], None] = lambda _: No
         lease.end()
 
 
+def require(run: Place) -> None:
+    """Look whether a run that this process drives, if it does, is still its own to drive.
+
+    Raises:
+        StageError: another drives it by now.
+    """
+    if lease := _held.get(str(absolute(run))):
+        lease.require()
+
+
+def _overtaken(run: Place, by: Driver) -> StageError:
+    return StageError(f"{run} is driven by {by} by now; this process was silent for too long, and stops")
+
+
 def _take(run: Place, command: str, tell: Callable[[str], None]) -> Lease:
-    latest = _latest(run)
-    if latest is not None and not latest.ended:
+    files = _files(run)  # once: a later look might show a term that nothing was asked about
+    latest = _latest(files)
+    if files and (latest is None or latest.term < _term(files[-1])):
+        latest = _once_whole(files[-1], tell) or latest
+    if latest is not None and not latest.ended and not _is_this_process(latest):
         if _is_alive(run, latest, tell):
             raise UserError(
                 f"{run} is driven by {latest}; wait for it or stop it, then run the same command again. "
                 "What is done is kept either way"
             )
         tell(f"going on for {latest}, which is gone")
-    term = max((int(path.stem) for path in _files(run)), default=0) + 1
+    term = _term(files[-1]) + 1 if files else 1
     own = Driver(term, socket.gethostname(), _home(), os.getpid(), _born(os.getpid()), command, round(time.time(), 3))
     if not create(_path(run, term), json.dumps(asdict(own)).encode()):
-        raise UserError(f"{run}: another process began to drive it in this very moment; {_latest(run)}")
+        raise UserError(f"{run}: another process began to drive it in this very moment; {_latest(_files(run))}")
     # One that looked long ago could take a number that was given, and cleared away, since.
-    above = _latest(run)
+    above = _latest(_files(run))
     if above is not None and above.term > term:
         remove(_path(run, term))
         raise UserError(f"{run} is driven by {above}; wait for it or stop it, then run the same command again")
     for path in _files(run):
-        if int(path.stem) < term:
+        if _term(path) < term:
             remove(path)
     return Lease(run, own, None if latest is None or latest.ended else latest)
 
 
-def _latest(run: Place) -> Driver | None:
-    """The driver of the highest term; one whose file is torn is not there."""
-    for content in read_each(_files(run)[::-1]):
+def _latest(files: list[Place]) -> Driver | None:
+    """The driver of the highest term whose file is whole; `files` as `_files` has them."""
+    for content in read_each(files[::-1]):
         if (driver := record(content, Driver)) is not None:
             return driver
     return None
@@ -183,16 +215,33 @@ def _files(run: Place) -> list[Place]:
     return [path for path in children(run / FOLDER) if re.fullmatch(r"\d{8}\.json", path.name)]
 
 
+def _term(path: Place) -> int:
+    return int(path.stem)
+
+
+def _once_whole(path: Place, tell: Callable[[str], None]) -> Driver | None:
+    """Who drives by a file that is just being written, or is torn and nobody's."""
+    tell(f"{path} is not whole; waiting up to {STALE:.0f} s for whoever writes it")
+    until = time.monotonic() + STALE
+    while (driver := _latest([path])) is None and time.monotonic() < until:
+        time.sleep(POLL)
+    return driver
+
+
+def _is_this_process(driver: Driver) -> bool:
+    """Whether it is a term of our own whose end could not be written."""
+    return (driver.home, driver.process, driver.born) == (_home(), os.getpid(), _born(os.getpid()))
+
+
 def _is_alive(run: Place, driver: Driver, tell: Callable[[str], None]) -> bool:
     """Whether a driver is still there: what this machine knows of its own process, or else whether its file changes."""
-    if driver.home == _home():
+    if driver.home == _home() and not _is_hidden(driver.process):
         return _born(driver.process) == driver.born
-    patience = STALE if time.time() - driver.since - driver.beats * BEAT < STALE else BEAT + 2 * POLL
-    tell(f"{run} was driven by {driver}; waiting up to {patience:.0f} s for a sign of it")
-    until = time.monotonic() + patience
+    tell(f"{run} was driven by {driver}; waiting up to {STALE:.0f} s for a sign of it")
+    until = time.monotonic() + STALE
     while time.monotonic() < until:
         time.sleep(POLL)
-        latest = _latest(run)
+        latest = _latest(_files(run))
         if latest != driver:
             return latest is not None and not latest.ended
     return False
@@ -214,6 +263,19 @@ def _born(process: int) -> str:
     except OSError:
         return "" if Path("/proc/self/stat").exists() else _without_proc(process)
     return "" if fields[0] in "ZX" else fields[19]
+
+
+def _is_hidden(process: int) -> bool:
+    """Whether there is a process of another user that `/proc` does not show (Linux's ``hidepid``)."""
+    if _born(process):
+        return False
+    try:
+        os.kill(process, 0)
+    except PermissionError:
+        return True
+    except ProcessLookupError:
+        return False
+    return False  # a zombie
 
 
 def _without_proc(process: int) -> str:

@@ -174,6 +174,7 @@ def _score(run: Place, plan: Plan, executor: ScoreExecutor, cluster: Cluster, le
     with ExitStack() as open_clusters:
         scoring: _Scoring | None = None
         for stage, module, new_worker in _SCORING:
+            lease.require()
             tasks = module.plan(run)
             if tasks:
                 # One cluster for both, and none where nothing is left to do.

@@ -6,6 +6,7 @@ Both have the methods of a `pathlib.Path`; what differs (renaming, flushing, cre
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -19,6 +20,7 @@ Place: TypeAlias = Path | UPath
 """A file or folder, here or on an object store."""
 
 EXAMPLE = "s3://bucket/folder"
+_ONE_SLASH = re.compile(r"([a-z][a-z0-9+.-]+):/(?!/)")
 _S3 = {"config_kwargs": {"retries": {"total_max_attempts": 1}}}
 _CLIENT: dict[str, dict[str, Any]] = {"s3": _S3, "s3a": _S3}
 """Settings of clients. `expertmine.files` and s3fs both try requests again; a third to do so, inside theirs, would
@@ -37,6 +39,8 @@ def place(text: str | Path) -> Place:
     """
     protocol, separator, rest = str(text).partition("://")
     if not separator:
+        if (slip := _ONE_SLASH.match(str(text))) and slip[1] in available_implementations(fallback=True):
+            raise UserError(f"{text}: one slash is missing; expected a path, or a URL such as {EXAMPLE}")
         return Path(text)
     if protocol == "file":
         return Path(rest)
@@ -48,6 +52,8 @@ def place(text: str | Path) -> Place:
         )
     if protocol not in available_implementations(fallback=True):
         raise UserError(f"{text}: fsspec knows no protocol {protocol!r}; expected a path, or a URL such as {EXAMPLE}")
+    if set(rest) & set("*?["):
+        raise UserError(f"{text}: *, ? and [ are patterns to an object store, and mean others; name it otherwise")
     if not bucket:
         raise UserError(f"{text}: names no bucket; expected something like {EXAMPLE}")
     try:

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from expertmine import locks
 from expertmine.chance import ALPHA, brought_over, expected_ap, p_values, thresholds
 from expertmine.controls import controls
 from expertmine.corpus import Corpus
@@ -99,6 +100,7 @@ def _reduce(
             "labels_of": corpus.concepts[chance.classes.shuffled[at]].name if plan.scoring.permutations else None,
         }
         facts["stability"] = {str(k): float(shares[at]) for k, shares in stability.items()}
+    locks.require(run)
     return write_index(index_folder(run, plan, pooling), tables, plan, pooling, concepts, ALPHA)
 
 

@@ -15,7 +15,6 @@ from expertmine.errors import UserError
 from expertmine.files import exists
 from expertmine.ledger import (
     Receipt,
-    forget_receipts,
     freeze,
     load_plan,
     plan_path,
@@ -125,9 +124,7 @@ def _go_on(run: Place, frozen: Plan, wanted: Plan, corpus: Corpus, force: bool) 
         refuse_what_will_not_fit(run, bill)
     if len(new):
         sentences.write_segment(run, len(frozen.segments), table, plan.layout.partition_rows)
-    forget_receipts(run, "score")
-    forget_receipts(run, "assess")
-    freeze(run, plan, corpus)
+    freeze(run, plan, corpus, anew=("score", "assess"))
     return plan, bill
 
 

@@ -164,6 +164,8 @@ def tables_are_sound(run: Place, checksums: Mapping[str, str]) -> bool:
         return all(sha256_file(run / key) == checksum for key, checksum in checksums.items() if is_table(key))
     except FileNotFoundError:
         return False
+    except OSError as error:
+        raise UserError(f"{run}: cannot be read ({error})") from error
 
 
 def is_table(key: str) -> bool:

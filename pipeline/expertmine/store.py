@@ -173,6 +173,8 @@ class Store:
             return sha256_file(self._path / key)
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise UserError(f"{self._path / key}: cannot be read ({error})") from error
 
     def _reading(self, read: Callable[[], Read]) -> Read:
         try:

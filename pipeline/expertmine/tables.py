@@ -68,11 +68,16 @@ def read_table(
             _require_rows(file, row_group, rows)
         return read_all(file, size, columns, row_group)
 
-    def fetch() -> pa.Table:
-        with path.open("rb") as remote, pq.ParquetFile(remote) as file:
-            return read(file, path.stat().st_size)
-
     if is_remote(path):
+
+        def fetch() -> pa.Table:
+            # Without the client's own reading ahead, of many megabytes; the second reads ahead what was asked for.
+            with (
+                path.fs.open(path.path, "rb", cache_type="none") as remote,
+                pq.ParquetFile(remote, pre_buffer=True) as file,
+            ):
+                return read(file, remote.size)
+
         return persistently(path, fetch)
     with pq.ParquetFile(path, memory_map=True) as file:
         return read(file, path.stat().st_size)

@@ -110,11 +110,6 @@ def run(
         for future, fetched in _fetched(client, as_completed(futures)):
             try:
                 result = future.result() if fetched is None else fetched
-            except (FutureCancelledError, CommClosedError) as error:
-                raise UserError(
-                    "the Dask scheduler was lost; what is done is kept: start it and its workers again, and run the "
-                    "same command"
-                ) from error
             except KilledWorker as error:
                 task, died = task_of[str(future.key)], error.allowed_failures + 1
                 result = Failed(task, f"workers died under it: {error}", died, error.last_worker.address)
@@ -126,6 +121,11 @@ def run(
             for event in workers.news():
                 tell(event)
             tell(workers.queue(unfinished))
+    except (FutureCancelledError, CommClosedError) as error:
+        raise UserError(
+            "the Dask scheduler was lost; what is done is kept: start it and its workers again, and run the "
+            "same command"
+        ) from error
     finally:
         if client.status == "running":
             workers.ignore()
