@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported
+os.environ["RAY_AUTH_MODE"] = "token"  # read when ray is imported, which a test may do before ours does
 
 import pytest
 import torch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -25,6 +26,8 @@ class S3Server:
         self.inside = self.peak = 0
         self.refusals = 0
         """How many of the next requests are answered with 503."""
+        self.delay = 0.0
+        """Seconds that a put takes longer."""
         self.server: Any = None
         self.port = 0
 
@@ -36,6 +39,8 @@ class S3Server:
             refuse = self.refusals > 0
             self.refusals -= refuse
         try:
+            if environ["REQUEST_METHOD"] == "PUT":
+                time.sleep(self.delay)
             if refuse:
                 start_response("503 Slow Down", [("Content-Type", "application/xml")])
                 return [b"<Error><Code>SlowDown</Code><Message>Reduce your request rate.</Message></Error>"]
@@ -59,7 +64,7 @@ class S3Server:
 
     def forget(self) -> None:
         """Count anew."""
-        self.methods, self.peak, self.refusals = Counter(), 0, 0
+        self.methods, self.peak, self.refusals, self.delay = Counter(), 0, 0, 0.0
 
     @property
     def environment(self) -> dict[str, str]:

@@ -121,7 +121,7 @@ def run(
             for event in workers.news():
                 tell(event)
             tell(workers.queue(unfinished))
-    except (FutureCancelledError, CommClosedError) as error:
+    except (FutureCancelledError, CommClosedError, OSError) as error:  # the last where it cannot be connected to
         raise UserError(
             "the Dask scheduler was lost; what is done is kept: start it and its workers again, and run the "
             "same command"
