@@ -100,7 +100,8 @@ class Lease:
     def _beat(self) -> None:
         while not self._over.wait(BEAT):
             self.driver = replace(self.driver, beats=self.driver.beats + 1)
-            with suppress(UserError, OSError):  # a full disk, a store that is away: they must not end what can go on
+            # A full disk, a store that is away: they must not end what can go on. The next beat comes soon.
+            with suppress(UserError, OSError), hastily():
                 self._write()
 
     def _write(self) -> None:
