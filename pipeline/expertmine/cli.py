@@ -247,11 +247,12 @@ def mine(
 
     Example: `expertmine mine run --model gpt2 --corpus corpus`, or `expertmine mine --config job.yaml`
     """
-    from expertmine.mine import freeze_plan
+    from expertmine.mine import driven, freeze_plan
 
     asked = request(units_, responses, scoring, scoring_memory)
-    show_run.bill(run, *freeze_plan(run, corpus, asked, force))
-    indexes = run_all(run, clusters.extracting(), clusters.scoring(asked.scoring_memory), top_k)
+    with driven(run, "mine"):  # all of it: nobody else is to plan in between
+        show_run.bill(run, *freeze_plan(run, corpus, asked, force))
+        indexes = run_all(run, clusters.extracting(), clusters.scoring(asked.scoring_memory), top_k)
     _tell_costs(run)
     show_run.index_written(indexes)
 
