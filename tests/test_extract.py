@@ -160,7 +160,7 @@ def test_codecs_change_files_and_no_value(
     ({"autocast": "float8"}, "autocast is 'float8': expected none, bfloat16 or float16"),
     ({"weights": "float16"}, "weights is 'float16': expected float32 or bfloat16"),
     ({"batch_tokens": 100}, "expected at least one sentence of max_tokens, 128"),
-    ({"threads": 0}, "expected at least 1"),
+    ({"threads": 0}, "expected 1 to 4096"),
 ])  # fmt: skip
 def test_settings_that_do_not_go_together_are_refused(settings_: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
