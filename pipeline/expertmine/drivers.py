@@ -11,9 +11,9 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 
 from expertmine.errors import UserError
-from expertmine.files import children, hastily, read_each, write_json
+from expertmine.files import hastily, write_json
+from expertmine.ledger import read_records
 from expertmine.places import Place
-from expertmine.shapes import record
 from expertmine.specs import Stage
 
 
@@ -58,14 +58,8 @@ def write_driver(run: Place, driver: Driver) -> None:
 
 def read_drivers(run: Place) -> list[Driver]:
     """Every driver that left a record, the earliest first."""
-    paths = [path for path in children(_folder(run)) if path.name.endswith(".json") and not path.name.startswith(".")]
-    found = [_parse(content) for content in read_each(paths)] if paths else []
-    return sorted((driver for driver in found if driver is not None), key=lambda driver: driver.began)
-
-
-def _parse(content: bytes | None) -> Driver | None:
-    found = record(content, Driver)  # None where it is torn, or nobody's
-    return None if found is None else replace(found, metrics=tuple(found.metrics))
+    found = [replace(driver, metrics=tuple(driver.metrics)) for driver in read_records(_folder(run), Driver)]
+    return sorted(found, key=lambda driver: driver.began)
 
 
 def driver_at(drivers: Sequence[Driver], stage: Stage, moment: float) -> Driver | None:

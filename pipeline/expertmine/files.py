@@ -205,8 +205,11 @@ def read_bytes(path: Place) -> bytes:
     return persistently(path, path.read_bytes)
 
 
-def read_each(paths: Sequence[Place]) -> Iterator[bytes | None]:
+def read_each(paths: Sequence[Place], most: int | None = None) -> Iterator[bytes | None]:
     """Each of many small files of one place, None where there is none; many at a time from an object store.
+
+    Args:
+        most: bytes of each that are read; None for all.
 
     Raises:
         UserError: one cannot be read.
@@ -214,29 +217,34 @@ def read_each(paths: Sequence[Place]) -> Iterator[bytes | None]:
     for start in range(0, len(paths), TOGETHER):
         some = paths[start : start + TOGETHER]
         try:
-            found = _read_together(some) if is_remote(some[0]) else [_read_or_none(path) for path in some]
+            found = _read_together(some, most) if is_remote(some[0]) else [_beginning(path, most) for path in some]
         except _TROUBLE as error:
             raise UserError(f"{some[0].parent}: cannot be read ({error})") from error
         yield from found
 
 
-def _read_or_none(path: Place) -> bytes | None:
+def _beginning(path: Place, most: int | None) -> bytes | None:
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            return file.read(-1 if most is None else most)
     except FileNotFoundError:
         return None
 
 
-def _read_together(paths: Sequence[Place]) -> list[bytes | None]:
+def _read_together(paths: Sequence[Place], most: int | None) -> list[bytes | None]:
     remote = [path for path in paths if is_remote(path)]
     first, names = remote[0], [path.path for path in remote]
 
     def request() -> list[bytes | None]:
-        found = first.fs.cat(names, on_error="return", batch_size=TOGETHER)
-        for answer in found.values():
+        if most is None:
+            by_name = first.fs.cat(names, on_error="return", batch_size=TOGETHER)
+            found = [by_name[name] for name in names]
+        else:
+            found = first.fs.cat_ranges(names, 0, most, on_error="return", batch_size=TOGETHER)
+        for answer in found:
             if isinstance(answer, Exception) and not isinstance(answer, FileNotFoundError):
                 raise answer
-        return [None if isinstance(found[name], Exception) else found[name] for name in names]
+        return [None if isinstance(answer, Exception) else answer for answer in found]
 
     return persistently(first, request)
 

@@ -32,6 +32,7 @@ from expertmine.files import (
     write_json,
 )
 from expertmine.places import Place, is_remote, same
+from expertmine.runtime.events import process_name
 from expertmine.shapes import record
 from expertmine.specs import CorpusIdentity, Plan, Stage
 
@@ -172,7 +173,7 @@ def open_corpus(run: Place, plan: Plan) -> Corpus:
 
 def worker_name() -> str:
     """This process, as receipts name it."""
-    return f"{socket.gethostname()}-{os.getpid()}"
+    return process_name()
 
 
 def report_worker(run: Place, stage: Stage, platform: str, doing: str, tasks: int) -> None:
@@ -260,7 +261,7 @@ def require_complete(run: Place, plan: Plan, stage: Stage) -> None:
 
 def read_workers(run: Place) -> list[WorkerState]:
     """What every worker of the run last said, the latest first."""
-    return sorted(_read_all(run / "workers", WorkerState), key=lambda state: -state.since)
+    return sorted(read_records(run / "workers", WorkerState), key=lambda state: -state.since)
 
 
 def write_failures(run: Place, failures: Sequence[Failure]) -> None:
@@ -275,10 +276,10 @@ def write_failures(run: Place, failures: Sequence[Failure]) -> None:
 
 def read_failures(run: Place, stage: Stage) -> list[Failure]:
     """The tasks of a stage that were given up and not done since."""
-    return _read_all(run / "failures" / stage, Failure)
+    return read_records(run / "failures" / stage, Failure)
 
 
-def _read_all(folder: Place, kind: type[Read]) -> list[Read]:
+def read_records(folder: Place, kind: type[Read]) -> list[Read]:
     """Every record of a folder that is whole, in order of names."""
     paths = [path for path in children(folder) if path.name.endswith(".json") and not path.name.startswith(".")]
     found = [record(content, kind) for content in read_each(paths)]

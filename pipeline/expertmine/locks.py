@@ -146,14 +146,14 @@ def driving(run: Place, command: str, tell: Callable[[str], None] = lambda _: No
     Raises:
         UserError: another process drives it; says which.
     """
-    key = str(absolute(run))
-    if key in _held:
-        yield _held[key]
+    if lease := held(run):
+        yield lease
         return
     new = not exists(absolute(run))
     lease = _take(absolute(run), command, tell)
     lease.made = new
     lease.begin()
+    key = str(absolute(run))
     _held[key] = lease
     try:
         yield lease
@@ -162,13 +162,18 @@ def driving(run: Place, command: str, tell: Callable[[str], None] = lambda _: No
         lease.end()
 
 
+def held(run: Place) -> Lease | None:
+    """The lease of a run that this process drives; None where it does not."""
+    return _held.get(str(absolute(run)))
+
+
 def require(run: Place) -> None:
     """Look whether a run that this process drives, if it does, is still its own to drive.
 
     Raises:
         StageError: another drives it by now.
     """
-    if lease := _held.get(str(absolute(run))):
+    if lease := held(run):
         lease.require()
 
 

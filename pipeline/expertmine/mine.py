@@ -25,7 +25,7 @@ from expertmine.ledger import (
     require_new_folder,
     write_failures,
 )
-from expertmine.locks import Lease, driving
+from expertmine.locks import Lease, driving, held
 from expertmine.places import Place, absolute
 from expertmine.progress import console, track
 from expertmine.run_folder import require_own
@@ -119,6 +119,9 @@ def driven(run: Place, command: str) -> Iterator[Lease]:
     Raises:
         UserError: another does; or the folder holds something else than a run, or a link that leads out of it.
     """
+    if lease := held(run):  # a stage of what this process drives already
+        yield lease
+        return
     require_own(run)
     if not exists(plan_path(run)):
         require_new_folder(run)  # before anything is left there
@@ -128,6 +131,18 @@ def driven(run: Place, command: str) -> Iterator[Lease]:
         yield lease
 
 
+@contextmanager
+def _planned(run: Place, command: str) -> Iterator[tuple[Plan, Lease]]:
+    """While open, this process drives a run that was planned before.
+
+    Raises:
+        UserError: it is no run, or another process drives it.
+    """
+    load_plan(run)  # before anything is left in what is no run
+    with driven(run, command) as lease:
+        yield load_plan(run), lease
+
+
 def run_extract(run: Place, executor: ExtractExecutor, cluster: Cluster) -> None:
     """Stage 1 to its end.
 
@@ -135,9 +150,8 @@ def run_extract(run: Place, executor: ExtractExecutor, cluster: Cluster) -> None
         UserError: a worker could not be made, or tasks were given up; what is done is kept.
     """
     run = absolute(run)
-    load_plan(run)  # refuses what is no run
-    with driven(run, "extract") as lease:
-        _extract(run, load_plan(run), executor, cluster, lease)
+    with _planned(run, "extract") as (plan, lease):
+        _extract(run, plan, executor, cluster, lease)
 
 
 def _extract(run: Place, plan: Plan, executor: ExtractExecutor, cluster: Cluster, lease: Lease) -> None:
@@ -164,9 +178,8 @@ def run_score(run: Place, executor: ScoreExecutor, cluster: Cluster) -> None:
         UserError: a worker could not be made, or tasks were given up; what is done is kept.
     """
     run = absolute(run)
-    load_plan(run)  # refuses what is no run
-    with driven(run, "score") as lease:
-        _score(run, load_plan(run), executor, cluster, lease)
+    with _planned(run, "score") as (plan, lease):
+        _score(run, plan, executor, cluster, lease)
 
 
 def _score(run: Place, plan: Plan, executor: ScoreExecutor, cluster: Cluster, lease: Lease) -> None:
@@ -195,8 +208,7 @@ def run_reduce(run: Place, top_k: int | None) -> list[Place]:
         top_k: experts to keep a concept; None keeps as many as the index there does, or else DEFAULT_TOP_K, or all
             where the model has fewer.
     """
-    load_plan(run)  # refuses what is no run
-    with driven(run, "reduce"):
+    with _planned(run, "reduce"):
         return reduce.reduce(run, _top_k(run, top_k))
 
 
@@ -220,9 +232,8 @@ def run_all(
     Raises:
         UserError: as the stages do; `top_k` is looked at before the work begins.
     """
-    load_plan(run)  # refuses what is no run
-    with driven(run, "mine"):
-        reduce.require_top_k(load_plan(run), _top_k(run, top_k))
+    with _planned(run, "mine") as (plan, _):
+        reduce.require_top_k(plan, _top_k(run, top_k))
         run_extract(run, *extract_on)
         run_score(run, *score_on)
         return run_reduce(run, top_k)

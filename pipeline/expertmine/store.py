@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import numcodecs.blosc
@@ -25,7 +25,7 @@ from zarr.core.buffer import Buffer
 from zarr.storage import FsspecStore, LocalStore, MemoryStore, StorePath
 
 from expertmine.errors import UserError
-from expertmine.files import persistently, remove_folder, sha256_file, sizes, write_atomically
+from expertmine.files import persistently, read_each, remove_folder, sha256_file, sizes, write_atomically
 from expertmine.places import Place, is_remote
 from expertmine.shapes import mismatch
 from expertmine.specs import Compression, Plan, Pooling
@@ -281,35 +281,7 @@ def _read_descriptions(path: Place, names: Iterable[str]) -> dict[str, bytes | N
         UserError: they cannot be read.
     """
     places = {name: path / name / DESCRIPTION for name in names}
-    try:
-        return dict(zip(places, _beginnings(list(places.values())), strict=True))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
-
-
-def _beginnings(places: Sequence[Place]) -> list[bytes | None]:
-    most = LARGEST_DESCRIPTION + 1
-    remote = [place for place in places if is_remote(place)]
-    if not remote:
-        return [_beginning(place, most) for place in places]
-    first, names = remote[0], [place.path for place in remote]
-
-    def request() -> list[bytes | None]:
-        found = first.fs.cat_ranges(names, 0, most, on_error="return")
-        for answer in found:
-            if isinstance(answer, Exception) and not isinstance(answer, FileNotFoundError):
-                raise answer
-        return [None if isinstance(answer, Exception) else answer for answer in found]
-
-    return persistently(first, request)
-
-
-def _beginning(place: Place, most: int) -> bytes | None:
-    try:
-        with place.open("rb") as file:
-            return file.read(most)
-    except FileNotFoundError:
-        return None
+    return dict(zip(places, read_each(list(places.values()), LARGEST_DESCRIPTION + 1), strict=True))
 
 
 def _meaning(description: bytes | None) -> dict[str, Any] | None:
