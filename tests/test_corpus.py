@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from expertmine.corpus import COLUMNS, FILES, Corpus
 from expertmine.errors import UserError
-from expertmine.files import write_atomically
 from expertmine.specs import CorpusIdentity
+from expertmine.storage.files import write_atomically
 from expertmine.texts import normalise
 
 
@@ -258,7 +258,7 @@ def test_a_full_disk_leaves_the_corpus_that_was_there(tmp_path: Path, monkeypatc
         written.append(path)
         write_atomically(path, content)
 
-    monkeypatch.setattr("expertmine.tables.write_atomically", full)
+    monkeypatch.setattr("expertmine.storage.tables.write_atomically", full)
     with pytest.raises(UserError, match="No space left"):
         write_lists([concept("b", ["p"], ["q"])], tmp_path)
     corpus = Corpus.open(tmp_path)

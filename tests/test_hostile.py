@@ -31,13 +31,11 @@ from expertmine import show_experts, show_run
 from expertmine.corpus import FILES, Corpus
 from expertmine.errors import UserError
 from expertmine.experts import Experts
-from expertmine.files import write_json
 from expertmine.inspect_run import progress_of, verify, workers_of
 from expertmine.ledger import load_plan, read_receipts
 from expertmine.locks import Driver, driving
 from expertmine.mine import driven
 from expertmine.run_folder import require_own
-from expertmine.shapes import mismatch, shape_of, visible
 from expertmine.side_tables import (
     has_selection,
     read_assessments,
@@ -46,8 +44,10 @@ from expertmine.side_tables import (
     write_selection,
 )
 from expertmine.specs import Layout, Plan
+from expertmine.storage.files import write_json
+from expertmine.storage.tables import read_table, write_table
+from expertmine.storage.untrusted import mismatch, shape_of, visible
 from expertmine.store import Store, create_store
-from expertmine.tables import read_table, write_table
 
 Document = dict[str, Any]
 SOON = 2.0

@@ -20,11 +20,12 @@ import pytest
 from commands import refused
 from plans import request
 
-from expertmine import extract, files, locks
+from expertmine import extract, locks
 from expertmine.errors import StageError, UserError
 from expertmine.ledger import load_plan, missing_tasks
 from expertmine.locks import Driver, driving
 from expertmine.mine import Cluster, freeze_plan, run_extract, run_reduce
+from expertmine.storage import files
 
 HOLD = """
 import sys, time

@@ -22,13 +22,14 @@ from plans import plan_new
 from plans import request as ask
 from s3_server import BUCKET, SECRET, S3Server, s3_server
 
-from expertmine import Experts, files, locks
+from expertmine import Experts, locks
 from expertmine.corpus import Corpus
 from expertmine.errors import StageError, UserError
 from expertmine.ledger import load_plan, missing_tasks, read_receipts
 from expertmine.mine import Cluster, freeze_plan, run_all, run_extract, run_score
-from expertmine.places import Place, place, same
 from expertmine.runs import begin
+from expertmine.storage import files
+from expertmine.storage.locations import Place, place, same
 from expertmine.store import Store
 
 SERIAL = ("serial", Cluster())

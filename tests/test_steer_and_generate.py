@@ -15,10 +15,10 @@ from expertmine import Experts, steer
 from expertmine.decoding import RowSampler, Stopper
 from expertmine.errors import UserError
 from expertmine.experts import ConceptExperts, Expert, Forcing
-from expertmine.files import sha256_file
 from expertmine.generate import GenerationRequest, Generator, _Batch
 from expertmine.models import LoadedModel, load_model
 from expertmine.steering import Steering
+from expertmine.storage.files import sha256_file
 from expertmine.taps import reading
 from expertmine.units import find_hookpoints
 

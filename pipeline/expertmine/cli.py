@@ -53,10 +53,10 @@ from expertmine.mine import (
     run_score,
 )
 from expertmine.option_groups import with_groups
-from expertmine.places import place
 from expertmine.progress import console
 from expertmine.specs import Pooling
 from expertmine.steering import DEFAULT_K, usual_k
+from expertmine.storage.locations import place
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""

@@ -16,9 +16,9 @@ from expertmine.option_groups import with_groups
 if TYPE_CHECKING:
     from expertmine.capacity import Workload
     from expertmine.hardware import Hardware
-    from expertmine.places import Place
     from expertmine.planning import Bill
     from expertmine.specs import Plan
+    from expertmine.storage.locations import Place
     from expertmine.unit_costs import UnitCosts
 
 CLUSTER_HELP = (

@@ -24,7 +24,7 @@ from expertmine.concepts.kinds import (
 )
 from expertmine.errors import UserError
 from expertmine.option_groups import with_groups
-from expertmine.places import place, same
+from expertmine.storage.locations import place, same
 
 if TYPE_CHECKING:
     from expertmine.concepts.labelling import Labelling

@@ -19,7 +19,7 @@ from typer.core import TyperArgument, TyperGroup, TyperOption
 
 from expertmine.config import Entry, Job, Setting, Value, Vocabulary, read_job, without_password
 from expertmine.errors import UserError
-from expertmine.places import place
+from expertmine.storage.locations import place
 
 Option: TypeAlias = TyperOption | TyperArgument
 

@@ -10,8 +10,8 @@ import typer
 from expertmine import show_experts, show_index
 from expertmine.errors import UserError
 from expertmine.experts import Units
-from expertmine.places import place
 from expertmine.specs import Pooling
+from expertmine.storage.locations import place
 
 if TYPE_CHECKING:
     from expertmine.experts import Experts

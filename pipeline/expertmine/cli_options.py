@@ -12,7 +12,6 @@ import typer
 from expertmine.errors import UserError
 from expertmine.experts import Forcing, Units
 from expertmine.mine import Cluster, ExtractExecutor, ScoreExecutor
-from expertmine.places import place
 from expertmine.specs import (
     BATCH_TOKENS,
     Autocast,
@@ -28,9 +27,10 @@ from expertmine.specs import (
     WeightsType,
 )
 from expertmine.steering import Conflicts, Steering, Tokens
+from expertmine.storage.locations import place
 
 if TYPE_CHECKING:
-    from expertmine.places import Place
+    from expertmine.storage.locations import Place
 
     Where: TypeAlias = Place
 else:

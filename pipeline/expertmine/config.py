@@ -16,8 +16,8 @@ from typing import Any
 import yaml
 
 from expertmine.errors import UserError
-from expertmine.files import persistently
-from expertmine.places import Place
+from expertmine.storage.files import persistently
+from expertmine.storage.locations import Place
 
 MOST_BYTES = 1 << 16
 """Largest job file that is read."""

@@ -31,12 +31,12 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from expertmine.errors import UnknownConcept, UserError
-from expertmine.files import read_json
-from expertmine.places import Place
 from expertmine.sampling import Ids
-from expertmine.shapes import mismatch
 from expertmine.specs import CorpusIdentity
-from expertmine.tables import read_table
+from expertmine.storage.files import read_json
+from expertmine.storage.locations import Place
+from expertmine.storage.tables import read_table
+from expertmine.storage.untrusted import mismatch
 from expertmine.texts import text_key
 
 FORMAT = 2

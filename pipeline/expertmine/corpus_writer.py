@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from expertmine.corpus import FORMAT, fingerprint, membership
 from expertmine.drafts import Draft, DraftConcept, Keys, Refusals, brief, name_fault, no_keys, storable
 from expertmine.errors import UserError
-from expertmine.files import exists, remove, write_json, writing
 from expertmine.held_out import choose_held_out
-from expertmine.places import Place, absolute, is_remote
 from expertmine.sampling import Ids, lots
 from expertmine.specs import CorpusIdentity
-from expertmine.tables import write_table
+from expertmine.storage.files import exists, remove, write_json, writing
+from expertmine.storage.locations import Place, absolute, is_remote
+from expertmine.storage.tables import write_table
 from expertmine.texts import key_text
 
 _NEW = ".new-"

@@ -17,11 +17,11 @@ from expertmine.experts import Experts
 from expertmine.generate import GenerationRequest
 from expertmine.mine import Cluster, freeze_plan, run_all, run_generate
 from expertmine.models import EMBEDDED
-from expertmine.places import Place
 from expertmine.show import number, out, table
 from expertmine.show_run import bill
 from expertmine.specs import PlanRequest
 from expertmine.steering import Steering
+from expertmine.storage.locations import Place
 
 SHOWN = ("bird.n.01", "disease.n.01", "food.n.02", "musician.n.01", "clothing.n.01", "weather.n.01")
 OF_PARITY = ("man.n.01", "woman.n.01")

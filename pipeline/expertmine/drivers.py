@@ -11,10 +11,10 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 
 from expertmine.errors import UserError
-from expertmine.files import hastily, write_json
 from expertmine.ledger import read_records
-from expertmine.places import Place
 from expertmine.specs import Stage
+from expertmine.storage.files import hastily, write_json
+from expertmine.storage.locations import Place
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,12 +23,12 @@ import pyarrow as pa
 from expertmine import hub
 from expertmine.distribution import SCHEMA as DISTRIBUTION_SCHEMA
 from expertmine.errors import UnknownConcept, UserError
-from expertmine.files import exists, read_json, write_json
 from expertmine.index_checks import check_facts, check_rows, read_distribution, read_units
-from expertmine.places import Place, place
-from expertmine.shapes import EVERY, mismatch
 from expertmine.specs import ModelIdentity, Plan, Pooling, layer_of
-from expertmine.tables import TableFile, write_table
+from expertmine.storage.files import exists, read_json, write_json
+from expertmine.storage.locations import Place, place
+from expertmine.storage.tables import TableFile, write_table
+from expertmine.storage.untrusted import EVERY, mismatch
 
 FORMAT = 4
 

@@ -26,12 +26,12 @@ from numpy.typing import NDArray
 from expertmine.corpus import Concept
 from expertmine.errors import UserError
 from expertmine.experts import Experts, Units
-from expertmine.files import write_atomically
 from expertmine.ledger import load_plan, open_corpus, require_complete
 from expertmine.lookup import k_or_all
-from expertmine.places import Place
 from expertmine.progress import track
 from expertmine.specs import Plan, Pooling
+from expertmine.storage.files import write_atomically
+from expertmine.storage.locations import Place
 from expertmine.store import Store
 
 TableFormat = Literal["csv", "parquet"]

@@ -37,7 +37,6 @@ from expertmine.ledger import (
 )
 from expertmine.memory import keep_freed_memory
 from expertmine.models import load_identical
-from expertmine.places import Place
 from expertmine.responses import (
     TYPES,
     Batch,
@@ -49,6 +48,7 @@ from expertmine.responses import (
     prepare,
     refuse_nan,
 )
+from expertmine.storage.locations import Place
 from expertmine.store import Store, create_store
 
 ROOMS = ("tokenising", "running", "writing")

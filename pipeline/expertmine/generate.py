@@ -18,10 +18,10 @@ from expertmine.errors import UserError
 from expertmine.experts import Experts, Units
 from expertmine.interventions import Steered, steer_rows
 from expertmine.models import LoadedModel, load_identical, refuse_encoder, tokenise
-from expertmine.places import Place
 from expertmine.responses import filling
 from expertmine.specs import Pooling
 from expertmine.steering import Steering
+from expertmine.storage.locations import Place
 
 
 @dataclass(frozen=True, slots=True)

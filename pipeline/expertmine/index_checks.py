@@ -16,10 +16,10 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from expertmine.errors import UserError
-from expertmine.places import Place
-from expertmine.shapes import EVERY, mismatch
 from expertmine.specs import Pooling
-from expertmine.tables import TableFile, read_all
+from expertmine.storage.locations import Place
+from expertmine.storage.tables import TableFile, read_all
+from expertmine.storage.untrusted import EVERY, mismatch
 
 _CONCEPT = {
     "name": str,

@@ -13,7 +13,6 @@ from expertmine.costs import Costs, costs_of
 from expertmine.drivers import Driver, read_drivers
 from expertmine.errors import UserError
 from expertmine.experts import Experts, index_folder
-from expertmine.files import exists
 from expertmine.ledger import (
     Failure,
     Receipt,
@@ -26,10 +25,11 @@ from expertmine.ledger import (
     read_workers,
     worker_name,
 )
-from expertmine.places import Place
 from expertmine.run_folder import require_own
 from expertmine.side_tables import is_table, tables_are_sound
 from expertmine.specs import STAGES, Stage
+from expertmine.storage.files import exists
+from expertmine.storage.locations import Place
 from expertmine.store import Store
 
 RECENT = 600.0

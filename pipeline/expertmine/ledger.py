@@ -20,7 +20,9 @@ from typing import TypeVar
 from expertmine import locks
 from expertmine.corpus import FILES, Corpus
 from expertmine.errors import StageError, UserError
-from expertmine.files import (
+from expertmine.runtime.events import process_name
+from expertmine.specs import CorpusIdentity, Plan, Stage
+from expertmine.storage.files import (
     children,
     copy,
     hastily,
@@ -31,10 +33,8 @@ from expertmine.files import (
     write_atomically,
     write_json,
 )
-from expertmine.places import Place, is_remote, same
-from expertmine.runtime.events import process_name
-from expertmine.shapes import record
-from expertmine.specs import CorpusIdentity, Plan, Stage
+from expertmine.storage.locations import Place, is_remote, same
+from expertmine.storage.untrusted import record
 
 Read = TypeVar("Read")
 

@@ -21,9 +21,9 @@ from threading import Event, Thread
 from typing import TypeVar
 
 from expertmine.errors import StageError, UserError
-from expertmine.files import children, create, exists, hastily, read_each, remove, write_json
-from expertmine.places import Place, absolute
-from expertmine.shapes import record, visible
+from expertmine.storage.files import children, create, exists, hastily, read_each, remove, write_json
+from expertmine.storage.locations import Place, absolute
+from expertmine.storage.untrusted import record, visible
 
 Result = TypeVar("Result")
 

@@ -15,7 +15,6 @@ from expertmine import assess, logs, reduce, score
 from expertmine.corpus import Corpus
 from expertmine.errors import UserError
 from expertmine.experts import Experts
-from expertmine.files import exists
 from expertmine.ledger import (
     Failure,
     Receipt,
@@ -26,13 +25,14 @@ from expertmine.ledger import (
     write_failures,
 )
 from expertmine.locks import Lease, driving, held
-from expertmine.places import Place, absolute
 from expertmine.progress import console, track
 from expertmine.run_folder import require_own
 from expertmine.runtime import meters, serial
 from expertmine.runtime.events import Tell
 from expertmine.runtime.failures import Failed
 from expertmine.specs import Plan, PlanRequest, Pooling, Stage
+from expertmine.storage.files import exists
+from expertmine.storage.locations import Place, absolute
 from expertmine.watching import Watch, watching
 
 if TYPE_CHECKING:

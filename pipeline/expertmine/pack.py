@@ -16,10 +16,10 @@ import pyarrow as pa
 from expertmine.errors import UserError
 from expertmine.experts import STEERING, TABLES, UNITS, Experts, write_tables
 from expertmine.export import cut
-from expertmine.files import read_json, write_atomically, write_json, writing
 from expertmine.lookup import k_or_all
 from expertmine.pack_card import card, is_folder
-from expertmine.places import Place, same
+from expertmine.storage.files import read_json, write_atomically, write_json, writing
+from expertmine.storage.locations import Place, same
 
 README = "README.md"
 FILES = (*(f"{name}.parquet" for name in TABLES), "index.json", STEERING, README)

@@ -10,8 +10,8 @@ import os
 from collections.abc import Iterator
 
 from expertmine.errors import UserError
-from expertmine.places import Place, is_remote
-from expertmine.shapes import visible
+from expertmine.storage.locations import Place, is_remote
+from expertmine.storage.untrusted import visible
 
 
 def require_own(run: Place) -> None:

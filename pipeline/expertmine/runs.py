@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from expertmine import sentences
 from expertmine.corpus import Corpus
 from expertmine.errors import UserError
-from expertmine.files import exists
 from expertmine.ledger import (
     Receipt,
     freeze,
@@ -21,7 +20,6 @@ from expertmine.ledger import (
     read_receipts,
     require_new_folder,
 )
-from expertmine.places import Place
 from expertmine.planning import (
     Bill,
     Sample,
@@ -33,6 +31,8 @@ from expertmine.planning import (
     scoring_work,
 )
 from expertmine.specs import Plan, PlanRequest
+from expertmine.storage.files import exists
+from expertmine.storage.locations import Place
 from expertmine.store import Store
 
 

@@ -28,10 +28,10 @@ from expertmine.ledger import (
     write_receipt,
 )
 from expertmine.memory import keep_freed_memory
-from expertmine.places import Place
 from expertmine.scored_rows import mined_and_held_out, scored_rows
 from expertmine.scoring_memory import Room, Work, strips
 from expertmine.side_tables import write_null
+from expertmine.storage.locations import Place
 from expertmine.store import KEPT, STATISTICS, Store, create_store
 from expertmine_kernels import ConceptRows, expertise
 

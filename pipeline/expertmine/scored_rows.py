@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from expertmine import sentences
 from expertmine.corpus import Corpus, membership
 from expertmine.errors import UserError
-from expertmine.places import Place
 from expertmine.sampling import Ids, lots
 from expertmine.specs import Null, Plan, ScoringSpec
+from expertmine.storage.locations import Place
 from expertmine.store import Store
 
 CLASS_RATIO = 1.5

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from expertmine.corpus import Corpus
 from expertmine.errors import UserError
-from expertmine.places import Place
 from expertmine.specs import Plan, Segment
-from expertmine.tables import read_table, write_table
+from expertmine.storage.locations import Place
+from expertmine.storage.tables import read_table, write_table
 from expertmine.texts import text_key
 
 SCHEMA = pa.schema([("key", pa.large_string()), ("text", pa.large_string())])

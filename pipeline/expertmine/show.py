@@ -17,9 +17,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from expertmine import logs
-from expertmine.places import Place
 from expertmine.progress import console as stderr
-from expertmine.shapes import visible
+from expertmine.storage.locations import Place
+from expertmine.storage.untrusted import visible
 
 if TYPE_CHECKING:
     from expertmine.concepts.overlap import Similar

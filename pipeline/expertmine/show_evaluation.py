@@ -11,8 +11,8 @@ from rich.markup import escape
 
 from expertmine.errors import UserError
 from expertmine.evaluate.results import Ablation, ConceptEvaluation, Estimate, Interval, Parity, result_path
-from expertmine.places import Place
 from expertmine.show import as_json, out, table
+from expertmine.storage.locations import Place
 
 Result = TypeVar("Result", ConceptEvaluation, Ablation, Parity)
 

@@ -11,19 +11,19 @@ from rich.table import Table
 
 from expertmine import logs
 from expertmine.errors import UserError
-from expertmine.places import absolute
 from expertmine.progress import console as stderr
 from expertmine.progress import duration, number, size
-from expertmine.shapes import visible
 from expertmine.show import as_json, out, table
+from expertmine.storage.locations import absolute
+from expertmine.storage.untrusted import visible
 
 if TYPE_CHECKING:
     from expertmine.costs import Costs
     from expertmine.drivers import Driver
     from expertmine.inspect_run import Damage, StageProgress, Worker
-    from expertmine.places import Place
     from expertmine.planning import Bill
     from expertmine.specs import Hookpoint, ModelIdentity, Plan
+    from expertmine.storage.locations import Place
 
 SHOWN_WORKERS = 12
 SHOWN_COUNTS = ("sentences", "tokens", "pairs", "experts")

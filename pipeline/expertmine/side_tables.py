@@ -9,10 +9,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from expertmine.errors import UserError
-from expertmine.files import sha256_file
-from expertmine.places import Place
 from expertmine.specs import Plan, Pooling
-from expertmine.tables import read_table, write_table
+from expertmine.storage.files import sha256_file
+from expertmine.storage.locations import Place
+from expertmine.storage.tables import read_table, write_table
 
 NULL, ASSESSMENT, SELECTION = "null", "assessment", "selection"
 _KINDS = {

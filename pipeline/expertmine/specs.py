@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Any, Literal, get_args
 
 from expertmine.errors import UserError
-from expertmine.shapes import mismatch, shape_of
+from expertmine.storage.untrusted import mismatch, shape_of
 
 PLAN_FORMAT = 3
 BATCH_TOKENS = 4096

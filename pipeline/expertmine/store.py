@@ -25,10 +25,10 @@ from zarr.core.buffer import Buffer
 from zarr.storage import FsspecStore, LocalStore, MemoryStore, StorePath
 
 from expertmine.errors import UserError
-from expertmine.files import persistently, read_each, remove_folder, sha256_file, sizes, write_atomically
-from expertmine.places import Place, is_remote
-from expertmine.shapes import mismatch
 from expertmine.specs import Compression, Plan, Pooling
+from expertmine.storage.files import persistently, read_each, remove_folder, sha256_file, sizes, write_atomically
+from expertmine.storage.locations import Place, is_remote
+from expertmine.storage.untrusted import mismatch
 
 STATISTICS = {
     "ap": "float64",

@@ -21,12 +21,12 @@ from expertmine.capacity import Workload
 from expertmine.errors import UserError
 from expertmine.ledger import load_plan, missing_tasks, open_corpus, read_receipts
 from expertmine.models import EMBEDDED, EMBEDDED_FOLDER, auto_class, load_tokenizer
-from expertmine.places import Place
 from expertmine.planning import Bill, make_layout, measure_lengths, scoring_work, widest_block
 from expertmine.responses import TYPES
 from expertmine.scoring_memory import Work
 from expertmine.sentences import texts
 from expertmine.specs import Plan, PlanRequest, ResponseSpec, ScoringSpec, Stage
+from expertmine.storage.locations import Place
 from expertmine.units import find_hookpoints
 
 SAMPLE_PARTITIONS = 4

@@ -13,7 +13,7 @@ from expertmine.concepts.labelling import Candidate
 from expertmine.concepts.streams import lines
 from expertmine.drafts import Refusals, brief, concept_name, remark, take_text
 from expertmine.errors import UserError
-from expertmine.files import read_json
+from expertmine.storage.files import read_json
 from expertmine.texts import Texts
 
 EXPECTED = 'a concept file: {"concept": …, "group": …, "sentences": {"positive": [...], "negative": [...]}}'

@@ -21,10 +21,10 @@ from expertmine.evaluate.statistics import interval, sign_flip_p
 from expertmine.evaluate.tasks import Runtime, run_tasks
 from expertmine.experts import Experts, require_k
 from expertmine.ledger import load_plan, open_corpus
-from expertmine.places import Place, absolute
 from expertmine.run_folder import require_own
 from expertmine.specs import Pooling
 from expertmine.steering import DEFAULT_K, assign, usual_k
+from expertmine.storage.locations import Place, absolute
 
 UNSTEERED, EXPERTS = "unsteered", "experts"
 FRESH = 2**31

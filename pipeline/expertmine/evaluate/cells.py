@@ -18,9 +18,9 @@ from expertmine.evaluate.tasks import Answer, Asked
 from expertmine.experts import Experts, Units
 from expertmine.generate import GenerationRequest, Generator
 from expertmine.ledger import load_plan, open_corpus
-from expertmine.places import Place
 from expertmine.specs import Pooling
 from expertmine.steering import Steering
+from expertmine.storage.locations import Place
 
 EXAMPLES = 5
 """Texts of a cell that are kept."""

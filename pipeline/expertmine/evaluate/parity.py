@@ -33,9 +33,9 @@ from expertmine.evaluate.tasks import Answer, Asked, Runtime, run_tasks
 from expertmine.experts import Experts, require_k
 from expertmine.generate import GenerationRequest, Generator
 from expertmine.interventions import Steered, steer_rows
-from expertmine.places import Place, absolute
 from expertmine.run_folder import require_own
 from expertmine.specs import Pooling
+from expertmine.storage.locations import Place, absolute
 
 LEANS: tuple[Lean, ...] = ("she", "he", "none")
 LADDER = (0, 1, 3, 10, 30, 60, 100, 300)

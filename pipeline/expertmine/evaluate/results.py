@@ -11,9 +11,9 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from expertmine.errors import UserError
 from expertmine.experts import Forcing, Units
-from expertmine.files import exists, read_json, write_json
-from expertmine.places import Place
 from expertmine.steering import Tokens
+from expertmine.storage.files import exists, read_json, write_json
+from expertmine.storage.locations import Place
 
 FORMAT = 1
 

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from expertmine.errors import UserError
 from expertmine.evaluate.results import Ablation, ConceptCurve, ConceptEvaluation, Parity, Success, read_result
 from expertmine.experts import Experts
-from expertmine.files import exists
 from expertmine.ledger import load_plan, read_receipts
-from expertmine.places import Place
 from expertmine.show_experts import interval, p_value
 from expertmine.specs import STAGES, Plan
+from expertmine.storage.files import exists
+from expertmine.storage.locations import Place
 
 TOP = 100
 """Best units of a concept that count as its experts where one number is needed."""

@@ -22,10 +22,8 @@ from matplotlib.figure import Figure
 from expertmine.errors import UserError
 from expertmine.evaluate.results import ConceptCurve, Success
 from expertmine.experts import Expert, Experts
-from expertmine.files import write_atomically
 from expertmine.ledger import open_corpus
 from expertmine.lookup import overlaps
-from expertmine.places import Place
 from expertmine.report import evaluation_figures, facts, figures
 from expertmine.report.marks import Marks, Span, Wanted, find_marks
 from expertmine.report.sentences import Shown, UnitSentences, extreme_sentences
@@ -33,6 +31,8 @@ from expertmine.report.small_curve import small_curve
 from expertmine.report.style import PANEL, Panel, alone, inline_svg
 from expertmine.show_experts import p_value
 from expertmine.specs import Pooling
+from expertmine.storage.files import write_atomically
+from expertmine.storage.locations import Place
 
 HERE = Path(__file__).parent
 MOST_DETAILS = 300

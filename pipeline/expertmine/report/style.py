@@ -21,8 +21,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from expertmine.errors import UserError
-from expertmine.files import write_atomically
-from expertmine.places import Place
+from expertmine.storage.files import write_atomically
+from expertmine.storage.locations import Place
 
 INK = "#262626"
 RULE = "#c9c9c9"

@@ -23,11 +23,11 @@ from starlette.types import ASGIApp
 from expertmine.errors import UserError
 from expertmine.experts import Experts
 from expertmine.generate import NewGenerator
-from expertmine.places import absolute
 from expertmine.serving.app import Service, new_app
 from expertmine.serving.batching import Batcher, Writer
 from expertmine.serving.completions import Limits
 from expertmine.serving.guard import LOOPBACK_NAMES, Guard
+from expertmine.storage.locations import absolute
 
 Executor = Literal["serial", "ray"]
 

@@ -15,9 +15,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from expertmine.files import persistently, read_bytes, sha256_file, write_atomically
-from expertmine.places import Place, is_remote
-from expertmine.shapes import visible
+from expertmine.storage.files import persistently, read_bytes, sha256_file, write_atomically
+from expertmine.storage.locations import Place, is_remote
+from expertmine.storage.untrusted import visible
 
 UNFOLDED = 1_000
 """Bytes in memory that a byte of a file may become; tables of ours stay below a tenth of that."""

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from expertmine.errors import StageError, UserError
-from expertmine.places import Place, is_remote
+from expertmine.storage.locations import Place, is_remote
 
 Result = TypeVar("Result")
 

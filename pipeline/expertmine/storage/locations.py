@@ -1,7 +1,7 @@
 """Where corpora, runs and indexes lie: a folder of this machine, or one of an object store, such as ``s3://bucket/run``.
 
 Both have the methods of a `pathlib.Path`; what differs (renaming, flushing, creating exclusively) is in
-`expertmine.files`.
+`expertmine.storage.files`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ EXAMPLE = "s3://bucket/folder"
 _ONE_SLASH = re.compile(r"([a-z][a-z0-9+.-]+):/(?!/)")
 _S3 = {"config_kwargs": {"retries": {"total_max_attempts": 1}}}
 _CLIENT: dict[str, dict[str, Any]] = {"s3": _S3, "s3a": _S3}
-"""Settings of clients. `expertmine.files` and s3fs both try requests again; a third to do so, inside theirs, would
+"""Settings of clients. `expertmine.storage.files` and s3fs both try requests again; a third to do so, inside theirs, would
 multiply the time until anybody hears of trouble. No client keeps listings: other processes write there too."""
 _REMEDY = "for s3, `pip install 'expertmine[s3]'`"
 
