@@ -16,12 +16,12 @@ from commands import expertmine
 from plans import plan_new
 from rich.console import Console
 
-from expertmine import logs, progress
 from expertmine.drivers import read_drivers
 from expertmine.errors import UserError
 from expertmine.ledger import Receipt
 from expertmine.runtime.events import Joined, Lost, Queue, Retried
 from expertmine.runtime.failures import Failed
+from expertmine.telemetry import logs, progress
 from expertmine.watching import watching
 
 

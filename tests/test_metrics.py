@@ -19,9 +19,10 @@ from test_runtimes import new_squarer
 from expertmine.drivers import Driver
 from expertmine.ledger import Receipt, load_plan, read_receipts
 from expertmine.mine import Cluster, run_extract
-from expertmine.runtime import meters, serial
+from expertmine.runtime import serial
 from expertmine.runtime.events import Event, Joined, Lost, Queue, Retried
 from expertmine.runtime.failures import Failed
+from expertmine.telemetry import metrics as meters
 from expertmine.watching import DONE, WAITING, Watch
 
 SAMPLE = re.compile(r"^(\w+)\{(.*)\} (\S+)$")

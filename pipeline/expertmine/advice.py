@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 
 from expertmine.capacity import Workload, estimate
 from expertmine.hardware import Hardware
-from expertmine.progress import size
 from expertmine.specs import Stage
+from expertmine.telemetry.progress import size
 from expertmine.unit_costs import MEASURED, UnitCosts
 
 KEPT = 16

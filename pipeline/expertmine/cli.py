@@ -41,7 +41,6 @@ from expertmine.cli_options import (
 from expertmine.distribution import Grouping
 from expertmine.errors import UserError
 from expertmine.hardware import parse_cluster
-from expertmine.logs import LogFormat, configure
 from expertmine.mine import (
     DEFAULT_TOP_K,
     Cluster,
@@ -53,10 +52,11 @@ from expertmine.mine import (
     run_score,
 )
 from expertmine.option_groups import with_groups
-from expertmine.progress import console
 from expertmine.specs import Pooling
 from expertmine.steering import DEFAULT_K, usual_k
 from expertmine.storage.locations import place
+from expertmine.telemetry.logs import LogFormat, configure
+from expertmine.telemetry.progress import console
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""

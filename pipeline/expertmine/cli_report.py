@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from expertmine.cli_options import Run
-from expertmine.progress import console
 from expertmine.specs import Pooling
+from expertmine.telemetry.progress import console
 
 if TYPE_CHECKING:
     from expertmine.report.page import Written

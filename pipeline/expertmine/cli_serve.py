@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from expertmine.cli_options import parse_size
-from expertmine.progress import console
 from expertmine.specs import Pooling
+from expertmine.telemetry.progress import console
 
 if TYPE_CHECKING:
     from expertmine.serving.server import Address

@@ -28,11 +28,11 @@ from expertmine.errors import UserError
 from expertmine.experts import Experts, Units
 from expertmine.ledger import load_plan, open_corpus, require_complete
 from expertmine.lookup import k_or_all
-from expertmine.progress import track
 from expertmine.specs import Plan, Pooling
 from expertmine.storage.files import write_atomically
 from expertmine.storage.locations import Place
 from expertmine.store import Store
+from expertmine.telemetry.progress import track
 
 TableFormat = Literal["csv", "parquet"]
 Format = Literal["selfcond", "csv", "parquet"]

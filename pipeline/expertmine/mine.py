@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from expertmine import assess, logs, reduce, score
+from expertmine import assess, reduce, score
 from expertmine.corpus import Corpus
 from expertmine.errors import UserError
 from expertmine.experts import Experts
@@ -25,14 +25,16 @@ from expertmine.ledger import (
     write_failures,
 )
 from expertmine.locks import Lease, driving, held
-from expertmine.progress import console, track
 from expertmine.run_folder import require_own
-from expertmine.runtime import meters, serial
+from expertmine.runtime import serial
 from expertmine.runtime.events import Tell
 from expertmine.runtime.failures import Failed
 from expertmine.specs import Plan, PlanRequest, Pooling, Stage
 from expertmine.storage.files import exists
 from expertmine.storage.locations import Place, absolute
+from expertmine.telemetry import logs
+from expertmine.telemetry import metrics as meters
+from expertmine.telemetry.progress import console, track
 from expertmine.watching import Watch, watching
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from expertmine.progress import track
 from expertmine.specs import Plan, Pooling
 from expertmine.store import Store
+from expertmine.telemetry.progress import track
 
 _SPARE = 1 << 21
 """Candidates that are gathered before they are sifted."""

@@ -20,13 +20,13 @@ from expertmine.distribution import Distribution
 from expertmine.errors import UserError
 from expertmine.experts import SCHEMA, index_folder, write_index
 from expertmine.ledger import load_plan, open_corpus, require_complete
-from expertmine.progress import track
 from expertmine.ranking import Extremes
 from expertmine.scored_rows import NullClasses, Side, mined_and_held_out, null_classes
 from expertmine.side_tables import read_assessments, read_null
 from expertmine.specs import Plan, Pooling
 from expertmine.storage.locations import Place
 from expertmine.store import KEPT, STATISTICS, Store
+from expertmine.telemetry.progress import track
 
 STABILITY_AT = (10, 50)
 """Values of k for which it is told how many of the k best stay among them when sentences are drawn anew."""

@@ -10,9 +10,9 @@ import numpy as np
 
 from expertmine.errors import StageError
 from expertmine.memory import resident_bytes
-from expertmine.progress import size
 from expertmine.specs import StoredType
 from expertmine.storage.locations import Place
+from expertmine.telemetry.progress import size
 
 WIDEST_BLOCK = 256
 """Units of a block at most: wider ones gain nothing, and fewer tasks keep fewer workers busy."""

@@ -16,10 +16,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from expertmine import logs
-from expertmine.progress import console as stderr
 from expertmine.storage.locations import Place
 from expertmine.storage.untrusted import visible
+from expertmine.telemetry import logs
+from expertmine.telemetry.progress import console as stderr
 
 if TYPE_CHECKING:
     from expertmine.concepts.overlap import Similar

@@ -10,8 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from expertmine.hardware import assumed
-from expertmine.progress import duration, size
 from expertmine.show import as_json, out, table
+from expertmine.telemetry.progress import duration, size
 
 if TYPE_CHECKING:
     from expertmine.advice import Advice

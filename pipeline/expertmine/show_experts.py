@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
-from expertmine.progress import console as stderr
 from expertmine.show import as_json, number, out, table
 from expertmine.specs import ASSESSED
 from expertmine.storage.files import exists, read_json
 from expertmine.storage.locations import Place
 from expertmine.storage.untrusted import visible
+from expertmine.telemetry.progress import console as stderr
 
 if TYPE_CHECKING:
     from expertmine.distribution import Group

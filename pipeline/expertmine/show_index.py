@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
-from expertmine.progress import size
 from expertmine.show import as_json, number, out, table
 from expertmine.show_experts import p_value
+from expertmine.telemetry.progress import size
 
 if TYPE_CHECKING:
     from expertmine.experts import Experts

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 from rich.table import Table
 
-from expertmine import logs
 from expertmine.errors import UserError
-from expertmine.progress import console as stderr
-from expertmine.progress import duration, number, size
 from expertmine.show import as_json, out, table
 from expertmine.storage.locations import absolute
 from expertmine.storage.untrusted import visible
+from expertmine.telemetry import logs
+from expertmine.telemetry.progress import console as stderr
+from expertmine.telemetry.progress import duration, number, size
 
 if TYPE_CHECKING:
     from expertmine.costs import Costs

@@ -13,14 +13,14 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from expertmine import logs
 from expertmine.drivers import Driver, write_driver
 from expertmine.ledger import Receipt, now, worker_name
 from expertmine.runtime.events import Event, Joined, Lost, Queue, Retried
 from expertmine.runtime.failures import Failed
-from expertmine.runtime.meters import Meter, Record, unrecorded
 from expertmine.specs import Stage
 from expertmine.storage.locations import Place
+from expertmine.telemetry import logs
+from expertmine.telemetry.metrics import Meter, Record, unrecorded
 
 COUNTED = {
     name: Meter(f"expertmine_{name}", "counter", f"{what}, of finished tasks")

@@ -24,8 +24,8 @@ from expertmine.ledger import (
     worker_name,
     write_receipt,
 )
-from expertmine.progress import track
 from expertmine.runtime import dask, ray, serial
+from expertmine.telemetry.progress import track
 
 TASKS = 10_000
 TARGET = 0.010

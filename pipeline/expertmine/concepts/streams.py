@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from expertmine.errors import UserError
-from expertmine.progress import track_bytes
+from expertmine.telemetry.progress import track_bytes
 
 _CHUNK = 1 << 18
 _GZIP = b"\x1f\x8b"

@@ -22,7 +22,7 @@ from expertmine.concepts.labelling import Candidate
 from expertmine.concepts.streams import lines
 from expertmine.drafts import Refusals, brief, concept_name, remark, take_text
 from expertmine.errors import UserError
-from expertmine.progress import track
+from expertmine.telemetry.progress import track
 from expertmine.texts import Texts, normalise
 
 _BATCH = 1 << 14

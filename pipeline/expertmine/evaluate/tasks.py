@@ -14,11 +14,11 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
 from expertmine.errors import UserError
-from expertmine.progress import track
 from expertmine.runtime import serial
 from expertmine.runtime.failures import Failed
 from expertmine.storage.files import children, read_json, write_json
 from expertmine.storage.locations import Place
+from expertmine.telemetry.progress import track
 
 Executor = Literal["serial", "ray"]
 

@@ -21,7 +21,7 @@ from expertmine.errors import UserError
 from expertmine.runtime.actors import Actor, Broken, Streaming, StreamingActor
 from expertmine.runtime.events import Joined, Lost, Queue, Retried, Tell, nobody
 from expertmine.runtime.failures import ATTEMPTS, Failed
-from expertmine.runtime.meters import Meter, Record
+from expertmine.telemetry.metrics import Meter, Record
 
 Request = TypeVar("Request")
 Result = TypeVar("Result")

@@ -21,7 +21,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from expertmine import logs
+from expertmine.telemetry import logs
 
 Item = TypeVar("Item")
 
