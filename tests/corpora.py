@@ -12,7 +12,7 @@ from expertmine.corpus import Corpus
 from expertmine.corpus_writer import write_corpus
 from expertmine.drafts import Draft, DraftConcept, Refusals, take_text
 from expertmine.sampling import Ids
-from expertmine.specs import CorpusIdentity
+from expertmine.specs.plan import CorpusIdentity
 from expertmine.texts import Texts
 
 

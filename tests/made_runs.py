@@ -13,7 +13,7 @@ from expertmine.corpus import Corpus
 from expertmine.ledger import Receipt, write_receipt
 from expertmine.planning import make_layout, scoring_work, widest_block
 from expertmine.runs import begin
-from expertmine.specs import Compression, Hookpoint, ModelIdentity, Plan, ResponseSpec, ScoringSpec
+from expertmine.specs.plan import Compression, Hookpoint, ModelIdentity, Plan, ResponseSpec, ScoringSpec
 from expertmine.store import Store, create_store
 
 HOOKPOINTS = 8

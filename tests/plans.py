@@ -9,7 +9,7 @@ from typing import Any
 from expertmine.corpus import Corpus
 from expertmine.planning import Bill, make_plan
 from expertmine.runs import begin
-from expertmine.specs import Compression, Plan, PlanRequest, ResponseSpec
+from expertmine.specs.plan import Compression, Plan, PlanRequest, ResponseSpec
 
 
 def request(

@@ -17,7 +17,7 @@ from expertmine.generate import GenerationRequest, Generator
 from expertmine.mine import Cluster, run_all
 from expertmine.models import load_model, tokenise
 from expertmine.responses import filling, forward_passes, make_batches
-from expertmine.specs import ResponseSpec
+from expertmine.specs.plan import ResponseSpec
 from expertmine.steering import Steering
 from expertmine.units import find_hookpoints
 

@@ -28,7 +28,7 @@ from expertmine.ledger import load_plan, open_corpus
 from expertmine.models import load_model
 from expertmine.planning import expertise_bytes
 from expertmine.runtime import serial
-from expertmine.specs import PlanRequest, ResponseSpec
+from expertmine.specs.plan import PlanRequest, ResponseSpec
 from expertmine.unit_costs import MEASURED
 from expertmine.units import find_hookpoints
 from expertmine.workloads import Shape, Sizes, paper_workload, shape_of, workload_of_run

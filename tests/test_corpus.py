@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from expertmine.corpus import COLUMNS, FILES, Corpus
 from expertmine.errors import UserError
-from expertmine.specs import CorpusIdentity
+from expertmine.specs.plan import CorpusIdentity
 from expertmine.storage.files import write_atomically
 from expertmine.texts import normalise
 

@@ -22,7 +22,7 @@ from expertmine.ledger import Receipt
 from expertmine.models import TokenisedText, load_model
 from expertmine.planning import make_layout, make_plan
 from expertmine.responses import Batch, find_runs, make_batches, pool, refuse_nan
-from expertmine.specs import Compression, Hookpoint, Pooling, ResponseSpec
+from expertmine.specs.plan import Compression, Hookpoint, Pooling, ResponseSpec
 from expertmine.store import Store
 
 

@@ -43,7 +43,7 @@ from expertmine.side_tables import (
     write_assessment,
     write_selection,
 )
-from expertmine.specs import Layout, Plan
+from expertmine.specs.plan import Layout, Plan
 from expertmine.storage.files import write_json
 from expertmine.storage.tables import read_table, write_table
 from expertmine.storage.untrusted import mismatch, shape_of, visible

@@ -20,7 +20,7 @@ from expertmine.inspect_run import Damage, progress_of, verify
 from expertmine.ledger import corpus_path, load_plan, missing_tasks, open_corpus, plan_path, read_receipts
 from expertmine.planning import make_plan, refuse_what_will_not_fit
 from expertmine.runs import plan_run
-from expertmine.specs import Plan
+from expertmine.specs.plan import Plan
 from expertmine.storage.files import write_atomically, write_json
 from expertmine.store import Store, create_store
 

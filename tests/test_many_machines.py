@@ -37,7 +37,7 @@ from expertmine.ledger import load_plan
 from expertmine.mine import Cluster, run_all, run_extract
 from expertmine.planning import make_plan
 from expertmine.runs import begin
-from expertmine.specs import Stage
+from expertmine.specs.plan import Stage
 
 FOLDERS = ("store.zarr", "sentences", "null", "assessment", "selection", "experts")
 """What must be the same to the byte."""

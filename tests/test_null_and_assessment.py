@@ -31,7 +31,7 @@ from expertmine.score import Scorer
 from expertmine.scored_rows import ScoredRows, Side, mined_and_held_out, null_classes, scored_rows
 from expertmine.scoring_memory import Room
 from expertmine.side_tables import read_null, read_selection, write_selection
-from expertmine.specs import ScoringSpec
+from expertmine.specs.plan import ScoringSpec
 from expertmine.store import STATISTICS, Store
 from expertmine_kernels import draw_with_replacement
 

@@ -15,7 +15,7 @@ from expertmine.errors import UserError
 from expertmine.experts import ConceptExperts, Expert
 from expertmine.interventions import Steered, steer_rows
 from expertmine.models import load_model, weights_hash
-from expertmine.specs import ModelIdentity
+from expertmine.specs.plan import ModelIdentity
 from expertmine.steering import Steering, assign, chosen_experts
 from expertmine.taps import reading
 from expertmine.units import find_hookpoints

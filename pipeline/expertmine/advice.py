@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from expertmine.capacity import Workload, estimate
 from expertmine.hardware import Hardware
-from expertmine.specs import Stage
+from expertmine.specs.plan import Stage
 from expertmine.telemetry.progress import size
 from expertmine.unit_costs import MEASURED, UnitCosts
 

@@ -33,7 +33,7 @@ from expertmine.sampling import salted_number
 from expertmine.scored_rows import Side, mined_and_held_out
 from expertmine.scoring_memory import Room, Work, strips
 from expertmine.side_tables import has_selection, read_selection, write_assessment, write_selection
-from expertmine.specs import ASSESSED, Pooling
+from expertmine.specs.plan import ASSESSED, Pooling
 from expertmine.storage.locations import Place
 from expertmine.store import Store
 from expertmine_kernels import draw_with_replacement, resampled_average_precision

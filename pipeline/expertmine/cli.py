@@ -52,7 +52,7 @@ from expertmine.mine import (
     run_score,
 )
 from expertmine.option_groups import with_groups
-from expertmine.specs import Pooling
+from expertmine.specs.plan import Pooling
 from expertmine.steering import DEFAULT_K, usual_k
 from expertmine.storage.locations import place
 from expertmine.telemetry.logs import LogFormat, configure

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from expertmine.capacity import Workload
     from expertmine.hardware import Hardware
     from expertmine.planning import Bill
-    from expertmine.specs import Plan
+    from expertmine.specs.plan import Plan
     from expertmine.storage.locations import Place
     from expertmine.unit_costs import UnitCosts
 

@@ -13,7 +13,7 @@ from expertmine.cli_config import takes_config
 from expertmine.cli_options import ForcingOptions, Run
 from expertmine.errors import UserError
 from expertmine.option_groups import with_groups
-from expertmine.specs import Pooling
+from expertmine.specs.plan import Pooling
 
 if TYPE_CHECKING:
     from expertmine.evaluate.cells import CellSettings

@@ -10,7 +10,7 @@ import typer
 from expertmine import show_experts, show_index
 from expertmine.errors import UserError
 from expertmine.experts import Units
-from expertmine.specs import Pooling
+from expertmine.specs.plan import Pooling
 from expertmine.storage.locations import place
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import typer
 from expertmine.errors import UserError
 from expertmine.experts import Forcing, Units
 from expertmine.mine import Cluster, ExtractExecutor, ScoreExecutor
-from expertmine.specs import (
+from expertmine.specs.plan import (
     BATCH_TOKENS,
     Autocast,
     Codec,

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from expertmine.errors import UnknownConcept, UserError
 from expertmine.sampling import Ids
-from expertmine.specs import CorpusIdentity
+from expertmine.specs.plan import CorpusIdentity
 from expertmine.storage.files import read_json
 from expertmine.storage.locations import Place
 from expertmine.storage.tables import read_table

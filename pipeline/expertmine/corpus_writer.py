@@ -20,7 +20,7 @@ from expertmine.drafts import Draft, DraftConcept, Keys, Refusals, brief, name_f
 from expertmine.errors import UserError
 from expertmine.held_out import choose_held_out
 from expertmine.sampling import Ids, lots
-from expertmine.specs import CorpusIdentity
+from expertmine.specs.plan import CorpusIdentity
 from expertmine.storage.files import exists, remove, write_json, writing
 from expertmine.storage.locations import Place, absolute, is_remote
 from expertmine.storage.tables import write_table

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from expertmine.drivers import Driver, driver_at
 from expertmine.ledger import Receipt
-from expertmine.specs import Stage
+from expertmine.specs.plan import Stage
 
 BYTES = "bytes"
 """The count of receipts that says how much a task stored."""

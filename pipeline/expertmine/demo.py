@@ -19,7 +19,7 @@ from expertmine.mine import Cluster, freeze_plan, run_all, run_generate
 from expertmine.models import EMBEDDED
 from expertmine.show import number, out, table
 from expertmine.show_run import bill
-from expertmine.specs import PlanRequest
+from expertmine.specs.plan import PlanRequest
 from expertmine.steering import Steering
 from expertmine.storage.locations import Place
 

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 
 from expertmine.errors import UserError
 from expertmine.ledger import read_records
-from expertmine.specs import Stage
+from expertmine.specs.plan import Stage
 from expertmine.storage.files import hastily, write_json
 from expertmine.storage.locations import Place
 

@@ -24,7 +24,7 @@ from expertmine import hub
 from expertmine.distribution import SCHEMA as DISTRIBUTION_SCHEMA
 from expertmine.errors import UnknownConcept, UserError
 from expertmine.index_checks import check_facts, check_rows, read_distribution, read_units
-from expertmine.specs import ModelIdentity, Plan, Pooling, layer_of
+from expertmine.specs.plan import ModelIdentity, Plan, Pooling, layer_of
 from expertmine.storage.files import exists, read_json, write_json
 from expertmine.storage.locations import Place, place
 from expertmine.storage.tables import TableFile, write_table

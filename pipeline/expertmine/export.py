@@ -28,7 +28,7 @@ from expertmine.errors import UserError
 from expertmine.experts import Experts, Units
 from expertmine.ledger import load_plan, open_corpus, require_complete
 from expertmine.lookup import k_or_all
-from expertmine.specs import Plan, Pooling
+from expertmine.specs.plan import Plan, Pooling
 from expertmine.storage.files import write_atomically
 from expertmine.storage.locations import Place
 from expertmine.store import Store

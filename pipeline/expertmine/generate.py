@@ -19,7 +19,7 @@ from expertmine.experts import Experts, Units
 from expertmine.interventions import Steered, steer_rows
 from expertmine.models import LoadedModel, load_identical, refuse_encoder, tokenise
 from expertmine.responses import filling
-from expertmine.specs import Pooling
+from expertmine.specs.plan import Pooling
 from expertmine.steering import Steering
 from expertmine.storage.locations import Place
 

@@ -27,7 +27,7 @@ from expertmine.ledger import (
 )
 from expertmine.run_folder import require_own
 from expertmine.side_tables import is_table, tables_are_sound
-from expertmine.specs import STAGES, Stage
+from expertmine.specs.plan import STAGES, Stage
 from expertmine.storage.files import exists
 from expertmine.storage.locations import Place
 from expertmine.store import Store

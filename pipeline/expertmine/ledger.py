@@ -21,7 +21,7 @@ from expertmine import locks
 from expertmine.corpus import FILES, Corpus
 from expertmine.errors import StageError, UserError
 from expertmine.runtime.events import process_name
-from expertmine.specs import CorpusIdentity, Plan, Stage
+from expertmine.specs.plan import CorpusIdentity, Plan, Stage
 from expertmine.storage.files import (
     children,
     copy,
@@ -53,7 +53,7 @@ class Receipt:
     stage: Stage
     task: int
     fingerprint: str
-    """What the plan says of this task, see `expertmine.specs.Plan.task_fingerprint`."""
+    """What the plan says of this task, see `expertmine.specs.plan.Plan.task_fingerprint`."""
     checksums: dict[str, str]
     """SHA-256 of each object in the store that the task wrote, by its key."""
     seconds: float

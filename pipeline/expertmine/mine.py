@@ -29,7 +29,7 @@ from expertmine.run_folder import require_own
 from expertmine.runtime import serial
 from expertmine.runtime.events import Tell
 from expertmine.runtime.failures import Failed
-from expertmine.specs import Plan, PlanRequest, Pooling, Stage
+from expertmine.specs.plan import Plan, PlanRequest, Pooling, Stage
 from expertmine.storage.files import exists
 from expertmine.storage.locations import Place, absolute
 from expertmine.telemetry import logs

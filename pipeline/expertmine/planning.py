@@ -21,7 +21,7 @@ from expertmine.models import LoadedModel, load_model
 from expertmine.responses import TYPES, filling, forward_passes, make_batches, prepare
 from expertmine.scored_rows import null_classes
 from expertmine.scoring_memory import GOOD_BYTES, NARROWEST_BLOCK, WIDEST_BLOCK, Work
-from expertmine.specs import Layout, Plan, PlanRequest, ResponseSpec, ScoringSpec
+from expertmine.specs.plan import Layout, Plan, PlanRequest, ResponseSpec, ScoringSpec
 from expertmine.storage.locations import Place, absolute, is_remote
 from expertmine.store import STATISTICS, encoded_size, statistics_of
 from expertmine.telemetry.progress import size
@@ -66,7 +66,7 @@ class Bill:
     expertise_bytes: int
     """Before compression."""
     expertise_choices: dict[str, int]
-    """What that would be if other statistics were kept, see `expertmine.specs.ScoringSpec.keep`."""
+    """What that would be if other statistics were kept, see `expertmine.specs.plan.ScoringSpec.keep`."""
     files: int
     """That the run will write."""
     extract_memory: int | None

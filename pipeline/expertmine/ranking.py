@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from expertmine.specs import Plan, Pooling
+from expertmine.specs.plan import Plan, Pooling
 from expertmine.store import Store
 from expertmine.telemetry.progress import track
 

@@ -23,7 +23,7 @@ from expertmine.ledger import load_plan, open_corpus, require_complete
 from expertmine.ranking import Extremes
 from expertmine.scored_rows import NullClasses, Side, mined_and_held_out, null_classes
 from expertmine.side_tables import read_assessments, read_null
-from expertmine.specs import Plan, Pooling
+from expertmine.specs.plan import Plan, Pooling
 from expertmine.storage.locations import Place
 from expertmine.store import KEPT, STATISTICS, Store
 from expertmine.telemetry.progress import track

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from expertmine.errors import UserError
 from expertmine.models import TokenisedText, tokenise
-from expertmine.specs import Hookpoint, Pooling, ResponseSpec
+from expertmine.specs.plan import Hookpoint, Pooling, ResponseSpec
 from expertmine.taps import reading
 
 LARGEST = float(torch.finfo(torch.float16).max)

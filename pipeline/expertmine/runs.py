@@ -30,7 +30,7 @@ from expertmine.planning import (
     require_concepts_kept,
     scoring_work,
 )
-from expertmine.specs import Plan, PlanRequest
+from expertmine.specs.plan import Plan, PlanRequest
 from expertmine.storage.files import exists
 from expertmine.storage.locations import Place
 from expertmine.store import Store

@@ -16,7 +16,7 @@ from expertmine import sentences
 from expertmine.corpus import Corpus, membership
 from expertmine.errors import UserError
 from expertmine.sampling import Ids, lots
-from expertmine.specs import Null, Plan, ScoringSpec
+from expertmine.specs.plan import Null, Plan, ScoringSpec
 from expertmine.storage.locations import Place
 from expertmine.store import Store
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from expertmine.errors import StageError
 from expertmine.memory import resident_bytes
-from expertmine.specs import StoredType
+from expertmine.specs.plan import StoredType
 from expertmine.storage.locations import Place
 from expertmine.telemetry.progress import size
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from expertmine.corpus import Corpus
 from expertmine.errors import UserError
-from expertmine.specs import Plan, Segment
+from expertmine.specs.plan import Plan, Segment
 from expertmine.storage.locations import Place
 from expertmine.storage.tables import read_table, write_table
 from expertmine.texts import text_key

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from expertmine.corpus import Corpus
     from expertmine.drafts import Draft
     from expertmine.generate import GenerationRequest
-    from expertmine.specs import CorpusIdentity
+    from expertmine.specs.plan import CorpusIdentity
 
 out = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
 """Standard output; a pipe has no width of its own, and tables must not be cut there."""

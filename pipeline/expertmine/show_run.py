@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from expertmine.drivers import Driver
     from expertmine.inspect_run import Damage, StageProgress, Worker
     from expertmine.planning import Bill
-    from expertmine.specs import Hookpoint, ModelIdentity, Plan
+    from expertmine.specs.plan import Hookpoint, ModelIdentity, Plan
     from expertmine.storage.locations import Place
 
 SHOWN_WORKERS = 12

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from expertmine.specs import Autocast, Codec, StoredType
+from expertmine.specs.plan import Autocast, Codec, StoredType
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from expertmine.errors import UserError
 from expertmine.fused_experts import expert_maps, is_fused, is_readable, map_width
-from expertmine.specs import Hookpoint
+from expertmine.specs.plan import Hookpoint
 from expertmine.taps import Place, observing
 
 

@@ -17,7 +17,7 @@ from expertmine.drivers import Driver, write_driver
 from expertmine.ledger import Receipt, now, worker_name
 from expertmine.runtime.events import Event, Joined, Lost, Queue, Retried
 from expertmine.runtime.failures import Failed
-from expertmine.specs import Stage
+from expertmine.specs.plan import Stage
 from expertmine.storage.locations import Place
 from expertmine.telemetry import logs
 from expertmine.telemetry.metrics import Meter, Record, unrecorded

@@ -25,7 +25,7 @@ from expertmine.planning import Bill, make_layout, measure_lengths, scoring_work
 from expertmine.responses import TYPES
 from expertmine.scoring_memory import Work
 from expertmine.sentences import texts
-from expertmine.specs import Plan, PlanRequest, ResponseSpec, ScoringSpec, Stage
+from expertmine.specs.plan import Plan, PlanRequest, ResponseSpec, ScoringSpec, Stage
 from expertmine.storage.locations import Place
 from expertmine.units import find_hookpoints
 

@@ -33,7 +33,7 @@ from expertmine.concepts.wordnet import WordNet, wordnet_texts
 from expertmine.models import EMBEDDED, EMBEDDED_FOLDER, load_model
 from expertmine.responses import Batch, filling, forward_passes, make_batches, prepare
 from expertmine.runtime import serial
-from expertmine.specs import ResponseSpec
+from expertmine.specs.plan import ResponseSpec
 from expertmine.taps import reading
 from expertmine.units import find_hookpoints
 

@@ -22,7 +22,7 @@ from expertmine.evaluate.tasks import Runtime, run_tasks
 from expertmine.experts import Experts, require_k
 from expertmine.ledger import load_plan, open_corpus
 from expertmine.run_folder import require_own
-from expertmine.specs import Pooling
+from expertmine.specs.plan import Pooling
 from expertmine.steering import DEFAULT_K, assign, usual_k
 from expertmine.storage.locations import Place, absolute
 

@@ -18,7 +18,7 @@ from expertmine.evaluate.tasks import Answer, Asked
 from expertmine.experts import Experts, Units
 from expertmine.generate import GenerationRequest, Generator
 from expertmine.ledger import load_plan, open_corpus
-from expertmine.specs import Pooling
+from expertmine.specs.plan import Pooling
 from expertmine.steering import Steering
 from expertmine.storage.locations import Place
 

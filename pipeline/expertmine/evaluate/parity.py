@@ -34,7 +34,7 @@ from expertmine.experts import Experts, require_k
 from expertmine.generate import GenerationRequest, Generator
 from expertmine.interventions import Steered, steer_rows
 from expertmine.run_folder import require_own
-from expertmine.specs import Pooling
+from expertmine.specs.plan import Pooling
 from expertmine.storage.locations import Place, absolute
 
 LEANS: tuple[Lean, ...] = ("she", "he", "none")

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from expertmine.models import LoadedModel, tokenise
 from expertmine.responses import filling, make_batches
-from expertmine.specs import ResponseSpec
+from expertmine.specs.plan import ResponseSpec
 
 DEFAULT = ResponseSpec()
 

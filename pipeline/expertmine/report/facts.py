@@ -17,7 +17,7 @@ from expertmine.evaluate.results import Ablation, ConceptCurve, ConceptEvaluatio
 from expertmine.experts import Experts
 from expertmine.ledger import load_plan, read_receipts
 from expertmine.show_experts import interval, p_value
-from expertmine.specs import STAGES, Plan
+from expertmine.specs.plan import STAGES, Plan
 from expertmine.storage.files import exists
 from expertmine.storage.locations import Place
 

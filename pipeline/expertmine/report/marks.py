@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from expertmine.errors import UserError
 from expertmine.models import load_identical
 from expertmine.responses import LARGEST, TYPES, Batch, filling, make_batches, pool, prepare
-from expertmine.specs import Hookpoint, Plan, Pooling, ResponseSpec
+from expertmine.specs.plan import Hookpoint, Plan, Pooling, ResponseSpec
 from expertmine.taps import reading
 from expertmine.telemetry.progress import track
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from expertmine.corpus import Corpus
 from expertmine.experts import Expert
 from expertmine.scored_rows import Side, mined_and_held_out
-from expertmine.specs import Plan, Pooling
+from expertmine.specs.plan import Plan, Pooling
 from expertmine.storage.locations import Place
 from expertmine.store import Store
 from expertmine.telemetry.progress import track

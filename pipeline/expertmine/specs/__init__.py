@@ -1,0 +1,1 @@
+"""Frozen settings and the plan of a run: the shared vocabulary. No behaviour, no store, no model."""
