@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from expertmine.corpus import Corpus
-from expertmine.corpus_writer import write_corpus
-from expertmine.drafts import Draft, DraftConcept, Refusals, take_text
-from expertmine.sampling import Ids
+from expertmine.corpus.drafts import Draft, DraftConcept, Refusals, take_text
+from expertmine.corpus.draws import Ids
+from expertmine.corpus.reader import Corpus
+from expertmine.corpus.texts import Texts
+from expertmine.corpus.writer import write_corpus
 from expertmine.specs.plan import CorpusIdentity
-from expertmine.texts import Texts
 
 
 @dataclass(frozen=True)

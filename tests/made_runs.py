@@ -9,7 +9,7 @@ import numpy as np
 from corpora import LabelledTexts, write_lists
 
 from expertmine import sentences
-from expertmine.corpus import Corpus
+from expertmine.corpus.reader import Corpus
 from expertmine.ledger import Receipt, write_receipt
 from expertmine.planning import make_layout, scoring_work, widest_block
 from expertmine.runs import begin

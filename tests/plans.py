@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from expertmine.corpus import Corpus
+from expertmine.corpus.reader import Corpus
 from expertmine.planning import Bill, make_plan
 from expertmine.runs import begin
 from expertmine.specs.plan import Compression, Plan, PlanRequest, ResponseSpec

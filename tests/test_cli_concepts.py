@@ -10,7 +10,7 @@ from commands import expertmine, refused, succeed
 from corpora import labels_of
 from test_sense_corpora import DATA, KEYS, SAMPLE
 
-from expertmine.corpus import Corpus
+from expertmine.corpus.reader import Corpus
 
 TABLE = """text,concept,label
 a dog barks,animal,1

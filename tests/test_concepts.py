@@ -11,9 +11,9 @@ from expertmine.concepts.labelling import Candidate
 from expertmine.concepts.selfcond_json import read_concepts
 from expertmine.concepts.wndb import read_wndb, split_gloss
 from expertmine.concepts.wordnet import WordNet, wordnet_texts
-from expertmine.drafts import Refusals
+from expertmine.corpus.drafts import Refusals
+from expertmine.corpus.texts import Texts
 from expertmine.errors import UserError
-from expertmine.texts import Texts
 
 NOUNS = """  1 This software and database is being provided to you
 00000001 05 n 01 beast 0 001 ~ 00000002 n 0000 | a living thing; "the beast slept"

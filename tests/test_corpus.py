@@ -12,11 +12,11 @@ from corpora import LabelledTexts, labels_of, write_lists
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from expertmine.corpus import COLUMNS, FILES, Corpus
+from expertmine.corpus.reader import COLUMNS, FILES, Corpus
+from expertmine.corpus.texts import normalise
 from expertmine.errors import UserError
 from expertmine.specs.plan import CorpusIdentity
 from expertmine.storage.files import write_atomically
-from expertmine.texts import normalise
 
 
 def concept(name: str, positives: Sequence[str], negatives: Sequence[str]) -> LabelledTexts:

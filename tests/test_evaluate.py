@@ -17,7 +17,7 @@ from corpora import LabelledTexts, write_lists
 from plans import plan_new
 
 from expertmine import Experts, steer
-from expertmine.corpus import Corpus
+from expertmine.corpus.reader import Corpus
 from expertmine.errors import UserError
 from expertmine.evaluate import ablation, concept, parity
 from expertmine.evaluate import cells as measured

@@ -21,8 +21,8 @@ from plans import plan_new
 from sklearn.metrics import average_precision_score
 
 from expertmine import export, sentences
-from expertmine.corpus import Corpus
-from expertmine.drafts import LONGEST_NAME
+from expertmine.corpus.drafts import LONGEST_NAME
+from expertmine.corpus.reader import Corpus
 from expertmine.errors import UnknownConcept, UserError
 from expertmine.experts import Experts
 from expertmine.ledger import load_plan, open_corpus

@@ -16,7 +16,7 @@ from plans import plan_new, request
 from transformers import GPT2Model
 
 from expertmine import extract
-from expertmine.corpus import Corpus
+from expertmine.corpus.reader import Corpus
 from expertmine.errors import UserError
 from expertmine.ledger import Receipt
 from expertmine.models import TokenisedText, load_model

@@ -12,7 +12,7 @@ from plans import plan_new, request
 from sklearn.metrics import average_precision_score
 
 from expertmine import extract, models, sentences
-from expertmine.corpus import Corpus
+from expertmine.corpus.reader import Corpus
 from expertmine.errors import UserError
 from expertmine.experts import Experts
 from expertmine.ledger import load_plan, missing_tasks, open_corpus

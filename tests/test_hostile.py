@@ -28,7 +28,7 @@ from made_runs import make_corpus, make_run
 import expertmine
 import expertmine_kernels
 from expertmine import show_experts, show_run
-from expertmine.corpus import FILES, Corpus
+from expertmine.corpus.reader import FILES, Corpus
 from expertmine.errors import UserError
 from expertmine.experts import Experts
 from expertmine.inspect_run import progress_of, verify, workers_of

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from expertmine.concepts.kinds import LISTED_NEGATIVES, Negatives, known
 from expertmine.concepts.labelling import Candidate, Labelling, label
-from expertmine.corpus import Corpus
-from expertmine.corpus_writer import write_corpus
-from expertmine.drafts import Draft, Refusals
+from expertmine.corpus.drafts import Draft, Refusals
+from expertmine.corpus.reader import Corpus
+from expertmine.corpus.texts import Texts
+from expertmine.corpus.writer import write_corpus
 from expertmine.errors import UserError
-from expertmine.texts import Texts
 
 TOTAL = 60
 

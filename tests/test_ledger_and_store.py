@@ -14,7 +14,7 @@ from corpora import LabelledTexts, write_lists
 from plans import request
 
 from expertmine import extract, score
-from expertmine.corpus import Corpus
+from expertmine.corpus.reader import Corpus
 from expertmine.errors import UserError
 from expertmine.inspect_run import Damage, progress_of, verify
 from expertmine.ledger import corpus_path, load_plan, missing_tasks, open_corpus, plan_path, read_receipts

@@ -31,7 +31,7 @@ from plans import request
 from test_kills import ENVIRONMENT, ray_nodes
 from test_scoring_kills import free_port, kill_family, scheduler
 
-from expertmine.corpus import Corpus
+from expertmine.corpus.reader import Corpus
 from expertmine.extract import IN_FLIGHT
 from expertmine.ledger import load_plan
 from expertmine.mine import Cluster, run_all, run_extract

@@ -11,8 +11,8 @@ from corpora import LabelledTexts, labels_of, write_lists
 
 from expertmine.concepts.merge import merge
 from expertmine.concepts.overlap import Overlap, lengths
-from expertmine.corpus import Corpus
-from expertmine.corpus_writer import write_corpus
+from expertmine.corpus.reader import Corpus
+from expertmine.corpus.writer import write_corpus
 from expertmine.errors import UserError
 
 

@@ -16,7 +16,8 @@ from sklearn.metrics import average_precision_score
 
 from expertmine import assess
 from expertmine.chance import expected_ap
-from expertmine.corpus import Corpus
+from expertmine.corpus.draws import salted_number
+from expertmine.corpus.reader import Corpus
 from expertmine.distribution import BINS, EDGES, grouped, layer_of
 from expertmine.errors import StageError, UserError
 from expertmine.experts import Experts
@@ -26,7 +27,6 @@ from expertmine.mine import Cluster, run_all, run_reduce, run_score
 from expertmine.planning import make_plan
 from expertmine.reduce import reduce, stability
 from expertmine.runs import plan_run
-from expertmine.sampling import salted_number
 from expertmine.score import Scorer
 from expertmine.scored_rows import ScoredRows, Side, mined_and_held_out, null_classes, scored_rows
 from expertmine.scoring_memory import Room

@@ -23,7 +23,7 @@ from plans import request as ask
 from s3_server import BUCKET, SECRET, S3Server, s3_server
 
 from expertmine import Experts, locks
-from expertmine.corpus import Corpus
+from expertmine.corpus.reader import Corpus
 from expertmine.errors import StageError, UserError
 from expertmine.ledger import load_plan, missing_tasks, read_receipts
 from expertmine.mine import Cluster, freeze_plan, run_all, run_extract, run_score

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from expertmine.held_out import choose_held_out
-from expertmine.sampling import draw, draw_names, draw_others, lots
-from expertmine.texts import BadText, Texts, key_text, text_key
+from expertmine.corpus.draws import draw, draw_names, draw_others, lots
+from expertmine.corpus.held_out import choose_held_out
+from expertmine.corpus.texts import BadText, Texts, key_text, text_key
 
 
 def texts_of(*given_: str) -> Texts:

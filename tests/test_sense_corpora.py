@@ -11,7 +11,7 @@ import pytest
 
 from expertmine.concepts import sense_corpora
 from expertmine.concepts.sense_corpora import TaggedText, read_all_words, read_lexical_sample
-from expertmine.drafts import Refusals
+from expertmine.corpus.drafts import Refusals
 from expertmine.errors import UserError
 
 DATA = """<?xml version="1.0" encoding="UTF-8" ?>

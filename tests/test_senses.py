@@ -12,9 +12,9 @@ from expertmine.concepts.labelling import Labelling
 from expertmine.concepts.sense_corpora import TaggedText
 from expertmine.concepts.senses import Selection, sense_draft
 from expertmine.concepts.wordnet import WordNet, wordnet_texts
-from expertmine.corpus import Corpus
-from expertmine.corpus_writer import write_corpus
-from expertmine.drafts import Draft, Refusals
+from expertmine.corpus.drafts import Draft, Refusals
+from expertmine.corpus.reader import Corpus
+from expertmine.corpus.writer import write_corpus
 from expertmine.errors import UserError
 
 DOG, WOLF, PUPPY, CAT = "dog%1:05:00::", "wolf%1:05:00::", "puppy%1:05:00::", "cat%1:05:00::"

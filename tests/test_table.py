@@ -15,11 +15,11 @@ from corpora import labels_of
 from expertmine.concepts.kinds import Negatives
 from expertmine.concepts.labelling import Labelling, label
 from expertmine.concepts.table import Columns, read_tables
-from expertmine.corpus import Corpus
-from expertmine.corpus_writer import write_corpus
-from expertmine.drafts import Refusals
+from expertmine.corpus.drafts import Refusals
+from expertmine.corpus.reader import Corpus
+from expertmine.corpus.texts import Texts
+from expertmine.corpus.writer import write_corpus
 from expertmine.errors import UserError
-from expertmine.texts import Texts
 
 ROWS = [
     {"text": "a dog, \"barking\"", "concept": "animal", "label": 1, "group": "test", "description": "living\nthings"},

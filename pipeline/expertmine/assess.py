@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from expertmine.corpus.draws import salted_number
 from expertmine.ledger import (
     Receipt,
     load_plan,
@@ -29,7 +30,6 @@ from expertmine.ledger import (
 )
 from expertmine.memory import keep_freed_memory
 from expertmine.ranking import best_units
-from expertmine.sampling import salted_number
 from expertmine.scored_rows import Side, mined_and_held_out
 from expertmine.scoring_memory import Room, Work, strips
 from expertmine.side_tables import has_selection, read_selection, write_assessment, write_selection

@@ -29,8 +29,8 @@ from expertmine.storage.locations import place, same
 if TYPE_CHECKING:
     from expertmine.concepts.labelling import Labelling
     from expertmine.concepts.sense_corpora import TaggedText
-    from expertmine.corpus import Corpus
-    from expertmine.drafts import Draft, Refusals
+    from expertmine.corpus.drafts import Draft, Refusals
+    from expertmine.corpus.reader import Corpus
 
 # pyarrow and WordNet take a moment to load: commands import what they need.
 
@@ -41,7 +41,7 @@ labels = partial(typer.Option, rich_help_panel="Positives and negatives")
 
 
 def _free(out: Where) -> Where:
-    from expertmine.corpus_writer import require_place
+    from expertmine.corpus.writer import require_place
 
     require_place(out)
     return out
@@ -176,8 +176,8 @@ def from_json(
     """
     from expertmine.concepts.labelling import label
     from expertmine.concepts.selfcond_json import read_concepts
-    from expertmine.drafts import Refusals
-    from expertmine.texts import Texts
+    from expertmine.corpus.drafts import Refusals
+    from expertmine.corpus.texts import Texts
 
     texts, refusals = Texts(), Refusals()
     candidates = list(read_concepts(paths, texts, refusals))
@@ -211,8 +211,8 @@ def from_table(
     """
     from expertmine.concepts.labelling import label
     from expertmine.concepts.table import Columns, read_tables
-    from expertmine.drafts import Refusals
-    from expertmine.texts import Texts
+    from expertmine.corpus.drafts import Refusals
+    from expertmine.corpus.texts import Texts
 
     texts, refusals = Texts(), Refusals()
     columns = Columns(text_column, concept_column, label_column if labels_ else None)
@@ -237,7 +237,7 @@ def from_wordnet(
 
     Example: `expertmine concepts wordnet --under animal.n.01 --max-depth 3 --out corpus`
     """
-    from expertmine.drafts import Refusals
+    from expertmine.corpus.drafts import Refusals
 
     _write(_sense_draft(iter(()), [], by, text, options, Refusals(), lemma), out, held_out, options.seed)
 
@@ -255,7 +255,7 @@ def from_raganato(
     Example: `expertmine concepts raganato semcor.data.xml.gz semcor.gold.key.txt.gz --by closure --out corpus`
     """
     from expertmine.concepts.sense_corpora import read_all_words
-    from expertmine.drafts import Refusals
+    from expertmine.corpus.drafts import Refusals
 
     refusals = Refusals()
     tagged = read_all_words(data, keys, refusals)
@@ -275,7 +275,7 @@ def from_lexical_sample(
     Example: `expertmine concepts lexical-sample onesec/*.xml --negatives homographs --out corpus`
     """
     from expertmine.concepts.sense_corpora import read_lexical_sample
-    from expertmine.drafts import Refusals
+    from expertmine.corpus.drafts import Refusals
 
     refusals = Refusals()
     tagged = chain.from_iterable(read_lexical_sample(path, refusals) for path in paths)
@@ -339,7 +339,7 @@ def show_corpus(
 
     Example: `expertmine concepts show corpus bird.n.01`
     """
-    from expertmine.corpus import Corpus
+    from expertmine.corpus.reader import Corpus
 
     opened = Corpus.open(corpus)
     opened.check()
@@ -353,7 +353,7 @@ def show_corpus(
 
 def _other_than(out: Where, path: Where) -> Corpus:
     """A corpus to be read; not the one to be written, which could not be built again if that failed."""
-    from expertmine.corpus import Corpus
+    from expertmine.corpus.reader import Corpus
 
     if same(out, path):
         raise UserError(f"--out is {path}, which is read; give the new corpus a folder of its own")
@@ -389,6 +389,6 @@ def _sense_draft(
 
 
 def _write(draft: Draft, out: Where, held_out: float, seed: int) -> None:
-    from expertmine.corpus_writer import write_corpus
+    from expertmine.corpus.writer import write_corpus
 
     show.corpus_written(write_corpus(draft, out, held_out, seed), draft, out)

@@ -11,8 +11,8 @@ from rich.markup import escape
 from expertmine.concepts.labelling import Labelling
 from expertmine.concepts.senses import Selection, sense_draft
 from expertmine.concepts.wordnet import WordNet, wordnet_texts
-from expertmine.corpus_writer import write_corpus
-from expertmine.drafts import Draft, Refusals
+from expertmine.corpus.drafts import Draft, Refusals
+from expertmine.corpus.writer import write_corpus
 from expertmine.experts import Experts
 from expertmine.generate import GenerationRequest
 from expertmine.mine import Cluster, freeze_plan, run_all, run_generate

@@ -23,7 +23,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from expertmine.corpus import Concept
+from expertmine.corpus.reader import Concept
 from expertmine.errors import UserError
 from expertmine.experts import Experts, Units
 from expertmine.ledger import load_plan, open_corpus, require_complete

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TypeVar
 
 from expertmine import locks
-from expertmine.corpus import FILES, Corpus
+from expertmine.corpus.reader import FILES, Corpus
 from expertmine.errors import StageError, UserError
 from expertmine.runtime.events import process_name
 from expertmine.specs.plan import CorpusIdentity, Plan, Stage

@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from expertmine import assess, reduce, score
-from expertmine.corpus import Corpus
+from expertmine.corpus.reader import Corpus
 from expertmine.errors import UserError
 from expertmine.experts import Experts
 from expertmine.ledger import (

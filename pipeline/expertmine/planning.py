@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from expertmine import sentences
-from expertmine.corpus import Corpus
+from expertmine.corpus.reader import Corpus
 from expertmine.errors import UserError
 from expertmine.models import LoadedModel, load_model
 from expertmine.responses import TYPES, filling, forward_passes, make_batches, prepare

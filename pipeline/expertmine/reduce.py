@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from expertmine import locks
 from expertmine.chance import ALPHA, brought_over, expected_ap, p_values, thresholds
 from expertmine.controls import controls
-from expertmine.corpus import Corpus
+from expertmine.corpus.reader import Corpus
 from expertmine.distribution import Distribution
 from expertmine.errors import UserError
 from expertmine.experts import SCHEMA, index_folder, write_index

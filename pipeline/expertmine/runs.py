@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from expertmine import sentences
-from expertmine.corpus import Corpus
+from expertmine.corpus.reader import Corpus
 from expertmine.errors import UserError
 from expertmine.ledger import (
     Receipt,

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from expertmine import sentences
-from expertmine.corpus import Corpus, membership
+from expertmine.corpus.draws import Ids, lots
+from expertmine.corpus.reader import Corpus, membership
 from expertmine.errors import UserError
-from expertmine.sampling import Ids, lots
 from expertmine.specs.plan import Null, Plan, ScoringSpec
 from expertmine.storage.locations import Place
 from expertmine.store import Store

@@ -15,12 +15,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from expertmine.corpus import Corpus
+from expertmine.corpus.reader import Corpus
+from expertmine.corpus.texts import text_key
 from expertmine.errors import UserError
 from expertmine.specs.plan import Plan, Segment
 from expertmine.storage.locations import Place
 from expertmine.storage.tables import read_table, write_table
-from expertmine.texts import text_key
 
 SCHEMA = pa.schema([("key", pa.large_string()), ("text", pa.large_string())])
 _BATCH = 1 << 16

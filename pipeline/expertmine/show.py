@@ -23,8 +23,8 @@ from expertmine.telemetry.progress import console as stderr
 
 if TYPE_CHECKING:
     from expertmine.concepts.overlap import Similar
-    from expertmine.corpus import Corpus
-    from expertmine.drafts import Draft
+    from expertmine.corpus.drafts import Draft
+    from expertmine.corpus.reader import Corpus
     from expertmine.generate import GenerationRequest
     from expertmine.specs.plan import CorpusIdentity
 

@@ -2,7 +2,7 @@
 
 A candidate comes from any source with all the texts that carry it (its members) and, where the source knows some, texts
 to be told apart from it. Members are never negatives, also those that the sample left out: they are `neither`.
-Everything random is drawn by lot (`expertmine.sampling`).
+Everything random is drawn by lot (`expertmine.corpus.draws`).
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from expertmine.concepts.kinds import Negatives
-from expertmine.drafts import Draft, DraftConcept, Refusal, Refusals, no_ids
+from expertmine.corpus.drafts import Draft, DraftConcept, Refusal, Refusals, no_ids
+from expertmine.corpus.draws import Ids, draw, draw_names, draw_others, lots
+from expertmine.corpus.texts import Texts
 from expertmine.errors import UserError
-from expertmine.sampling import Ids, draw, draw_names, draw_others, lots
-from expertmine.texts import Texts
 
 
 @dataclass(frozen=True, slots=True)

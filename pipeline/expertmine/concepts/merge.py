@@ -10,11 +10,11 @@ from itertools import chain
 import numpy as np
 
 from expertmine.concepts.kinds import SameName
-from expertmine.corpus import Corpus
-from expertmine.drafts import Draft, DraftConcept, Refusal, Refusals
+from expertmine.corpus.drafts import Draft, DraftConcept, Refusal, Refusals
+from expertmine.corpus.draws import Ids
+from expertmine.corpus.reader import Corpus
+from expertmine.corpus.texts import Texts
 from expertmine.errors import UserError
-from expertmine.sampling import Ids
-from expertmine.texts import Texts
 
 _BATCH = 1 << 16
 

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from expertmine.corpus import Corpus
-from expertmine.sampling import Ids
+from expertmine.corpus.draws import Ids
+from expertmine.corpus.reader import Corpus
 
 FRACTIONS = (0.0, 0.5, 0.9, 1.0)
 

@@ -11,10 +11,10 @@ import numpy as np
 
 from expertmine.concepts.labelling import Candidate
 from expertmine.concepts.streams import lines
-from expertmine.drafts import Refusals, brief, concept_name, remark, take_text
+from expertmine.corpus.drafts import Refusals, brief, concept_name, remark, take_text
+from expertmine.corpus.texts import Texts
 from expertmine.errors import UserError
 from expertmine.storage.files import read_json
-from expertmine.texts import Texts
 
 EXPECTED = 'a concept file: {"concept": …, "group": …, "sentences": {"positive": [...], "negative": [...]}}'
 

@@ -18,7 +18,7 @@ from typing import ClassVar
 from xml.parsers import expat
 
 from expertmine.concepts.streams import chunks, lines
-from expertmine.drafts import Refusal, Refusals
+from expertmine.corpus.drafts import Refusal, Refusals
 from expertmine.errors import UserError
 
 WINDOW = 500_000

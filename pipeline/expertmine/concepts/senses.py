@@ -17,10 +17,10 @@ from expertmine.concepts.kinds import PARTS_OF_SPEECH, By, Negatives, PartOfSpee
 from expertmine.concepts.labelling import Candidate, Labelling, label
 from expertmine.concepts.sense_corpora import TaggedText
 from expertmine.concepts.wordnet import WordNet, hypernyms
-from expertmine.drafts import Draft, Refusal, Refusals, name_fault, no_ids, take_text
+from expertmine.corpus.drafts import Draft, Refusal, Refusals, name_fault, no_ids, take_text
+from expertmine.corpus.draws import Ids
+from expertmine.corpus.texts import Texts
 from expertmine.errors import UnknownConcept, UserError
-from expertmine.sampling import Ids
-from expertmine.texts import Texts
 
 _PARTS: Mapping[str, PartOfSpeech] = {
     "n": "noun", "v": "verb", "a": "adjective", "s": "adjective", "r": "adverb",

@@ -20,10 +20,10 @@ import pyarrow.parquet as pq
 
 from expertmine.concepts.labelling import Candidate
 from expertmine.concepts.streams import lines
-from expertmine.drafts import Refusals, brief, concept_name, remark, take_text
+from expertmine.corpus.drafts import Refusals, brief, concept_name, remark, take_text
+from expertmine.corpus.texts import Texts, normalise
 from expertmine.errors import UserError
 from expertmine.telemetry.progress import track
-from expertmine.texts import Texts, normalise
 
 _BATCH = 1 << 14
 

@@ -8,7 +8,7 @@ from functools import lru_cache
 from importlib.metadata import version
 from typing import Any
 
-from expertmine.corpus import Corpus
+from expertmine.corpus.reader import Corpus
 from expertmine.evaluate.classifier import Classifier, train
 from expertmine.evaluate.diversity import distinct, self_bleu
 from expertmine.evaluate.lexical import Lemmas, lemmas_of

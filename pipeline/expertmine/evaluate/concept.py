@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.stats import fisher_exact
 
-from expertmine.corpus import Corpus
+from expertmine.corpus.reader import Corpus
 from expertmine.errors import UserError
 from expertmine.evaluate.cells import Cell, CellSettings, NewMeasurer, decisive, provenance
 from expertmine.evaluate.classifier import FEWEST

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from expertmine.corpus import Corpus
+from expertmine.corpus.reader import Corpus
 from expertmine.experts import Expert
 from expertmine.scored_rows import Side, mined_and_held_out
 from expertmine.specs.plan import Plan, Pooling

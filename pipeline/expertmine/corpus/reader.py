@@ -30,14 +30,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from expertmine.corpus.draws import Ids
+from expertmine.corpus.texts import text_key
 from expertmine.errors import UnknownConcept, UserError
-from expertmine.sampling import Ids
 from expertmine.specs.plan import CorpusIdentity
 from expertmine.storage.files import read_json
 from expertmine.storage.locations import Place
 from expertmine.storage.tables import read_table
 from expertmine.storage.untrusted import mismatch
-from expertmine.texts import text_key
 
 FORMAT = 2
 SCHEMAS = {

@@ -15,16 +15,16 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from expertmine.corpus import FORMAT, fingerprint, membership
-from expertmine.drafts import Draft, DraftConcept, Keys, Refusals, brief, name_fault, no_keys, storable
+from expertmine.corpus.drafts import Draft, DraftConcept, Keys, Refusals, brief, name_fault, no_keys, storable
+from expertmine.corpus.draws import Ids, lots
+from expertmine.corpus.held_out import choose_held_out
+from expertmine.corpus.reader import FORMAT, fingerprint, membership
+from expertmine.corpus.texts import key_text
 from expertmine.errors import UserError
-from expertmine.held_out import choose_held_out
-from expertmine.sampling import Ids, lots
 from expertmine.specs.plan import CorpusIdentity
 from expertmine.storage.files import exists, remove, write_json, writing
 from expertmine.storage.locations import Place, absolute, is_remote
 from expertmine.storage.tables import write_table
-from expertmine.texts import key_text
 
 _NEW = ".new-"
 _NOBODY = np.iinfo(np.int32).max
@@ -38,7 +38,7 @@ def write_corpus(draft: Draft, out: Place, held_out_percent: float = 0.0, seed: 
 
     Args:
         held_out_percent: share of the sentences, 0 to 90, that mining will not see, of each concept's positives and
-            of every set of negatives (see `expertmine.held_out`).
+            of every set of negatives (see `expertmine.corpus.held_out`).
         seed: of the draw of held-out sentences.
 
     Raises:

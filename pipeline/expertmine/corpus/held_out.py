@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from expertmine.sampling import Ids
+from expertmine.corpus.draws import Ids
 
 
 def choose_held_out(

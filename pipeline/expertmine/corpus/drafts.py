@@ -1,6 +1,6 @@
 """A corpus in memory while it is made: texts by id, concepts that label them, and what was refused.
 
-Readers of concepts end here; `expertmine.corpus_writer` begins here.
+Readers of concepts end here; `expertmine.corpus.writer` begins here.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from pathlib import PurePosixPath, PureWindowsPath
 import numpy as np
 from numpy.typing import NDArray
 
+from expertmine.corpus.draws import Ids
+from expertmine.corpus.texts import BadText, Texts, normalise
 from expertmine.errors import UserError
-from expertmine.sampling import Ids
-from expertmine.texts import BadText, Texts, normalise
 
 LONGEST_NAME = 200
 LISTED = 10_000
