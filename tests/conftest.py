@@ -16,7 +16,7 @@ import torch
 from corpora import LabelledTexts, write_lists
 from plans import plan_new
 
-from expertmine.models import EMBEDDED_FOLDER
+from expertmine.model.load import EMBEDDED_FOLDER
 
 ANIMALS = ["cat", "dog", "horse", "raven", "trout", "snake", "spider", "goat", "wolf", "bear", "mouse", "eagle"]
 TOOLS = ["hammer", "saw", "chisel", "drill", "rake", "spade", "wrench", "file", "plane", "clamp", "lathe", "anvil"]

@@ -15,11 +15,11 @@ from transformers import PreTrainedModel
 from expertmine.experts import Experts
 from expertmine.generate import GenerationRequest, Generator
 from expertmine.mine import Cluster, run_all
-from expertmine.models import load_model, tokenise
-from expertmine.responses import filling, forward_passes, make_batches
+from expertmine.model.hookpoints import find_hookpoints
+from expertmine.model.load import load_model, tokenise
+from expertmine.model.responses import filling, forward_passes, make_batches
 from expertmine.specs.plan import ResponseSpec
 from expertmine.steering import Steering
-from expertmine.units import find_hookpoints
 
 ATTENTION = 32 + 16 + 16 + 32  # grouped queries: q, k, v, o
 GATED = 48 + 48 + 32  # gate, up, down

@@ -25,12 +25,12 @@ from expertmine.capacity import StageEstimate, Workload, estimate
 from expertmine.errors import UserError
 from expertmine.hardware import Hardware, assumed, parse_cluster
 from expertmine.ledger import load_plan, open_corpus
-from expertmine.models import load_model
+from expertmine.model.hookpoints import find_hookpoints
+from expertmine.model.load import load_model
 from expertmine.planning import expertise_bytes
 from expertmine.runtime import serial
 from expertmine.specs.plan import PlanRequest, ResponseSpec
 from expertmine.unit_costs import MEASURED
-from expertmine.units import find_hookpoints
 from expertmine.workloads import Shape, Sizes, paper_workload, shape_of, workload_of_run
 
 CLUSTER = "gpus=64,cpus=512,store-bandwidth=10GB/s"

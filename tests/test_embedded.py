@@ -19,7 +19,7 @@ from expertmine.embedded.train_lm import (
     read_entries,
     sentence,
 )
-from expertmine.models import load_model
+from expertmine.model.load import load_model
 
 
 @pytest.fixture(scope="module")

@@ -44,7 +44,7 @@ from expertmine.evaluate.statistics import interval, sign_flip_p
 from expertmine.evaluate.tasks import Runtime, key_of
 from expertmine.generate import GenerationRequest, Generator
 from expertmine.mine import Cluster, run_all
-from expertmine.models import EMBEDDED_FOLDER, LoadedModel, load_model
+from expertmine.model.load import EMBEDDED_FOLDER, LoadedModel, load_model
 from expertmine.specs.plan import ResponseSpec
 from expertmine.steering import DEFAULT_K, Steering
 

@@ -19,9 +19,9 @@ from expertmine import extract
 from expertmine.corpus.reader import Corpus
 from expertmine.errors import UserError
 from expertmine.ledger import Receipt
-from expertmine.models import TokenisedText, load_model
+from expertmine.model.load import TokenisedText, load_model
+from expertmine.model.responses import Batch, find_runs, make_batches, pool, refuse_nan
 from expertmine.planning import make_layout, make_plan
-from expertmine.responses import Batch, find_runs, make_batches, pool, refuse_nan
 from expertmine.specs.plan import Compression, Hookpoint, Pooling, ResponseSpec
 from expertmine.store import Store
 

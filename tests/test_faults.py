@@ -42,7 +42,7 @@ def poison(word: str) -> Callable[[dict[str, torch.Tensor]], object]:
     """Make the embedding of a word's tokens NaN."""
 
     def change(tensors: dict[str, torch.Tensor]) -> None:
-        from expertmine.models import load_model
+        from expertmine.model.load import load_model
 
         ids = load_model("embedded").tokenizer(f"a {word}")["input_ids"][2:]
         tensors["transformer.wte.weight"][ids] = torch.nan

@@ -23,7 +23,9 @@ from transformers import (
 )
 
 from expertmine.errors import UserError
-from expertmine.models import (
+from expertmine.model.hookpoints import default_names, find_hookpoints, left_out_experts
+from expertmine.model.hooks import reading
+from expertmine.model.load import (
     EMBEDDED_FOLDER,
     check_weights,
     load_identical,
@@ -33,8 +35,6 @@ from expertmine.models import (
     tokenizer_hash,
     weights_hash,
 )
-from expertmine.taps import reading
-from expertmine.units import default_names, find_hookpoints, left_out_experts
 
 
 def gpt2(layers: int = 2, width: int = 32) -> GPT2LMHeadModel:

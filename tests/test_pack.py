@@ -26,7 +26,7 @@ from expertmine import Experts, hub, steer
 from expertmine.distribution import grouped
 from expertmine.errors import UnknownConcept, UserError
 from expertmine.experts import STEERING, TABLES, UNITS, write_tables
-from expertmine.models import load_model
+from expertmine.model.load import load_model
 from expertmine.pack import FILES, PackRequest, pack
 
 NAMES = ["bird", "pipe | star*", "<script>alert(1)</script>", "``` fence", "quote\"'\\", "ünï 🐦"]

@@ -16,11 +16,11 @@ from expertmine.decoding import RowSampler, Stopper
 from expertmine.errors import UserError
 from expertmine.experts import ConceptExperts, Expert, Forcing
 from expertmine.generate import GenerationRequest, Generator, _Batch
-from expertmine.models import LoadedModel, load_model
+from expertmine.model.hookpoints import find_hookpoints
+from expertmine.model.hooks import reading
+from expertmine.model.load import LoadedModel, load_model
 from expertmine.steering import Steering
 from expertmine.storage.files import sha256_file
-from expertmine.taps import reading
-from expertmine.units import find_hookpoints
 
 
 @pytest.fixture(scope="module")

@@ -10,15 +10,16 @@ import torch
 from tiny_models import BUILDERS
 from transformers import PreTrainedModel
 
-from expertmine import Experts, models, steer
+from expertmine import Experts, steer
 from expertmine.errors import UserError
 from expertmine.experts import ConceptExperts, Expert
 from expertmine.interventions import Steered, steer_rows
-from expertmine.models import load_model, weights_hash
+from expertmine.model import load as models
+from expertmine.model.hookpoints import find_hookpoints
+from expertmine.model.hooks import reading
+from expertmine.model.load import load_model, weights_hash
 from expertmine.specs.plan import ModelIdentity
 from expertmine.steering import Steering, assign, chosen_experts
-from expertmine.taps import reading
-from expertmine.units import find_hookpoints
 
 SOMEBODY = ModelIdentity("a model", None, "None", "0" * 64, "0" * 64)
 MLP = "transformer.h.0.mlp.c_fc"

@@ -37,7 +37,7 @@ from transformers import (
     RobertaForMaskedLM,
 )
 
-from expertmine.models import EMBEDDED_FOLDER
+from expertmine.model.load import EMBEDDED_FOLDER
 
 SIZES = {"vocab_size": 6000, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 TOKENS = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}

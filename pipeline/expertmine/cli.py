@@ -135,8 +135,8 @@ def units(units_: UnitOptions, as_json: AsJson = False) -> None:
 
     Example: `expertmine units --model gpt2 --hookpoint mlp`
     """
-    from expertmine.models import load_model
-    from expertmine.units import find_hookpoints, left_out_experts
+    from expertmine.model.hookpoints import find_hookpoints, left_out_experts
+    from expertmine.model.load import load_model
 
     loaded = load_model(units_.model, units_.revision)
     hookpoints = find_hookpoints(loaded.model, tuple(units_.hookpoints or ()))

@@ -16,7 +16,7 @@ from expertmine.corpus.writer import write_corpus
 from expertmine.experts import Experts
 from expertmine.generate import GenerationRequest
 from expertmine.mine import Cluster, freeze_plan, run_all, run_generate
-from expertmine.models import EMBEDDED
+from expertmine.model.load import EMBEDDED
 from expertmine.show import number, out, table
 from expertmine.show_run import bill
 from expertmine.specs.plan import PlanRequest

@@ -36,8 +36,8 @@ from expertmine.ledger import (
     write_receipt,
 )
 from expertmine.memory import keep_freed_memory
-from expertmine.models import load_identical
-from expertmine.responses import (
+from expertmine.model.load import load_identical
+from expertmine.model.responses import (
     TYPES,
     Batch,
     Pooled,

@@ -17,8 +17,8 @@ from expertmine.decoding import Decoding, RowSampler, StepStreamer, Stopper
 from expertmine.errors import UserError
 from expertmine.experts import Experts, Units
 from expertmine.interventions import Steered, steer_rows
-from expertmine.models import LoadedModel, load_identical, refuse_encoder, tokenise
-from expertmine.responses import filling
+from expertmine.model.load import LoadedModel, load_identical, refuse_encoder, tokenise
+from expertmine.model.responses import filling
 from expertmine.specs.plan import Pooling
 from expertmine.steering import Steering
 from expertmine.storage.locations import Place

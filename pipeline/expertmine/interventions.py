@@ -15,9 +15,9 @@ from transformers import PreTrainedModel
 
 from expertmine.errors import UserError
 from expertmine.experts import ConceptExperts, Forcing
-from expertmine.models import check_weights
+from expertmine.model.hooks import Where, changing
+from expertmine.model.load import check_weights
 from expertmine.steering import Assignment, Conflicts, Steering, Tokens, assign
-from expertmine.taps import Where, changing
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,7 @@ def snippet(experts: Experts, place: str) -> str:
     k = usual_k(experts, [concept], Steering())[0]
     auto, writes = _auto_class(model.architecture)
     if model.name == "embedded":
-        imports = ["from expertmine.models import load_model"]
+        imports = ["from expertmine.model.load import load_model"]
         loading = ['loaded = load_model("embedded")', "model, tokenizer = loaded.model, loaded.tokenizer"]
     else:
         source = f"{model.name!r}, revision={model.revision!r}" if model.revision else f"{model.name!r}"

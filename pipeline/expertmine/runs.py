@@ -108,7 +108,7 @@ def _go_on(run: Place, frozen: Plan, wanted: Plan, corpus: Corpus, force: bool) 
     lengths = np.zeros(0, np.int64)
     plan = replace(wanted, corpus=corpus.identity)
     if len(new):
-        from expertmine.models import load_tokenizer
+        from expertmine.model.load import load_tokenizer
 
         lengths = measure_lengths(load_tokenizer(frozen.model), table["text"], frozen.responses)
         segments = (*frozen.segments, sentences.segment_of(table))

@@ -20,14 +20,14 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from expertmine.capacity import Workload
 from expertmine.errors import UserError
 from expertmine.ledger import load_plan, missing_tasks, open_corpus, read_receipts
-from expertmine.models import EMBEDDED, EMBEDDED_FOLDER, auto_class, load_tokenizer
+from expertmine.model.hookpoints import find_hookpoints
+from expertmine.model.load import EMBEDDED, EMBEDDED_FOLDER, auto_class, load_tokenizer
+from expertmine.model.responses import TYPES
 from expertmine.planning import Bill, make_layout, measure_lengths, scoring_work, widest_block
-from expertmine.responses import TYPES
 from expertmine.scoring_memory import Work
 from expertmine.sentences import texts
 from expertmine.specs.plan import Plan, PlanRequest, ResponseSpec, ScoringSpec, Stage
 from expertmine.storage.locations import Place
-from expertmine.units import find_hookpoints
 
 SAMPLE_PARTITIONS = 4
 """Partitions of a run whose sentences tell how many tokens one has, where none was extracted yet."""
@@ -109,7 +109,7 @@ def shape_of(name: str, revision: str | None = None, patterns: tuple[str, ...] =
 
     Args:
         name: ``embedded``, one of `KNOWN`, a ``config.json``, a folder with one, or a Hugging Face model id.
-        patterns: that choose hookpoints, as `expertmine.units.find_hookpoints` takes them.
+        patterns: that choose hookpoints, as `expertmine.model.hookpoints.find_hookpoints` takes them.
 
     Raises:
         UserError: there is no such configuration, or it needs weights or code to know what the model does.

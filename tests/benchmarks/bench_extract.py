@@ -30,12 +30,12 @@ from zarr.storage import MemoryStore
 
 from expertmine import extract, sentences
 from expertmine.concepts.wordnet import WordNet, wordnet_texts
-from expertmine.models import EMBEDDED, EMBEDDED_FOLDER, load_model
-from expertmine.responses import Batch, filling, forward_passes, make_batches, prepare
+from expertmine.model.hookpoints import find_hookpoints
+from expertmine.model.hooks import reading
+from expertmine.model.load import EMBEDDED, EMBEDDED_FOLDER, load_model
+from expertmine.model.responses import Batch, filling, forward_passes, make_batches, prepare
 from expertmine.runtime import serial
 from expertmine.specs.plan import ResponseSpec
-from expertmine.taps import reading
-from expertmine.units import find_hookpoints
 
 ROUNDS = 5
 SENTENCES = 1536

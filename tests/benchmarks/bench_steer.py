@@ -11,8 +11,8 @@ import torch
 
 from expertmine import steer
 from expertmine.experts import ConceptExperts, Expert
-from expertmine.models import LoadedModel, load_model
-from expertmine.units import find_hookpoints
+from expertmine.model.hookpoints import find_hookpoints
+from expertmine.model.load import LoadedModel, load_model
 
 K = 500
 NEW_TOKENS = 60

@@ -97,7 +97,7 @@ class Measurer:
     """Writes the texts of a cell and measures them; holds the model and the judges of the concepts at hand."""
 
     def __init__(self, run: Place, pooling: Pooling | None, settings: CellSettings) -> None:
-        from expertmine.models import load_model
+        from expertmine.model.load import load_model
 
         self.generator = Generator(run, pooling=pooling)
         self.corpus: Corpus = open_corpus(run, load_plan(run))

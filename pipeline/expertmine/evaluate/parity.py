@@ -81,7 +81,7 @@ class Experimenter:
     """Takes one context along the ladder of k; holds the model and the index."""
 
     def __init__(self, run: Place, pooling: Pooling | None, settings: CellSettings) -> None:
-        from expertmine.models import load_model
+        from expertmine.model.load import load_model
 
         self.generator = Generator(run, pooling=pooling)
         self.settings = settings

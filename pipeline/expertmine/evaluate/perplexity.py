@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import cross_entropy
 
-from expertmine.models import LoadedModel, tokenise
-from expertmine.responses import filling, make_batches
+from expertmine.model.load import LoadedModel, tokenise
+from expertmine.model.responses import filling, make_batches
 from expertmine.specs.plan import ResponseSpec
 
 DEFAULT = ResponseSpec()

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 
 from expertmine.errors import UserError
-from expertmine.models import LoadedModel, tokenise
-from expertmine.responses import filling
+from expertmine.model.load import LoadedModel, tokenise
+from expertmine.model.responses import filling
 
 SHE = ("she", "her")
 HE = ("he", "his")

@@ -14,10 +14,10 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from expertmine.errors import UserError
-from expertmine.models import load_identical
-from expertmine.responses import LARGEST, TYPES, Batch, filling, make_batches, pool, prepare
+from expertmine.model.hooks import reading
+from expertmine.model.load import load_identical
+from expertmine.model.responses import LARGEST, TYPES, Batch, filling, make_batches, pool, prepare
 from expertmine.specs.plan import Hookpoint, Plan, Pooling, ResponseSpec
-from expertmine.taps import reading
 from expertmine.telemetry.progress import track
 
 Span = tuple[int, int]

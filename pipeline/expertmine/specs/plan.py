@@ -88,7 +88,7 @@ class ModelIdentity:
     architecture: str
     """Class name of the model, such as ``GPT2LMHeadModel``."""
     weights: str
-    """Hash of all parameters, see `expertmine.models.weights_hash`."""
+    """Hash of all parameters, see `expertmine.model.load.weights_hash`."""
     tokenizer: str
     """Hash of the tokenizer's own serialisation."""
 

@@ -21,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils.generic import ModelOutput
 
 from expertmine.errors import UserError
-from expertmine.fused_experts import Map, watching
+from expertmine.model.fused_experts import Map, watching
 
 Recorder = Callable[[str, torch.Tensor], None]
 """Takes a hookpoint's name and what it gives: (batch, tokens, channels) or (batch × tokens, channels)."""

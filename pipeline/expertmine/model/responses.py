@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from expertmine.errors import UserError
-from expertmine.models import TokenisedText, tokenise
+from expertmine.model.hooks import reading
+from expertmine.model.load import TokenisedText, tokenise
 from expertmine.specs.plan import Hookpoint, Pooling, ResponseSpec
-from expertmine.taps import reading
 
 LARGEST = float(torch.finfo(torch.float16).max)
 TYPES = {"float16": torch.float16, "float32": torch.float32, "bfloat16": torch.bfloat16}

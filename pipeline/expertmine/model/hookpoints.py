@@ -1,7 +1,7 @@
 """Hookpoints and unit ids: which module outputs of a model are looked at, and how their channels are numbered.
 
 Unit ids are contiguous: hookpoints in the order in which they run, channels in order. Knows no hooks; see
-`expertmine.taps` for what a hookpoint's name means.
+`expertmine.model.hooks` for what a hookpoint's name means.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from expertmine.errors import UserError
-from expertmine.fused_experts import expert_maps, is_fused, is_readable, map_width
+from expertmine.model.fused_experts import expert_maps, is_fused, is_readable, map_width
+from expertmine.model.hooks import Place, observing
 from expertmine.specs.plan import Hookpoint
-from expertmine.taps import Place, observing
 
 
 def blocks(model: PreTrainedModel) -> list[str]:

@@ -1,0 +1,1 @@
+"""A transformer model: loading, hookpoints, hooks, tokenising, batches, and pooled responses."""
