@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from expertmine.distribution import BINS
-from expertmine.distribution import SCHEMA as DISTRIBUTION
-from expertmine.experts import SCHEMA, UNITS, Experts, write_tables
+from expertmine.index.distribution import BINS
+from expertmine.index.distribution import SCHEMA as DISTRIBUTION
+from expertmine.index.experts import SCHEMA, UNITS, Experts, write_tables
 
 HOOKPOINTS = ("model.h.0.in", "model.h.0.out", "model.h.1.in", "model.h.1.out")
 

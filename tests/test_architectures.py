@@ -12,8 +12,8 @@ from tiny_models import BUILDERS, ENCODERS, save_model
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from expertmine.experts import Experts
 from expertmine.generate import GenerationRequest, Generator
+from expertmine.index.experts import Experts
 from expertmine.mine import Cluster, run_all
 from expertmine.model.hookpoints import find_hookpoints
 from expertmine.model.load import load_model, tokenise

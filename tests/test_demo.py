@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from expertmine.demo import LADDER, SHOWN
-from expertmine.experts import Experts
+from expertmine.index.experts import Experts
 
 
 def test_the_demo_mines_shows_and_steers(tmp_path: Path) -> None:

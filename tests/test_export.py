@@ -20,11 +20,12 @@ from made_runs import make_corpus, make_run
 from plans import plan_new
 from sklearn.metrics import average_precision_score
 
-from expertmine import export, sentences
+from expertmine import sentences
 from expertmine.corpus.drafts import LONGEST_NAME
 from expertmine.corpus.reader import Corpus
 from expertmine.errors import UnknownConcept, UserError
-from expertmine.experts import Experts
+from expertmine.index import export
+from expertmine.index.experts import Experts
 from expertmine.ledger import load_plan, open_corpus
 from expertmine.mine import Cluster, run_all
 from expertmine.store import Store

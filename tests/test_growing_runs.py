@@ -14,7 +14,7 @@ from sklearn.metrics import average_precision_score
 from expertmine import extract, sentences
 from expertmine.corpus.reader import Corpus
 from expertmine.errors import UserError
-from expertmine.experts import Experts
+from expertmine.index.experts import Experts
 from expertmine.ledger import load_plan, missing_tasks, open_corpus
 from expertmine.mine import Cluster, run_all
 from expertmine.model import load as models

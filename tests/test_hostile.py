@@ -30,7 +30,7 @@ import expertmine_kernels
 from expertmine import show_experts, show_run
 from expertmine.corpus.reader import FILES, Corpus
 from expertmine.errors import UserError
-from expertmine.experts import Experts
+from expertmine.index.experts import Experts
 from expertmine.inspect_run import progress_of, verify, workers_of
 from expertmine.ledger import load_plan, read_receipts
 from expertmine.locks import Driver, driving

@@ -103,7 +103,7 @@ def test_the_source_roots_are_no_packages() -> None:
 
 @pytest.mark.parametrize("module, absent", [
     ("expertmine.score", ["torch", "transformers", "ray", "distributed"]),
-    ("expertmine.experts", ["torch", "zarr", "ray", "distributed", "numba", "huggingface_hub"]),
+    ("expertmine.index.experts", ["torch", "zarr", "ray", "distributed", "numba", "huggingface_hub"]),
     ("expertmine.interventions", ["zarr", "ray", "distributed", "numba"]),
     ("expertmine.generate", ["zarr", "ray", "distributed", "numba"]),
     ("expertmine.cli", ["torch", "ray", "distributed", "matplotlib", "fastapi", "uvicorn", "huggingface_hub"]),

@@ -11,9 +11,9 @@ from commands import refused, succeed
 from made_indexes import HOOKPOINTS, make_index
 from scipy.stats import spearmanr
 
-from expertmine import lookup
 from expertmine.errors import UnknownConcept, UserError
-from expertmine.experts import Experts
+from expertmine.index import lookup
+from expertmine.index.experts import Experts
 
 CONCEPTS, KEPT, WIDTH = 30, 24, 25
 

@@ -18,9 +18,9 @@ from expertmine import assess
 from expertmine.chance import expected_ap
 from expertmine.corpus.draws import salted_number
 from expertmine.corpus.reader import Corpus
-from expertmine.distribution import BINS, EDGES, grouped, layer_of
 from expertmine.errors import StageError, UserError
-from expertmine.experts import Experts
+from expertmine.index.distribution import BINS, EDGES, grouped, layer_of
+from expertmine.index.experts import Experts
 from expertmine.inspect_run import progress_of, verify
 from expertmine.ledger import load_plan, open_corpus
 from expertmine.mine import Cluster, run_all, run_reduce, run_score

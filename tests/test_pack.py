@@ -22,12 +22,13 @@ from commands import refused, succeed
 from huggingface_hub.errors import LocalEntryNotFoundError
 from made_indexes import HOOKPOINTS, made_facts, made_tables, make_index
 
-from expertmine import Experts, hub, steer
-from expertmine.distribution import grouped
+from expertmine import Experts, steer
 from expertmine.errors import UnknownConcept, UserError
-from expertmine.experts import STEERING, TABLES, UNITS, write_tables
+from expertmine.index import hub
+from expertmine.index.distribution import grouped
+from expertmine.index.experts import STEERING, TABLES, UNITS, write_tables
+from expertmine.index.pack import FILES, PackRequest, pack
 from expertmine.model.load import load_model
-from expertmine.pack import FILES, PackRequest, pack
 
 NAMES = ["bird", "pipe | star*", "<script>alert(1)</script>", "``` fence", "quote\"'\\", "ünï 🐦"]
 KEPT, WIDTH = 12, 20

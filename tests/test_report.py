@@ -35,7 +35,7 @@ from expertmine.evaluate.results import (
     Variant,
     write_result,
 )
-from expertmine.experts import Experts
+from expertmine.index.experts import Experts
 from expertmine.ledger import load_plan, open_corpus
 from expertmine.mine import Cluster, run_all
 from expertmine.report import evaluation_figures

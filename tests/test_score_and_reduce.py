@@ -17,7 +17,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from expertmine import ranking
 from expertmine.errors import UserError
-from expertmine.experts import Experts
+from expertmine.index.experts import Experts
 from expertmine.ledger import load_plan, open_corpus
 from expertmine.mine import Cluster, run_all
 from expertmine.ranking import Extremes

@@ -29,8 +29,8 @@ import psutil
 import pytest
 
 from expertmine.errors import UserError
-from expertmine.experts import Experts
 from expertmine.generate import GenerationRequest, Generator, NewGenerator, Piece
+from expertmine.index.experts import Experts
 from expertmine.serving import app as paths
 from expertmine.serving import server as serving
 from expertmine.serving.app import Service, new_app

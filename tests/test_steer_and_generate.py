@@ -14,8 +14,8 @@ from transformers import PreTrainedModel
 from expertmine import Experts, steer
 from expertmine.decoding import RowSampler, Stopper
 from expertmine.errors import UserError
-from expertmine.experts import ConceptExperts, Expert, Forcing
 from expertmine.generate import GenerationRequest, Generator, _Batch
+from expertmine.index.experts import ConceptExperts, Expert, Forcing
 from expertmine.model.hookpoints import find_hookpoints
 from expertmine.model.hooks import reading
 from expertmine.model.load import LoadedModel, load_model

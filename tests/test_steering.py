@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from expertmine import Experts, steer
 from expertmine.errors import UserError
-from expertmine.experts import ConceptExperts, Expert
+from expertmine.index.experts import ConceptExperts, Expert
 from expertmine.interventions import Steered, steer_rows
 from expertmine.model import load as models
 from expertmine.model.hookpoints import find_hookpoints

@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from expertmine.experts import Experts as Experts
+    from expertmine.index.experts import Experts as Experts
     from expertmine.interventions import Steered as Steered
     from expertmine.interventions import steer as steer
     from expertmine.interventions import steer_rows as steer_rows

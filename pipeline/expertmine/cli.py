@@ -38,9 +38,9 @@ from expertmine.cli_options import (
     Where,
     request,
 )
-from expertmine.distribution import Grouping
 from expertmine.errors import UserError
 from expertmine.hardware import parse_cluster
+from expertmine.index.distribution import Grouping
 from expertmine.mine import (
     DEFAULT_TOP_K,
     Cluster,
@@ -300,7 +300,7 @@ def experts(
 
     Example: `expertmine experts run bird.n.01 -k 20`
     """
-    from expertmine.experts import Experts
+    from expertmine.index.experts import Experts
 
     index = Experts.load(run, pooling)
     show_experts.tell_if_stale(run, index)
@@ -324,8 +324,8 @@ def distribution(
 
     Example: `expertmine distribution run bird.n.01 --by hookpoint`
     """
-    from expertmine.distribution import grouped
-    from expertmine.experts import Experts
+    from expertmine.index.distribution import grouped
+    from expertmine.index.experts import Experts
 
     index = Experts.load(run, pooling)
     show_experts.tell_if_stale(run, index)
@@ -367,8 +367,8 @@ def generate(
 
     Example: `expertmine generate run --concept bird.n.01 -k 50 -n 5`
     """
-    from expertmine.experts import Experts
     from expertmine.generate import GenerationRequest
+    from expertmine.index.experts import Experts
     from expertmine.mine import run_generate
 
     concepts = tuple(concept or ())

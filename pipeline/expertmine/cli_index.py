@@ -9,12 +9,12 @@ import typer
 
 from expertmine import show_experts, show_index
 from expertmine.errors import UserError
-from expertmine.experts import Units
+from expertmine.index.experts import Units
 from expertmine.specs.plan import Pooling
 from expertmine.storage.locations import place
 
 if TYPE_CHECKING:
-    from expertmine.experts import Experts
+    from expertmine.index.experts import Experts
 
 # The store takes a moment to load, and the hub's client too: commands import what they need.
 
@@ -70,7 +70,7 @@ def unit(
 
     Example: `expertmine unit run transformer.h.4.mlp.c_fc:979`
     """
-    from expertmine import lookup
+    from expertmine.index import lookup
 
     index = _open(run, pooling)
     if which is None:
@@ -94,7 +94,7 @@ def hookpoint(
 
     Example: `expertmine hookpoint run 'transformer.h.3.*' -k 50`
     """
-    from expertmine import lookup
+    from expertmine.index import lookup
 
     show_index.at_hookpoints(lookup.at_hookpoints(_open(run, pooling), pattern, k), count, as_json)
 
@@ -112,7 +112,7 @@ def compare(
 
     Example: `expertmine compare run bird.n.01 fish.n.01 -k 100`
     """
-    from expertmine import lookup
+    from expertmine.index import lookup
 
     index = _open(run, pooling)
     k = min(COMPARED_K, index.top_k) if k is None else k
@@ -131,7 +131,7 @@ def nearest(
 
     Example: `expertmine nearest run bird.n.01 -k 100`
     """
-    from expertmine import lookup
+    from expertmine.index import lookup
 
     index = _open(run, pooling)
     k = min(COMPARED_K, index.top_k) if k is None else k
@@ -161,7 +161,7 @@ def export(
 
     Example: `expertmine export run --format selfcond --out expertise --concept bird.n.01`
     """
-    from expertmine.export import export_selfcond, export_table
+    from expertmine.index.export import export_selfcond, export_table
 
     chosen = concept or ()
     if form == "selfcond":
@@ -198,9 +198,9 @@ def pack(
 
     Example: `expertmine pack run --out birds --top-k 100 --concept bird.n.01 --license cc-by-4.0`
     """
-    from expertmine import hub
-    from expertmine.pack import FILES, PackRequest
-    from expertmine.pack import pack as write_pack
+    from expertmine.index import hub
+    from expertmine.index.pack import FILES, PackRequest
+    from expertmine.index.pack import pack as write_pack
 
     if push is not None:
         hub.require_id(push)
@@ -213,7 +213,7 @@ def pack(
 
 
 def _open(run: str, pooling: Pooling | None) -> Experts:
-    from expertmine.experts import Experts
+    from expertmine.index.experts import Experts
 
     index = Experts.load(run, pooling)
     show_experts.tell_if_stale(place(run), index)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, cast
 import typer
 
 from expertmine.errors import UserError
-from expertmine.experts import Forcing, Units
+from expertmine.index.experts import Forcing, Units
 from expertmine.mine import Cluster, ExtractExecutor, ScoreExecutor
 from expertmine.specs.plan import (
     BATCH_TOKENS,

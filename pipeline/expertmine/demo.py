@@ -13,8 +13,8 @@ from expertmine.concepts.senses import Selection, sense_draft
 from expertmine.concepts.wordnet import WordNet, wordnet_texts
 from expertmine.corpus.drafts import Draft, Refusals
 from expertmine.corpus.writer import write_corpus
-from expertmine.experts import Experts
 from expertmine.generate import GenerationRequest
+from expertmine.index.experts import Experts
 from expertmine.mine import Cluster, freeze_plan, run_all, run_generate
 from expertmine.model.load import EMBEDDED
 from expertmine.show import number, out, table

@@ -15,7 +15,7 @@ from transformers import GenerationConfig
 
 from expertmine.decoding import Decoding, RowSampler, StepStreamer, Stopper
 from expertmine.errors import UserError
-from expertmine.experts import Experts, Units
+from expertmine.index.experts import Experts, Units
 from expertmine.interventions import Steered, steer_rows
 from expertmine.model.load import LoadedModel, load_identical, refuse_encoder, tokenise
 from expertmine.model.responses import filling

@@ -12,7 +12,7 @@ from expertmine import sentences
 from expertmine.costs import Costs, costs_of
 from expertmine.drivers import Driver, read_drivers
 from expertmine.errors import UserError
-from expertmine.experts import Experts, index_folder
+from expertmine.index.experts import Experts, index_folder
 from expertmine.ledger import (
     Failure,
     Receipt,

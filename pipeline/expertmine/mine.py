@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from expertmine import assess, reduce, score
 from expertmine.corpus.reader import Corpus
 from expertmine.errors import UserError
-from expertmine.experts import Experts
+from expertmine.index.experts import Experts
 from expertmine.ledger import (
     Failure,
     Receipt,

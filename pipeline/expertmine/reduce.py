@@ -16,9 +16,9 @@ from expertmine import locks
 from expertmine.chance import ALPHA, brought_over, expected_ap, p_values, thresholds
 from expertmine.controls import controls
 from expertmine.corpus.reader import Corpus
-from expertmine.distribution import Distribution
 from expertmine.errors import UserError
-from expertmine.experts import SCHEMA, index_folder, write_index
+from expertmine.index.distribution import Distribution
+from expertmine.index.experts import SCHEMA, index_folder, write_index
 from expertmine.ledger import load_plan, open_corpus, require_complete
 from expertmine.ranking import Extremes
 from expertmine.scored_rows import NullClasses, Side, mined_and_held_out, null_classes

@@ -17,8 +17,8 @@ from expertmine.storage.untrusted import visible
 from expertmine.telemetry.progress import console as stderr
 
 if TYPE_CHECKING:
-    from expertmine.distribution import Group
-    from expertmine.experts import Experts
+    from expertmine.index.distribution import Group
+    from expertmine.index.experts import Experts
 
 BARS = " ▁▂▃▄▅▆▇█"
 

@@ -15,9 +15,9 @@ from expertmine.show_experts import p_value
 from expertmine.telemetry.progress import size
 
 if TYPE_CHECKING:
-    from expertmine.experts import Experts
-    from expertmine.lookup import AtHookpoints, Comparison, Neighbour, Place, Service, SharedUnit
-    from expertmine.pack import Packed
+    from expertmine.index.experts import Experts
+    from expertmine.index.lookup import AtHookpoints, Comparison, Neighbour, Place, Service, SharedUnit
+    from expertmine.index.pack import Packed
 
 
 def unit(index: Experts, place: Place, services: Sequence[Service], count: int, json_: bool) -> None:

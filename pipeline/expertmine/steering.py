@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from expertmine.errors import UserError
-from expertmine.experts import ConceptExperts, Expert, Experts, Forcing, Units
+from expertmine.index.experts import ConceptExperts, Expert, Experts, Forcing, Units
 
 DEFAULT_K = 50
 """Experts that are set where nobody says how many and no evaluation has chosen."""
@@ -29,7 +29,7 @@ class Steering:
     k: int = DEFAULT_K
     """How many experts of each concept; 0 sets none."""
     forcing: Forcing = "mean"
-    """To which value, see `expertmine.experts.Forcing`."""
+    """To which value, see `expertmine.index.experts.Forcing`."""
     strength: float = 1.0
     """How far from its own response towards that value a unit is moved: 0 not at all, 1 all the way."""
     tokens: Tokens = "all"

@@ -19,7 +19,7 @@ from expertmine.evaluate.concept import drawn_concepts
 from expertmine.evaluate.results import Ablation, Cell, Comparison, Success, Variant, rebuilt, result_path, write_result
 from expertmine.evaluate.statistics import interval, sign_flip_p
 from expertmine.evaluate.tasks import Runtime, run_tasks
-from expertmine.experts import Experts, require_k
+from expertmine.index.experts import Experts, require_k
 from expertmine.ledger import load_plan, open_corpus
 from expertmine.run_folder import require_own
 from expertmine.specs.plan import Pooling

@@ -23,7 +23,7 @@ from expertmine.evaluate.results import (
     write_result,
 )
 from expertmine.evaluate.tasks import Runtime, run_tasks
-from expertmine.experts import Experts, require_k
+from expertmine.index.experts import Experts, require_k
 from expertmine.ledger import load_plan, open_corpus
 from expertmine.run_folder import require_own
 from expertmine.specs.plan import Pooling

@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
-from expertmine.distribution import BINS, EDGES
-from expertmine.experts import Experts
+from expertmine.index.distribution import BINS, EDGES
+from expertmine.index.experts import Experts
 from expertmine.report.facts import TOP, Best, Overlaps
 from expertmine.report.style import (
     BLUE,

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from expertmine.corpus.reader import Corpus
-from expertmine.experts import Expert
+from expertmine.index.experts import Expert
 from expertmine.scored_rows import Side, mined_and_held_out
 from expertmine.specs.plan import Plan, Pooling
 from expertmine.storage.locations import Place

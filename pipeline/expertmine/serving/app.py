@@ -17,8 +17,8 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from expertmine.errors import UserError
-from expertmine.experts import Experts
 from expertmine.generate import GenerationRequest
+from expertmine.index.experts import Experts
 from expertmine.serving.answers import Answer
 from expertmine.serving.batching import Batcher, Busy, Ended, Job, News, Writer
 from expertmine.serving.catalogue import Catalogue

@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict
 from typing import Any
 
-from expertmine.experts import Expert, Experts
+from expertmine.index.experts import Expert, Experts
 
 SHOWN = 20
 """Experts of a concept that are shown."""

@@ -10,8 +10,8 @@ from typing import Annotated, Any, NoReturn
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from expertmine.errors import UnknownConcept, UserError
-from expertmine.experts import Experts, Forcing, Units
 from expertmine.generate import GenerationRequest
+from expertmine.index.experts import Experts, Forcing, Units
 from expertmine.serving.refusals import Refusal, of_field
 from expertmine.steering import Conflicts, Steering, Tokens, usual_k
 

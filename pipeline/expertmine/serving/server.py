@@ -21,8 +21,8 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from expertmine.errors import UserError
-from expertmine.experts import Experts
 from expertmine.generate import NewGenerator
+from expertmine.index.experts import Experts
 from expertmine.serving.app import Service, new_app
 from expertmine.serving.batching import Batcher, Writer
 from expertmine.serving.completions import Limits

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from expertmine.experts import Experts
+from expertmine.index.experts import Experts
 from expertmine.steering import Steering, usual_k
 
 LISTED = 20

@@ -1,6 +1,6 @@
 """Packs: an expert index cut to what others need, in a folder that says itself what it is.
 
-A pack is an expert index (`expertmine.experts.Experts` opens it, from a folder or from the Hugging Face hub) with a
+A pack is an expert index (`expertmine.index.experts.Experts` opens it, from a folder or from the Hugging Face hub) with a
 model card beside it. It holds no sentence and no weight; whose experts they are, a hash of the weights tells.
 """
 
@@ -14,10 +14,10 @@ import numpy as np
 import pyarrow as pa
 
 from expertmine.errors import UserError
-from expertmine.experts import STEERING, TABLES, UNITS, Experts, write_tables
-from expertmine.export import cut
-from expertmine.lookup import k_or_all
-from expertmine.pack_card import card, is_folder
+from expertmine.index.card import card, is_folder
+from expertmine.index.experts import STEERING, TABLES, UNITS, Experts, write_tables
+from expertmine.index.export import cut
+from expertmine.index.lookup import k_or_all
 from expertmine.storage.files import read_json, write_atomically, write_json, writing
 from expertmine.storage.locations import Place, same
 

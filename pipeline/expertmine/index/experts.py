@@ -5,7 +5,7 @@ worst, likewise; ``random.parquet`` and ``matched.parquet``, controls for steeri
 average precision is distributed over each hookpoint; and ``index.json``: what they were mined from, concepts with their
 counts and with what chance does, and the checksums of the tables. Later comes ``steering.json``: how many experts are
 best set for each concept, where that was evaluated. A run with several poolings has an index for each: that of the
-first is ``experts/``, that of another ``experts-mean/``, say. A pack (`expertmine.pack`) is an index too, cut to what
+first is ``experts/``, that of another ``experts-mean/``, say. A pack (`expertmine.index.pack`) is an index too, cut to what
 others need, and may lie on the Hugging Face hub.
 """
 
@@ -20,10 +20,10 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from expertmine import hub
-from expertmine.distribution import SCHEMA as DISTRIBUTION_SCHEMA
 from expertmine.errors import UnknownConcept, UserError
-from expertmine.index_checks import check_facts, check_rows, read_distribution, read_units
+from expertmine.index import hub
+from expertmine.index.checks import check_facts, check_rows, read_distribution, read_units
+from expertmine.index.distribution import SCHEMA as DISTRIBUTION_SCHEMA
 from expertmine.specs.plan import ModelIdentity, Plan, Pooling, layer_of
 from expertmine.storage.files import exists, read_json, write_json
 from expertmine.storage.locations import Place, place

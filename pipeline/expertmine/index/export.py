@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 
 from expertmine.corpus.reader import Concept
 from expertmine.errors import UserError
-from expertmine.experts import Experts, Units
+from expertmine.index.experts import Experts, Units
+from expertmine.index.lookup import k_or_all
 from expertmine.ledger import load_plan, open_corpus, require_complete
-from expertmine.lookup import k_or_all
 from expertmine.specs.plan import Plan, Pooling
 from expertmine.storage.files import write_atomically
 from expertmine.storage.locations import Place
