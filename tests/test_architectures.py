@@ -12,14 +12,14 @@ from tiny_models import BUILDERS, ENCODERS, save_model
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from expertmine.generate import GenerationRequest, Generator
 from expertmine.index.experts import Experts
 from expertmine.mine import Cluster, run_all
 from expertmine.model.hookpoints import find_hookpoints
 from expertmine.model.load import load_model, tokenise
 from expertmine.model.responses import filling, forward_passes, make_batches
 from expertmine.specs.plan import ResponseSpec
-from expertmine.steering import Steering
+from expertmine.steering.assignment import Steering
+from expertmine.steering.generation import GenerationRequest, Generator
 
 ATTENTION = 32 + 16 + 16 + 32  # grouped queries: q, k, v, o
 GATED = 48 + 48 + 32  # gate, up, down

@@ -104,8 +104,8 @@ def test_the_source_roots_are_no_packages() -> None:
 @pytest.mark.parametrize("module, absent", [
     ("expertmine.score", ["torch", "transformers", "ray", "distributed"]),
     ("expertmine.index.experts", ["torch", "zarr", "ray", "distributed", "numba", "huggingface_hub"]),
-    ("expertmine.interventions", ["zarr", "ray", "distributed", "numba"]),
-    ("expertmine.generate", ["zarr", "ray", "distributed", "numba"]),
+    ("expertmine.steering.interventions", ["zarr", "ray", "distributed", "numba"]),
+    ("expertmine.steering.generation", ["zarr", "ray", "distributed", "numba"]),
     ("expertmine.cli", ["torch", "ray", "distributed", "matplotlib", "fastapi", "uvicorn", "huggingface_hub"]),
 ])  # fmt: skip
 def test_what_importing_a_module_loads(module: str, absent: list[str]) -> None:

@@ -29,7 +29,6 @@ import psutil
 import pytest
 
 from expertmine.errors import UserError
-from expertmine.generate import GenerationRequest, Generator, NewGenerator, Piece
 from expertmine.index.experts import Experts
 from expertmine.serving import app as paths
 from expertmine.serving import server as serving
@@ -37,7 +36,8 @@ from expertmine.serving.app import Service, new_app
 from expertmine.serving.batching import Batcher, Ended, Job
 from expertmine.serving.completions import Limits
 from expertmine.serving.guard import LOOPBACK_NAMES, Guard
-from expertmine.steering import Steering
+from expertmine.steering.assignment import Steering
+from expertmine.steering.generation import GenerationRequest, Generator, NewGenerator, Piece
 
 TOKEN = "a-token-for-tests-alone"
 SECRET = "/somewhere/private"

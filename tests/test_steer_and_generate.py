@@ -12,14 +12,14 @@ from tiny_models import BUILDERS, save_model
 from transformers import PreTrainedModel
 
 from expertmine import Experts, steer
-from expertmine.decoding import RowSampler, Stopper
 from expertmine.errors import UserError
-from expertmine.generate import GenerationRequest, Generator, _Batch
 from expertmine.index.experts import ConceptExperts, Expert, Forcing
 from expertmine.model.hookpoints import find_hookpoints
 from expertmine.model.hooks import reading
 from expertmine.model.load import LoadedModel, load_model
-from expertmine.steering import Steering
+from expertmine.steering.assignment import Steering
+from expertmine.steering.decoding import RowSampler, Stopper
+from expertmine.steering.generation import GenerationRequest, Generator, _Batch
 from expertmine.storage.files import sha256_file
 
 

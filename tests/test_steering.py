@@ -13,13 +13,13 @@ from transformers import PreTrainedModel
 from expertmine import Experts, steer
 from expertmine.errors import UserError
 from expertmine.index.experts import ConceptExperts, Expert
-from expertmine.interventions import Steered, steer_rows
 from expertmine.model import load as models
 from expertmine.model.hookpoints import find_hookpoints
 from expertmine.model.hooks import reading
 from expertmine.model.load import load_model, weights_hash
 from expertmine.specs.plan import ModelIdentity
-from expertmine.steering import Steering, assign, chosen_experts
+from expertmine.steering.assignment import Steering, assign, chosen_experts
+from expertmine.steering.interventions import Steered, steer_rows
 
 SOMEBODY = ModelIdentity("a model", None, "None", "0" * 64, "0" * 64)
 MLP = "transformer.h.0.mlp.c_fc"

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from expertmine.index.experts import Experts as Experts
-    from expertmine.interventions import Steered as Steered
-    from expertmine.interventions import steer as steer
-    from expertmine.interventions import steer_rows as steer_rows
-    from expertmine.steering import Steering as Steering
+    from expertmine.steering.assignment import Steering as Steering
+    from expertmine.steering.interventions import Steered as Steered
+    from expertmine.steering.interventions import steer as steer
+    from expertmine.steering.interventions import steer_rows as steer_rows
 
 _HOME = {
     "Experts": "experts",

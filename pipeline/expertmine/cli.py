@@ -53,7 +53,7 @@ from expertmine.mine import (
 )
 from expertmine.option_groups import with_groups
 from expertmine.specs.plan import Pooling
-from expertmine.steering import DEFAULT_K, usual_k
+from expertmine.steering.assignment import DEFAULT_K, usual_k
 from expertmine.storage.locations import place
 from expertmine.telemetry.logs import LogFormat, configure
 from expertmine.telemetry.progress import console
@@ -367,9 +367,9 @@ def generate(
 
     Example: `expertmine generate run --concept bird.n.01 -k 50 -n 5`
     """
-    from expertmine.generate import GenerationRequest
     from expertmine.index.experts import Experts
     from expertmine.mine import run_generate
+    from expertmine.steering.generation import GenerationRequest
 
     concepts = tuple(concept or ())
     steering = replace(forcing.steering(k or 0), block=choice.block, conflicts=choice.conflicts)

@@ -26,7 +26,7 @@ from expertmine.specs.plan import (
     TooLong,
     WeightsType,
 )
-from expertmine.steering import Conflicts, Steering, Tokens
+from expertmine.steering.assignment import Conflicts, Steering, Tokens
 from expertmine.storage.locations import place
 
 if TYPE_CHECKING:

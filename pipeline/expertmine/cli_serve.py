@@ -48,9 +48,9 @@ def serve(
 
     Example: `expertmine serve run --port 8000`
     """
-    from expertmine.generate import NewGenerator
     from expertmine.serving.completions import Limits
     from expertmine.serving.server import Settings, serve
+    from expertmine.steering.generation import NewGenerator
 
     limits = Limits(rows=max_batch, new_tokens=max_new_tokens, body=max_body)
     settings = Settings(host, port, token_file, limits, queue, executor)

@@ -13,14 +13,14 @@ from expertmine.concepts.senses import Selection, sense_draft
 from expertmine.concepts.wordnet import WordNet, wordnet_texts
 from expertmine.corpus.drafts import Draft, Refusals
 from expertmine.corpus.writer import write_corpus
-from expertmine.generate import GenerationRequest
 from expertmine.index.experts import Experts
 from expertmine.mine import Cluster, freeze_plan, run_all, run_generate
 from expertmine.model.load import EMBEDDED
 from expertmine.show import number, out, table
 from expertmine.show_run import bill
 from expertmine.specs.plan import PlanRequest
-from expertmine.steering import Steering
+from expertmine.steering.assignment import Steering
+from expertmine.steering.generation import GenerationRequest
 from expertmine.storage.locations import Place
 
 SHOWN = ("bird.n.01", "disease.n.01", "food.n.02", "musician.n.01", "clothing.n.01", "weather.n.01")

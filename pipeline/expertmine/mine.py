@@ -38,8 +38,8 @@ from expertmine.telemetry.progress import console, track
 from expertmine.watching import Watch, watching
 
 if TYPE_CHECKING:
-    from expertmine.generate import GenerationRequest
     from expertmine.planning import Bill
+    from expertmine.steering.generation import GenerationRequest
 
 DEFAULT_TOP_K = 500
 """Experts kept a concept."""
@@ -258,7 +258,7 @@ def run_generate(
     Raises:
         UserError: a request that cannot be met.
     """
-    from expertmine.generate import NewGenerator
+    from expertmine.steering.generation import NewGenerator
 
     # An actor may have another working folder.
     if isinstance(index, str) and Path(index).exists():

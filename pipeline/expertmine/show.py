@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from expertmine.concepts.overlap import Similar
     from expertmine.corpus.drafts import Draft
     from expertmine.corpus.reader import Corpus
-    from expertmine.generate import GenerationRequest
     from expertmine.specs.plan import CorpusIdentity
+    from expertmine.steering.generation import GenerationRequest
 
 out = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
 """Standard output; a pipe has no width of its own, and tables must not be cut there."""

@@ -23,7 +23,7 @@ from expertmine.index.experts import Experts, require_k
 from expertmine.ledger import load_plan, open_corpus
 from expertmine.run_folder import require_own
 from expertmine.specs.plan import Pooling
-from expertmine.steering import DEFAULT_K, assign, usual_k
+from expertmine.steering.assignment import DEFAULT_K, assign, usual_k
 from expertmine.storage.locations import Place, absolute
 
 UNSTEERED, EXPERTS = "unsteered", "experts"

@@ -15,11 +15,11 @@ from expertmine.evaluate.lexical import Lemmas, lemmas_of
 from expertmine.evaluate.perplexity import losses, perplexity
 from expertmine.evaluate.results import Provenance, Success
 from expertmine.evaluate.tasks import Answer, Asked
-from expertmine.generate import GenerationRequest, Generator
 from expertmine.index.experts import Experts, Units
 from expertmine.ledger import load_plan, open_corpus
 from expertmine.specs.plan import Pooling
-from expertmine.steering import Steering
+from expertmine.steering.assignment import Steering
+from expertmine.steering.generation import GenerationRequest, Generator
 from expertmine.storage.locations import Place
 
 EXAMPLES = 5

@@ -30,11 +30,11 @@ from expertmine.evaluate.results import (
     write_result,
 )
 from expertmine.evaluate.tasks import Answer, Asked, Runtime, run_tasks
-from expertmine.generate import GenerationRequest, Generator
 from expertmine.index.experts import Experts, require_k
-from expertmine.interventions import Steered, steer_rows
 from expertmine.run_folder import require_own
 from expertmine.specs.plan import Pooling
+from expertmine.steering.generation import GenerationRequest, Generator
+from expertmine.steering.interventions import Steered, steer_rows
 from expertmine.storage.locations import Place, absolute
 
 LEANS: tuple[Lean, ...] = ("she", "he", "none")

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from expertmine.errors import UserError
 from expertmine.index.experts import Forcing, Units
-from expertmine.steering import Tokens
+from expertmine.steering.assignment import Tokens
 from expertmine.storage.files import exists, read_json, write_json
 from expertmine.storage.locations import Place
 

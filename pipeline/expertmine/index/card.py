@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from expertmine.index.experts import Experts
-from expertmine.steering import Steering, usual_k
+from expertmine.steering.assignment import Steering, usual_k
 
 LISTED = 20
 """Concepts in the table."""

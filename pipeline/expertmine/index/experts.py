@@ -221,7 +221,7 @@ class Experts(Mapping[str, ConceptExperts]):
         """How many experts evaluation found to steer best; None where it was not evaluated, or none steered.
 
         Args:
-            under: how units are to be set, `expertmine.steering.Steering.manner`; None where they were set otherwise
+            under: how units are to be set, `expertmine.steering.assignment.Steering.manner`; None where they were set otherwise
                 when it was evaluated. Unless given, however that was.
 
         Raises:
@@ -296,7 +296,7 @@ class Experts(Mapping[str, ConceptExperts]):
 
         Args:
             rule: by which they were chosen, in words. What was chosen by another rule is forgotten.
-            under: how units were set, `expertmine.steering.Steering.manner`; as by another rule.
+            under: how units were set, `expertmine.steering.assignment.Steering.manner`; as by another rule.
 
         Raises:
             UserError: the disk refuses.

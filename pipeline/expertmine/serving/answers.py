@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from expertmine.serving.completions import Asked
 
 if TYPE_CHECKING:
-    from expertmine.generate import Piece
+    from expertmine.steering.generation import Piece
 
 
 @dataclass

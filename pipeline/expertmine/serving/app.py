@@ -17,13 +17,13 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from expertmine.errors import UserError
-from expertmine.generate import GenerationRequest
 from expertmine.index.experts import Experts
 from expertmine.serving.answers import Answer
 from expertmine.serving.batching import Batcher, Busy, Ended, Job, News, Writer
 from expertmine.serving.catalogue import Catalogue
 from expertmine.serving.completions import Limits, of_request, parse, served_name, unknown_concept
 from expertmine.serving.refusals import Refusal, of_field
+from expertmine.steering.generation import GenerationRequest
 
 BODY_SECONDS = 30
 """A client may take that long to send its body."""

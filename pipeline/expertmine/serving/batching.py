@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 from expertmine.errors import UserError
 
 if TYPE_CHECKING:
-    from expertmine.generate import GenerationRequest, Piece
+    from expertmine.steering.generation import GenerationRequest, Piece
 
 GATHER = 0.01
 """Seconds from a request to an idle thread to the start of its batch: those who ask together share it."""

@@ -10,10 +10,10 @@ from typing import Annotated, Any, NoReturn
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from expertmine.errors import UnknownConcept, UserError
-from expertmine.generate import GenerationRequest
 from expertmine.index.experts import Experts, Forcing, Units
 from expertmine.serving.refusals import Refusal, of_field
-from expertmine.steering import Conflicts, Steering, Tokens, usual_k
+from expertmine.steering.assignment import Conflicts, Steering, Tokens, usual_k
+from expertmine.steering.generation import GenerationRequest
 
 MOST_CONCEPTS = 32
 """Concepts of one request."""

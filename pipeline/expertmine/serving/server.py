@@ -21,12 +21,12 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from expertmine.errors import UserError
-from expertmine.generate import NewGenerator
 from expertmine.index.experts import Experts
 from expertmine.serving.app import Service, new_app
 from expertmine.serving.batching import Batcher, Writer
 from expertmine.serving.completions import Limits
 from expertmine.serving.guard import LOOPBACK_NAMES, Guard
+from expertmine.steering.generation import NewGenerator
 from expertmine.storage.locations import absolute
 
 Executor = Literal["serial", "ray"]

@@ -13,14 +13,14 @@ from typing import Any, Literal, get_args
 import torch
 from transformers import GenerationConfig
 
-from expertmine.decoding import Decoding, RowSampler, StepStreamer, Stopper
 from expertmine.errors import UserError
 from expertmine.index.experts import Experts, Units
-from expertmine.interventions import Steered, steer_rows
 from expertmine.model.load import LoadedModel, load_identical, refuse_encoder, tokenise
 from expertmine.model.responses import filling
 from expertmine.specs.plan import Pooling
-from expertmine.steering import Steering
+from expertmine.steering.assignment import Steering
+from expertmine.steering.decoding import Decoding, RowSampler, StepStreamer, Stopper
+from expertmine.steering.interventions import Steered, steer_rows
 from expertmine.storage.locations import Place
 
 

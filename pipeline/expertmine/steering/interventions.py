@@ -17,7 +17,7 @@ from expertmine.errors import UserError
 from expertmine.index.experts import ConceptExperts, Forcing
 from expertmine.model.hooks import Where, changing
 from expertmine.model.load import check_weights
-from expertmine.steering import Assignment, Conflicts, Steering, Tokens, assign
+from expertmine.steering.assignment import Assignment, Conflicts, Steering, Tokens, assign
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def steer(
     Args:
         experts: of a concept (``experts["bird.n.01"]``), of several, or controls (``experts.units(name, "random")``).
         k: how many of each concept; 0 changes nothing.
-        forcing, strength, tokens, layers, block, conflicts: see `expertmine.steering.Steering`.
+        forcing, strength, tokens, layers, block, conflicts: see `expertmine.steering.assignment.Steering`.
         check: compare the model's weights with those that were mined.
 
     Raises:
