@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from corpora import LabelledTexts, write_lists
 
-from expertmine import sentences
 from expertmine.corpus.reader import Corpus
-from expertmine.ledger import Receipt, write_receipt
 from expertmine.planning import make_layout, scoring_work, widest_block
+from expertmine.run import sentences
+from expertmine.run.ledger import Receipt, write_receipt
+from expertmine.run.store import Store, create_store
 from expertmine.runs import begin
 from expertmine.specs.plan import Compression, Hookpoint, ModelIdentity, Plan, ResponseSpec, ScoringSpec
-from expertmine.store import Store, create_store
 
 HOOKPOINTS = 8
 

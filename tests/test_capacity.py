@@ -24,10 +24,10 @@ from expertmine.calibrate import measure, measure_kernels
 from expertmine.capacity import StageEstimate, Workload, estimate
 from expertmine.errors import UserError
 from expertmine.hardware import Hardware, assumed, parse_cluster
-from expertmine.ledger import load_plan, open_corpus
 from expertmine.model.hookpoints import find_hookpoints
 from expertmine.model.load import load_model
 from expertmine.planning import expertise_bytes
+from expertmine.run.ledger import load_plan, open_corpus
 from expertmine.runtime import serial
 from expertmine.specs.plan import PlanRequest, ResponseSpec
 from expertmine.unit_costs import MEASURED

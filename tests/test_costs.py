@@ -11,11 +11,11 @@ from commands import succeed
 from hypothesis import given
 from hypothesis import strategies as st
 
-from expertmine.costs import costs_of
-from expertmine.drivers import Driver, driver_at, read_drivers, write_driver
-from expertmine.inspect_run import progress_of
-from expertmine.ledger import Receipt, load_plan, read_receipts
-from expertmine.store import Store
+from expertmine.run.attempts import Driver, driver_at, read_drivers, write_driver
+from expertmine.run.costs import costs_of
+from expertmine.run.inspection import progress_of
+from expertmine.run.ledger import Receipt, load_plan, read_receipts
+from expertmine.run.store import Store
 
 
 def receipt(begun: float, finished: float, worker: str = "one", platform: str = "x86_64", **counts: int) -> Receipt:

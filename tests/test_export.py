@@ -20,15 +20,15 @@ from made_runs import make_corpus, make_run
 from plans import plan_new
 from sklearn.metrics import average_precision_score
 
-from expertmine import sentences
 from expertmine.corpus.drafts import LONGEST_NAME
 from expertmine.corpus.reader import Corpus
 from expertmine.errors import UnknownConcept, UserError
 from expertmine.index import export
 from expertmine.index.experts import Experts
-from expertmine.ledger import load_plan, open_corpus
 from expertmine.mine import Cluster, run_all
-from expertmine.store import Store
+from expertmine.run import sentences
+from expertmine.run.ledger import load_plan, open_corpus
+from expertmine.run.store import Store
 
 COLUMNS = ["ap", "off_mean", "on_p50", "on_p90", "layer", "unit", "uuid", "concept", "group"]
 SERIAL = ("serial", Cluster())

@@ -18,12 +18,12 @@ from transformers import GPT2Model
 from expertmine import extract
 from expertmine.corpus.reader import Corpus
 from expertmine.errors import UserError
-from expertmine.ledger import Receipt
 from expertmine.model.load import TokenisedText, load_model
 from expertmine.model.responses import Batch, find_runs, make_batches, pool, refuse_nan
 from expertmine.planning import make_layout, make_plan
+from expertmine.run.ledger import Receipt
+from expertmine.run.store import Store
 from expertmine.specs.plan import Compression, Hookpoint, Pooling, ResponseSpec
-from expertmine.store import Store
 
 
 def naive_responses(model_path: Path, corpus: Corpus, pooling: Pooling) -> np.ndarray:

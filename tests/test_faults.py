@@ -20,11 +20,11 @@ from safetensors.torch import load_file, save_file
 
 from expertmine import extract
 from expertmine.errors import UserError
-from expertmine.inspect_run import progress_of, workers_of
-from expertmine.ledger import load_plan, read_failures, read_receipts
 from expertmine.mine import Cluster, run_extract
+from expertmine.run.inspection import progress_of, workers_of
+from expertmine.run.ledger import load_plan, read_failures, read_receipts
+from expertmine.run.store import Store
 from expertmine.runtime.failures import ATTEMPTS, Failed
-from expertmine.store import Store
 
 Edit = Callable[[Path, Callable[[dict], object]], None]  # type: ignore[type-arg]
 

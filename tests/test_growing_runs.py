@@ -11,15 +11,16 @@ from corpora import LabelledTexts, write_lists
 from plans import plan_new, request
 from sklearn.metrics import average_precision_score
 
-from expertmine import extract, sentences
+from expertmine import extract
 from expertmine.corpus.reader import Corpus
 from expertmine.errors import UserError
 from expertmine.index.experts import Experts
-from expertmine.ledger import load_plan, missing_tasks, open_corpus
 from expertmine.mine import Cluster, run_all
 from expertmine.model import load as models
+from expertmine.run import sentences
+from expertmine.run.ledger import load_plan, missing_tasks, open_corpus
+from expertmine.run.store import Store
 from expertmine.runs import plan_run
-from expertmine.store import Store
 
 SERIAL = ("serial", Cluster())
 
@@ -139,7 +140,7 @@ def test_growth_that_died_before_its_plan_changes_nothing(
         raise UserError("no space")
 
     with monkeypatch.context() as patch:
-        patch.setattr("expertmine.ledger.write_json", dies)
+        patch.setattr("expertmine.run.ledger.write_json", dies)
         with pytest.raises(UserError, match="no space"):
             grow(two_concepts, tiny_model, [*animal_and_tool(), colours()], tmp_path / "grown")
     assert load_plan(two_concepts) == before

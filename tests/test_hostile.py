@@ -31,23 +31,23 @@ from expertmine import show_experts, show_run
 from expertmine.corpus.reader import FILES, Corpus
 from expertmine.errors import UserError
 from expertmine.index.experts import Experts
-from expertmine.inspect_run import progress_of, verify, workers_of
-from expertmine.ledger import load_plan, read_receipts
-from expertmine.locks import Driver, driving
 from expertmine.mine import driven
-from expertmine.run_folder import require_own
-from expertmine.side_tables import (
+from expertmine.run.inspection import progress_of, verify, workers_of
+from expertmine.run.lease import Driver, driving
+from expertmine.run.ledger import load_plan, read_receipts
+from expertmine.run.links import require_own
+from expertmine.run.side_tables import (
     has_selection,
     read_assessments,
     read_selection,
     write_assessment,
     write_selection,
 )
+from expertmine.run.store import Store, create_store
 from expertmine.specs.plan import Layout, Plan
 from expertmine.storage.files import write_json
 from expertmine.storage.tables import read_table, write_table
 from expertmine.storage.untrusted import mismatch, shape_of, visible
-from expertmine.store import Store, create_store
 
 Document = dict[str, Any]
 SOON = 2.0

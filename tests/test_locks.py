@@ -20,17 +20,18 @@ import pytest
 from commands import refused
 from plans import request
 
-from expertmine import extract, locks
+from expertmine import extract
 from expertmine.errors import StageError, UserError
-from expertmine.ledger import load_plan, missing_tasks
-from expertmine.locks import Driver, driving
 from expertmine.mine import Cluster, freeze_plan, run_extract, run_reduce
+from expertmine.run import lease as locks
+from expertmine.run.lease import Driver, driving
+from expertmine.run.ledger import load_plan, missing_tasks
 from expertmine.storage import files
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from expertmine.locks import driving
+from expertmine.run.lease import driving
 from expertmine.errors import UserError
 try:
     with driving(Path(sys.argv[1]), "expertmine mine", lambda text: print(text, flush=True)):

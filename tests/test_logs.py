@@ -16,9 +16,9 @@ from commands import expertmine
 from plans import plan_new
 from rich.console import Console
 
-from expertmine.drivers import read_drivers
 from expertmine.errors import UserError
-from expertmine.ledger import Receipt
+from expertmine.run.attempts import read_drivers
+from expertmine.run.ledger import Receipt
 from expertmine.runtime.events import Joined, Lost, Queue, Retried
 from expertmine.runtime.failures import Failed
 from expertmine.telemetry import logs, progress

@@ -33,9 +33,9 @@ from test_scoring_kills import free_port, kill_family, scheduler
 
 from expertmine.corpus.reader import Corpus
 from expertmine.extract import IN_FLIGHT
-from expertmine.ledger import load_plan
 from expertmine.mine import Cluster, run_all, run_extract
 from expertmine.planning import make_plan
+from expertmine.run.ledger import load_plan
 from expertmine.runs import begin
 from expertmine.specs.plan import Stage
 

@@ -16,9 +16,9 @@ from urllib.request import urlopen
 import pytest
 from test_runtimes import new_squarer
 
-from expertmine.drivers import Driver
-from expertmine.ledger import Receipt, load_plan, read_receipts
 from expertmine.mine import Cluster, run_extract
+from expertmine.run.attempts import Driver
+from expertmine.run.ledger import Receipt, load_plan, read_receipts
 from expertmine.runtime import serial
 from expertmine.runtime.events import Event, Joined, Lost, Queue, Retried
 from expertmine.runtime.failures import Failed

@@ -21,18 +21,18 @@ from expertmine.corpus.reader import Corpus
 from expertmine.errors import StageError, UserError
 from expertmine.index.distribution import BINS, EDGES, grouped, layer_of
 from expertmine.index.experts import Experts
-from expertmine.inspect_run import progress_of, verify
-from expertmine.ledger import load_plan, open_corpus
 from expertmine.mine import Cluster, run_all, run_reduce, run_score
 from expertmine.planning import make_plan
 from expertmine.reduce import reduce, stability
+from expertmine.run.inspection import progress_of, verify
+from expertmine.run.ledger import load_plan, open_corpus
+from expertmine.run.side_tables import read_null, read_selection, write_selection
+from expertmine.run.store import STATISTICS, Store
 from expertmine.runs import plan_run
 from expertmine.score import Scorer
 from expertmine.scored_rows import ScoredRows, Side, mined_and_held_out, null_classes, scored_rows
 from expertmine.scoring_memory import Room
-from expertmine.side_tables import read_null, read_selection, write_selection
 from expertmine.specs.plan import ScoringSpec
-from expertmine.store import STATISTICS, Store
 from expertmine_kernels import draw_with_replacement
 
 SERIAL = ("serial", Cluster())

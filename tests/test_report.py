@@ -36,14 +36,14 @@ from expertmine.evaluate.results import (
     write_result,
 )
 from expertmine.index.experts import Experts
-from expertmine.ledger import load_plan, open_corpus
 from expertmine.mine import Cluster, run_all
 from expertmine.report import evaluation_figures
 from expertmine.report.page import Asked, write_report
 from expertmine.report.sentences import first_by
 from expertmine.report.style import save
-from expertmine.sentences import rows_of
-from expertmine.store import Store
+from expertmine.run.ledger import load_plan, open_corpus
+from expertmine.run.sentences import rows_of
+from expertmine.run.store import Store
 
 HOSTILE = '</script><script>alert("c")</script>'
 HOSTILE_TEXT = 'the <img src="http://evil.example/x" onerror=alert(1)> ran & "hid" </template> from $x$'

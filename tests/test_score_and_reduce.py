@@ -18,11 +18,11 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from expertmine import ranking
 from expertmine.errors import UserError
 from expertmine.index.experts import Experts
-from expertmine.ledger import load_plan, open_corpus
 from expertmine.mine import Cluster, run_all
 from expertmine.ranking import Extremes
 from expertmine.reduce import reduce
-from expertmine.store import STATISTICS, Store
+from expertmine.run.ledger import load_plan, open_corpus
+from expertmine.run.store import STATISTICS, Store
 
 
 @pytest.fixture(scope="module")

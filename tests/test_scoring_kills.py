@@ -21,7 +21,7 @@ import pytest
 from commands import succeed
 from made_runs import make_corpus, make_run
 
-from expertmine.ledger import load_plan
+from expertmine.run.ledger import load_plan
 
 SEED = int(os.environ.get("EXPERTMINE_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
 KILLS = int(os.environ.get("EXPERTMINE_KILLS", "2"))

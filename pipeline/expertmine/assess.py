@@ -17,7 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from expertmine.corpus.draws import salted_number
-from expertmine.ledger import (
+from expertmine.memory import keep_freed_memory
+from expertmine.ranking import best_units
+from expertmine.run.ledger import (
     Receipt,
     load_plan,
     missing_tasks,
@@ -28,14 +30,12 @@ from expertmine.ledger import (
     worker_name,
     write_receipt,
 )
-from expertmine.memory import keep_freed_memory
-from expertmine.ranking import best_units
+from expertmine.run.side_tables import has_selection, read_selection, write_assessment, write_selection
+from expertmine.run.store import Store
 from expertmine.scored_rows import Side, mined_and_held_out
 from expertmine.scoring_memory import Room, Work, strips
-from expertmine.side_tables import has_selection, read_selection, write_assessment, write_selection
 from expertmine.specs.plan import ASSESSED, Pooling
 from expertmine.storage.locations import Place
-from expertmine.store import Store
 from expertmine_kernels import draw_with_replacement, resampled_average_precision
 
 MOST_NEGATIVES = 10_000

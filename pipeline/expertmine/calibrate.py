@@ -13,8 +13,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from expertmine.run.store import encoded_size
 from expertmine.specs.plan import Codec, Compression, StoredType
-from expertmine.store import encoded_size
 from expertmine.unit_costs import Cost, KernelCosts, UnitCosts
 from expertmine_kernels import ConceptRows, expertise
 

@@ -19,9 +19,9 @@ import numpy as np
 
 from expertmine.hardware import Hardware
 from expertmine.planning import PARTITIONS_AT_ONCE
+from expertmine.run.store import STATISTICS
 from expertmine.scoring_memory import Work
 from expertmine.specs.plan import ASSESSED, Autocast, Codec, Layout, ScoringSpec, Stage, StoredType, WeightsType
-from expertmine.store import STATISTICS
 from expertmine.unit_costs import MEASURED, UnitCosts
 
 REQUESTS_AT_ONCE = 10

@@ -259,7 +259,7 @@ def mine(
 
 def _tell_costs(run: Where) -> None:
     """What the run has cost so far, if this command has added to that."""
-    from expertmine.inspect_run import driven_here
+    from expertmine.run.inspection import driven_here
 
     show_run.costs(run, driven_here(run))
 
@@ -270,7 +270,7 @@ def status(run: Run, as_json: AsJson = False) -> None:
 
     Example: `expertmine status run`
     """
-    from expertmine.inspect_run import drivers_of, progress_of, workers_of
+    from expertmine.run.inspection import drivers_of, progress_of, workers_of
 
     show_run.status(run, progress_of(run), workers_of(run), drivers_of(run), as_json)
 
@@ -281,7 +281,7 @@ def verify(run: Run) -> None:
 
     Example: `expertmine verify run`
     """
-    from expertmine.inspect_run import verify as verify_run
+    from expertmine.run.inspection import verify as verify_run
 
     show_run.verified(run, verify_run(run))
 

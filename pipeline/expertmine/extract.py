@@ -22,19 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from expertmine import sentences
 from expertmine.errors import UserError
-from expertmine.ledger import (
-    Failure,
-    Receipt,
-    load_plan,
-    missing_tasks,
-    now,
-    report_worker,
-    require_complete,
-    worker_name,
-    write_receipt,
-)
 from expertmine.memory import keep_freed_memory
 from expertmine.model.load import load_identical
 from expertmine.model.responses import (
@@ -48,8 +36,20 @@ from expertmine.model.responses import (
     prepare,
     refuse_nan,
 )
+from expertmine.run import sentences
+from expertmine.run.ledger import (
+    Failure,
+    Receipt,
+    load_plan,
+    missing_tasks,
+    now,
+    report_worker,
+    require_complete,
+    worker_name,
+    write_receipt,
+)
+from expertmine.run.store import Store, create_store
 from expertmine.storage.locations import Place
-from expertmine.store import Store, create_store
 
 ROOMS = ("tokenising", "running", "writing")
 IN_FLIGHT = len(ROOMS)

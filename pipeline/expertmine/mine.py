@@ -15,7 +15,8 @@ from expertmine import assess, reduce, score
 from expertmine.corpus.reader import Corpus
 from expertmine.errors import UserError
 from expertmine.index.experts import Experts
-from expertmine.ledger import (
+from expertmine.run.lease import Lease, driving, held
+from expertmine.run.ledger import (
     Failure,
     Receipt,
     load_plan,
@@ -24,8 +25,7 @@ from expertmine.ledger import (
     require_new_folder,
     write_failures,
 )
-from expertmine.locks import Lease, driving, held
-from expertmine.run_folder import require_own
+from expertmine.run.links import require_own
 from expertmine.runtime import serial
 from expertmine.runtime.events import Tell
 from expertmine.runtime.failures import Failed

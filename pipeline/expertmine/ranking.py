@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from expertmine.run.store import Store
 from expertmine.specs.plan import Plan, Pooling
-from expertmine.store import Store
 from expertmine.telemetry.progress import track
 
 _SPARE = 1 << 21

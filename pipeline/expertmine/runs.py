@@ -9,17 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from expertmine import sentences
 from expertmine.corpus.reader import Corpus
 from expertmine.errors import UserError
-from expertmine.ledger import (
-    Receipt,
-    freeze,
-    load_plan,
-    plan_path,
-    read_receipts,
-    require_new_folder,
-)
 from expertmine.planning import (
     Bill,
     Sample,
@@ -30,10 +21,12 @@ from expertmine.planning import (
     require_concepts_kept,
     scoring_work,
 )
+from expertmine.run import sentences
+from expertmine.run.ledger import Receipt, freeze, load_plan, plan_path, read_receipts, require_new_folder
+from expertmine.run.store import Store
 from expertmine.specs.plan import Plan, PlanRequest
 from expertmine.storage.files import exists
 from expertmine.storage.locations import Place
-from expertmine.store import Store
 
 
 def plan_run(run: Place, corpus: Corpus, request: PlanRequest, force: bool) -> tuple[Plan, Bill | None]:

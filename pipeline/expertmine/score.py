@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from expertmine.ledger import (
+from expertmine.memory import keep_freed_memory
+from expertmine.run.ledger import (
     Receipt,
     load_plan,
     missing_tasks,
@@ -27,12 +28,11 @@ from expertmine.ledger import (
     worker_name,
     write_receipt,
 )
-from expertmine.memory import keep_freed_memory
+from expertmine.run.side_tables import write_null
+from expertmine.run.store import KEPT, STATISTICS, Store, create_store
 from expertmine.scored_rows import mined_and_held_out, scored_rows
 from expertmine.scoring_memory import Room, Work, strips
-from expertmine.side_tables import write_null
 from expertmine.storage.locations import Place
-from expertmine.store import KEPT, STATISTICS, Store, create_store
 from expertmine_kernels import ConceptRows, expertise
 
 

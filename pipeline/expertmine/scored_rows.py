@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from expertmine import sentences
 from expertmine.corpus.draws import Ids, lots
 from expertmine.corpus.reader import Corpus, membership
 from expertmine.errors import UserError
+from expertmine.run import sentences
+from expertmine.run.store import Store
 from expertmine.specs.plan import Null, Plan, ScoringSpec
 from expertmine.storage.locations import Place
-from expertmine.store import Store
 
 CLASS_RATIO = 1.5
 """Concepts whose numbers of positives, and of negatives, differ by less than this factor may share a null

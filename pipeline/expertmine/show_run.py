@@ -18,10 +18,10 @@ from expertmine.telemetry.progress import console as stderr
 from expertmine.telemetry.progress import duration, number, size
 
 if TYPE_CHECKING:
-    from expertmine.costs import Costs
-    from expertmine.drivers import Driver
-    from expertmine.inspect_run import Damage, StageProgress, Worker
     from expertmine.planning import Bill
+    from expertmine.run.attempts import Driver
+    from expertmine.run.costs import Costs
+    from expertmine.run.inspection import Damage, StageProgress, Worker
     from expertmine.specs.plan import Hookpoint, ModelIdentity, Plan
     from expertmine.storage.locations import Place
 

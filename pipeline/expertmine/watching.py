@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from expertmine.drivers import Driver, write_driver
-from expertmine.ledger import Receipt, now, worker_name
+from expertmine.run.attempts import Driver, write_driver
+from expertmine.run.ledger import Receipt, now, worker_name
 from expertmine.runtime.events import Event, Joined, Lost, Queue, Retried
 from expertmine.runtime.failures import Failed
 from expertmine.specs.plan import Stage

@@ -28,12 +28,13 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from zarr.codecs import BloscCodec, BytesCodec, TransposeCodec
 from zarr.storage import MemoryStore
 
-from expertmine import extract, sentences
+from expertmine import extract
 from expertmine.concepts.wordnet import WordNet, wordnet_texts
 from expertmine.model.hookpoints import find_hookpoints
 from expertmine.model.hooks import reading
 from expertmine.model.load import EMBEDDED, EMBEDDED_FOLDER, load_model
 from expertmine.model.responses import Batch, filling, forward_passes, make_batches, prepare
+from expertmine.run import sentences
 from expertmine.runtime import serial
 from expertmine.specs.plan import ResponseSpec
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from made_runs import make_corpus, make_run
 
-from expertmine.ledger import (
+from expertmine.run.ledger import (
     Receipt,
     forget_receipts,
     load_plan,

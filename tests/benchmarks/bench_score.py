@@ -18,8 +18,8 @@ import pytest
 from made_runs import make_corpus, make_run
 
 from expertmine import assess, score
-from expertmine.ledger import forget_receipts, load_plan, read_receipts
 from expertmine.reduce import reduce
+from expertmine.run.ledger import forget_receipts, load_plan, read_receipts
 from expertmine.runtime import dask, serial
 
 ROUNDS = 5

@@ -20,8 +20,8 @@ from expertmine.evaluate.results import Ablation, Cell, Comparison, Success, Var
 from expertmine.evaluate.statistics import interval, sign_flip_p
 from expertmine.evaluate.tasks import Runtime, run_tasks
 from expertmine.index.experts import Experts, require_k
-from expertmine.ledger import load_plan, open_corpus
-from expertmine.run_folder import require_own
+from expertmine.run.ledger import load_plan, open_corpus
+from expertmine.run.links import require_own
 from expertmine.specs.plan import Pooling
 from expertmine.steering.assignment import DEFAULT_K, assign, usual_k
 from expertmine.storage.locations import Place, absolute

@@ -16,7 +16,7 @@ from expertmine.evaluate.perplexity import losses, perplexity
 from expertmine.evaluate.results import Provenance, Success
 from expertmine.evaluate.tasks import Answer, Asked
 from expertmine.index.experts import Experts, Units
-from expertmine.ledger import load_plan, open_corpus
+from expertmine.run.ledger import load_plan, open_corpus
 from expertmine.specs.plan import Pooling
 from expertmine.steering.assignment import Steering
 from expertmine.steering.generation import GenerationRequest, Generator

@@ -24,8 +24,8 @@ from expertmine.evaluate.results import (
 )
 from expertmine.evaluate.tasks import Runtime, run_tasks
 from expertmine.index.experts import Experts, require_k
-from expertmine.ledger import load_plan, open_corpus
-from expertmine.run_folder import require_own
+from expertmine.run.ledger import load_plan, open_corpus
+from expertmine.run.links import require_own
 from expertmine.specs.plan import Pooling
 from expertmine.storage.locations import Place, absolute
 

@@ -27,11 +27,11 @@ from expertmine.corpus.reader import Concept
 from expertmine.errors import UserError
 from expertmine.index.experts import Experts, Units
 from expertmine.index.lookup import k_or_all
-from expertmine.ledger import load_plan, open_corpus, require_complete
+from expertmine.run.ledger import load_plan, open_corpus, require_complete
+from expertmine.run.store import Store
 from expertmine.specs.plan import Plan, Pooling
 from expertmine.storage.files import write_atomically
 from expertmine.storage.locations import Place
-from expertmine.store import Store
 from expertmine.telemetry.progress import track
 
 TableFormat = Literal["csv", "parquet"]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from expertmine.errors import UserError
 from expertmine.evaluate.results import Ablation, ConceptCurve, ConceptEvaluation, Parity, Success, read_result
 from expertmine.index.experts import Experts
-from expertmine.ledger import load_plan, read_receipts
+from expertmine.run.ledger import load_plan, read_receipts
 from expertmine.show_experts import interval, p_value
 from expertmine.specs.plan import STAGES, Plan
 from expertmine.storage.files import exists

@@ -23,12 +23,12 @@ from expertmine.errors import UserError
 from expertmine.evaluate.results import ConceptCurve, Success
 from expertmine.index.experts import Expert, Experts
 from expertmine.index.lookup import overlaps
-from expertmine.ledger import open_corpus
 from expertmine.report import evaluation_figures, facts, figures
 from expertmine.report.marks import Marks, Span, Wanted, find_marks
 from expertmine.report.sentences import Shown, UnitSentences, extreme_sentences
 from expertmine.report.small_curve import small_curve
 from expertmine.report.style import PANEL, Panel, alone, inline_svg
+from expertmine.run.ledger import open_corpus
 from expertmine.show_experts import p_value
 from expertmine.specs.plan import Pooling
 from expertmine.storage.files import write_atomically

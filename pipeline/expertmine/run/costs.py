@@ -10,8 +10,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from expertmine.drivers import Driver, driver_at
-from expertmine.ledger import Receipt
+from expertmine.run.attempts import Driver, driver_at
+from expertmine.run.ledger import Receipt
 from expertmine.specs.plan import Stage
 
 BYTES = "bytes"

@@ -8,12 +8,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from expertmine import sentences
-from expertmine.costs import Costs, costs_of
-from expertmine.drivers import Driver, read_drivers
 from expertmine.errors import UserError
 from expertmine.index.experts import Experts, index_folder
-from expertmine.ledger import (
+from expertmine.run import sentences
+from expertmine.run.attempts import Driver, read_drivers
+from expertmine.run.costs import Costs, costs_of
+from expertmine.run.ledger import (
     Failure,
     Receipt,
     WorkerState,
@@ -25,12 +25,12 @@ from expertmine.ledger import (
     read_workers,
     worker_name,
 )
-from expertmine.run_folder import require_own
-from expertmine.side_tables import is_table, tables_are_sound
+from expertmine.run.links import require_own
+from expertmine.run.side_tables import is_table, tables_are_sound
+from expertmine.run.store import Store
 from expertmine.specs.plan import STAGES, Stage
 from expertmine.storage.files import exists
 from expertmine.storage.locations import Place
-from expertmine.store import Store
 
 RECENT = 600.0
 """Seconds before the last receipt over which the rate is taken."""

@@ -17,9 +17,9 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import TypeVar
 
-from expertmine import locks
 from expertmine.corpus.reader import FILES, Corpus
 from expertmine.errors import StageError, UserError
+from expertmine.run import lease as locks
 from expertmine.runtime.events import process_name
 from expertmine.specs.plan import CorpusIdentity, Plan, Stage
 from expertmine.storage.files import (
@@ -118,7 +118,7 @@ def require_new_folder(run: Place) -> None:
 def freeze(run: Place, plan: Plan, corpus: Corpus, anew: Sequence[Stage] = ()) -> None:
     """Write a plan, after the run's own copy of its corpus, so that the run is whole in itself.
 
-    The plan's sentences must be there already (`expertmine.sentences.write_segment`). Where another plan was, its
+    The plan's sentences must be there already (`expertmine.run.sentences.write_segment`). Where another plan was, its
     corpus goes when the new plan has come.
 
     Args:

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 
 from expertmine.errors import UserError
-from expertmine.ledger import read_records
+from expertmine.run.ledger import read_records
 from expertmine.specs.plan import Stage
 from expertmine.storage.files import hastily, write_json
 from expertmine.storage.locations import Place

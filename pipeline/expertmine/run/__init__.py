@@ -1,0 +1,1 @@
+"""A run folder: plan file, receipts, store, lease, inspection and costs. Knows no stage."""
