@@ -9,11 +9,11 @@ import numpy as np
 from corpora import LabelledTexts, write_lists
 
 from expertmine.corpus.reader import Corpus
-from expertmine.planning import make_layout, scoring_work, widest_block
+from expertmine.mining.growth import begin
+from expertmine.mining.planning import make_layout, scoring_work, widest_block
 from expertmine.run import sentences
 from expertmine.run.ledger import Receipt, write_receipt
 from expertmine.run.store import Store, create_store
-from expertmine.runs import begin
 from expertmine.specs.plan import Compression, Hookpoint, ModelIdentity, Plan, ResponseSpec, ScoringSpec
 
 HOOKPOINTS = 8

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from expertmine.corpus.reader import Corpus
-from expertmine.planning import Bill, make_plan
-from expertmine.runs import begin
+from expertmine.mining.growth import begin
+from expertmine.mining.planning import Bill, make_plan
 from expertmine.specs.plan import Compression, Plan, PlanRequest, ResponseSpec
 
 

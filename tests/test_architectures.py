@@ -13,7 +13,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from expertmine.index.experts import Experts
-from expertmine.mine import Cluster, run_all
+from expertmine.mining.mine import Cluster, run_all
 from expertmine.model.hookpoints import find_hookpoints
 from expertmine.model.load import load_model, tokenise
 from expertmine.model.responses import filling, forward_passes, make_batches

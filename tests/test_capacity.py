@@ -18,15 +18,16 @@ from made_runs import make_corpus, make_run
 from tiny_models import save_model
 from typer.testing import CliRunner
 
-from expertmine import cli, score
+from expertmine import cli
 from expertmine.advice import advice
 from expertmine.calibrate import measure, measure_kernels
 from expertmine.capacity import StageEstimate, Workload, estimate
 from expertmine.errors import UserError
 from expertmine.hardware import Hardware, assumed, parse_cluster
+from expertmine.mining import score
+from expertmine.mining.planning import expertise_bytes
 from expertmine.model.hookpoints import find_hookpoints
 from expertmine.model.load import load_model
-from expertmine.planning import expertise_bytes
 from expertmine.run.ledger import load_plan, open_corpus
 from expertmine.runtime import serial
 from expertmine.specs.plan import PlanRequest, ResponseSpec

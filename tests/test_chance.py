@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
-from expertmine.chance import brought_over, expected_ap, p_values, thresholds
-from expertmine.scored_rows import null_classes
+from expertmine.mining.chance import brought_over, expected_ap, p_values, thresholds
+from expertmine.mining.scored_rows import null_classes
 from expertmine_kernels import ConceptRows, expertise
 
 

@@ -157,7 +157,7 @@ def test_mine_runs_the_stages_where_the_sections_say(monkeypatch: pytest.MonkeyP
     def tell(*given: object) -> None:
         raise Called(*given)
 
-    monkeypatch.setattr("expertmine.mine.freeze_plan", lambda *_: (None, None))
+    monkeypatch.setattr("expertmine.mining.mine.freeze_plan", lambda *_: (None, None))
     monkeypatch.setattr(cli.show_run, "bill", lambda *_: None)
     monkeypatch.setattr(cli, "run_all", tell)
 

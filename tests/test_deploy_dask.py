@@ -20,7 +20,7 @@ import yaml
 from made_runs import make_corpus, make_run
 from test_deploy import ROOT
 
-from expertmine.mine import Cluster, run_score
+from expertmine.mining.mine import Cluster, run_score
 
 FOLDER = ROOT / "deploy" / "dask"
 UNITS = sorted(FOLDER.glob("*.service"))

@@ -25,7 +25,7 @@ from expertmine.corpus.reader import Corpus
 from expertmine.errors import UnknownConcept, UserError
 from expertmine.index import export
 from expertmine.index.experts import Experts
-from expertmine.mine import Cluster, run_all
+from expertmine.mining.mine import Cluster, run_all
 from expertmine.run import sentences
 from expertmine.run.ledger import load_plan, open_corpus
 from expertmine.run.store import Store

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from plans import plan_new, request
 from transformers import GPT2Model
 
-from expertmine import extract
 from expertmine.corpus.reader import Corpus
 from expertmine.errors import UserError
+from expertmine.mining import extract
+from expertmine.mining.planning import make_layout, make_plan
 from expertmine.model.load import TokenisedText, load_model
 from expertmine.model.responses import Batch, find_runs, make_batches, pool, refuse_nan
-from expertmine.planning import make_layout, make_plan
 from expertmine.run.ledger import Receipt
 from expertmine.run.store import Store
 from expertmine.specs.plan import Compression, Hookpoint, Pooling, ResponseSpec

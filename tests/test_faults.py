@@ -18,9 +18,9 @@ from corpora import LabelledTexts, write_lists
 from plans import plan_new
 from safetensors.torch import load_file, save_file
 
-from expertmine import extract
 from expertmine.errors import UserError
-from expertmine.mine import Cluster, run_extract
+from expertmine.mining import extract
+from expertmine.mining.mine import Cluster, run_extract
 from expertmine.run.inspection import progress_of, workers_of
 from expertmine.run.ledger import load_plan, read_failures, read_receipts
 from expertmine.run.store import Store

@@ -11,16 +11,16 @@ from corpora import LabelledTexts, write_lists
 from plans import plan_new, request
 from sklearn.metrics import average_precision_score
 
-from expertmine import extract
 from expertmine.corpus.reader import Corpus
 from expertmine.errors import UserError
 from expertmine.index.experts import Experts
-from expertmine.mine import Cluster, run_all
+from expertmine.mining import extract
+from expertmine.mining.growth import plan_run
+from expertmine.mining.mine import Cluster, run_all
 from expertmine.model import load as models
 from expertmine.run import sentences
 from expertmine.run.ledger import load_plan, missing_tasks, open_corpus
 from expertmine.run.store import Store
-from expertmine.runs import plan_run
 
 SERIAL = ("serial", Cluster())
 
@@ -94,7 +94,7 @@ def test_new_concepts_over_stored_sentences_load_no_model(
 
     for name in ("load_model", "load_tokenizer"):
         monkeypatch.setattr(models, name, never)
-    monkeypatch.setattr("expertmine.planning.load_model", never)
+    monkeypatch.setattr("expertmine.mining.planning.load_model", never)
     concepts = [*animal_and_tool(), over_stored_sentences()]
     grow(two_concepts, tiny_model, concepts, tmp_path / "grown")
     assert missing_tasks(two_concepts, load_plan(two_concepts), "extract") == []

@@ -31,7 +31,7 @@ from expertmine import show_experts, show_run
 from expertmine.corpus.reader import FILES, Corpus
 from expertmine.errors import UserError
 from expertmine.index.experts import Experts
-from expertmine.mine import driven
+from expertmine.mining.mine import driven
 from expertmine.run.inspection import progress_of, verify, workers_of
 from expertmine.run.lease import Driver, driving
 from expertmine.run.ledger import load_plan, read_receipts

@@ -102,7 +102,7 @@ def test_the_source_roots_are_no_packages() -> None:
 
 
 @pytest.mark.parametrize("module, absent", [
-    ("expertmine.score", ["torch", "transformers", "ray", "distributed"]),
+    ("expertmine.mining.score", ["torch", "transformers", "ray", "distributed"]),
     ("expertmine.index.experts", ["torch", "zarr", "ray", "distributed", "numba", "huggingface_hub"]),
     ("expertmine.steering.interventions", ["zarr", "ray", "distributed", "numba"]),
     ("expertmine.steering.generation", ["zarr", "ray", "distributed", "numba"]),

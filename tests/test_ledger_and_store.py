@@ -13,14 +13,14 @@ import pytest
 from corpora import LabelledTexts, write_lists
 from plans import request
 
-from expertmine import extract, score
 from expertmine.corpus.reader import Corpus
 from expertmine.errors import UserError
-from expertmine.planning import make_plan, refuse_what_will_not_fit
+from expertmine.mining import extract, score
+from expertmine.mining.growth import plan_run
+from expertmine.mining.planning import make_plan, refuse_what_will_not_fit
 from expertmine.run.inspection import Damage, progress_of, verify
 from expertmine.run.ledger import corpus_path, load_plan, missing_tasks, open_corpus, plan_path, read_receipts
 from expertmine.run.store import Store, create_store
-from expertmine.runs import plan_run
 from expertmine.specs.plan import Plan
 from expertmine.storage.files import write_atomically, write_json
 

@@ -20,9 +20,9 @@ import pytest
 from commands import refused
 from plans import request
 
-from expertmine import extract
 from expertmine.errors import StageError, UserError
-from expertmine.mine import Cluster, freeze_plan, run_extract, run_reduce
+from expertmine.mining import extract
+from expertmine.mining.mine import Cluster, freeze_plan, run_extract, run_reduce
 from expertmine.run import lease as locks
 from expertmine.run.lease import Driver, driving
 from expertmine.run.ledger import load_plan, missing_tasks

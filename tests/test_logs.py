@@ -17,12 +17,12 @@ from plans import plan_new
 from rich.console import Console
 
 from expertmine.errors import UserError
+from expertmine.mining.monitor import watching
 from expertmine.run.attempts import read_drivers
 from expertmine.run.ledger import Receipt
 from expertmine.runtime.events import Joined, Lost, Queue, Retried
 from expertmine.runtime.failures import Failed
 from expertmine.telemetry import logs, progress
-from expertmine.watching import watching
 
 
 @pytest.fixture

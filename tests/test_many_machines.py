@@ -32,11 +32,11 @@ from test_kills import ENVIRONMENT, ray_nodes
 from test_scoring_kills import free_port, kill_family, scheduler
 
 from expertmine.corpus.reader import Corpus
-from expertmine.extract import IN_FLIGHT
-from expertmine.mine import Cluster, run_all, run_extract
-from expertmine.planning import make_plan
+from expertmine.mining.extract import IN_FLIGHT
+from expertmine.mining.growth import begin
+from expertmine.mining.mine import Cluster, run_all, run_extract
+from expertmine.mining.planning import make_plan
 from expertmine.run.ledger import load_plan
-from expertmine.runs import begin
 from expertmine.specs.plan import Stage
 
 FOLDERS = ("store.zarr", "sentences", "null", "assessment", "selection", "experts")

@@ -16,14 +16,14 @@ from urllib.request import urlopen
 import pytest
 from test_runtimes import new_squarer
 
-from expertmine.mine import Cluster, run_extract
+from expertmine.mining.mine import Cluster, run_extract
+from expertmine.mining.monitor import DONE, WAITING, Watch
 from expertmine.run.attempts import Driver
 from expertmine.run.ledger import Receipt, load_plan, read_receipts
 from expertmine.runtime import serial
 from expertmine.runtime.events import Event, Joined, Lost, Queue, Retried
 from expertmine.runtime.failures import Failed
 from expertmine.telemetry import metrics as meters
-from expertmine.watching import DONE, WAITING, Watch
 
 SAMPLE = re.compile(r"^(\w+)\{(.*)\} (\S+)$")
 
@@ -138,7 +138,7 @@ def test_without_prometheus_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_ray_that_collects_no_metrics_does_its_work() -> None:
     code = """
 from expertmine.runtime import ray
-from expertmine.watching import DONE, SECONDS, WAITING
+from expertmine.mining.monitor import DONE, SECONDS, WAITING
 with ray.cluster(None, cpus=1):
     print(*ray.run(lambda: lambda task: task + 1, [1, 2], actors=1, cpus_each=1, gpus_each=0))
     record = ray.recorder({"run": "a"})

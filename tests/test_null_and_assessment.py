@@ -14,24 +14,24 @@ from hypothesis import strategies as st
 from plans import plan_new, request
 from sklearn.metrics import average_precision_score
 
-from expertmine import assess
-from expertmine.chance import expected_ap
 from expertmine.corpus.draws import salted_number
 from expertmine.corpus.reader import Corpus
 from expertmine.errors import StageError, UserError
 from expertmine.index.distribution import BINS, EDGES, grouped, layer_of
 from expertmine.index.experts import Experts
-from expertmine.mine import Cluster, run_all, run_reduce, run_score
-from expertmine.planning import make_plan
-from expertmine.reduce import reduce, stability
+from expertmine.mining import assess
+from expertmine.mining.chance import expected_ap
+from expertmine.mining.growth import plan_run
+from expertmine.mining.mine import Cluster, run_all, run_reduce, run_score
+from expertmine.mining.planning import make_plan
+from expertmine.mining.reduce import reduce, stability
+from expertmine.mining.score import Scorer
+from expertmine.mining.scored_rows import ScoredRows, Side, mined_and_held_out, null_classes, scored_rows
+from expertmine.mining.scoring_memory import Room
 from expertmine.run.inspection import progress_of, verify
 from expertmine.run.ledger import load_plan, open_corpus
 from expertmine.run.side_tables import read_null, read_selection, write_selection
 from expertmine.run.store import STATISTICS, Store
-from expertmine.runs import plan_run
-from expertmine.score import Scorer
-from expertmine.scored_rows import ScoredRows, Side, mined_and_held_out, null_classes, scored_rows
-from expertmine.scoring_memory import Room
 from expertmine.specs.plan import ScoringSpec
 from expertmine_kernels import draw_with_replacement
 

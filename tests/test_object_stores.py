@@ -25,11 +25,11 @@ from s3_server import BUCKET, SECRET, S3Server, s3_server
 from expertmine import Experts
 from expertmine.corpus.reader import Corpus
 from expertmine.errors import StageError, UserError
-from expertmine.mine import Cluster, freeze_plan, run_all, run_extract, run_score
+from expertmine.mining.growth import begin
+from expertmine.mining.mine import Cluster, freeze_plan, run_all, run_extract, run_score
 from expertmine.run import lease as locks
 from expertmine.run.ledger import load_plan, missing_tasks, read_receipts
 from expertmine.run.store import Store
-from expertmine.runs import begin
 from expertmine.storage import files
 from expertmine.storage.locations import Place, place, same
 

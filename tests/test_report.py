@@ -36,7 +36,7 @@ from expertmine.evaluate.results import (
     write_result,
 )
 from expertmine.index.experts import Experts
-from expertmine.mine import Cluster, run_all
+from expertmine.mining.mine import Cluster, run_all
 from expertmine.report import evaluation_figures
 from expertmine.report.page import Asked, write_report
 from expertmine.report.sentences import first_by

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from plans import plan_new
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from expertmine import ranking
 from expertmine.errors import UserError
 from expertmine.index.experts import Experts
-from expertmine.mine import Cluster, run_all
-from expertmine.ranking import Extremes
-from expertmine.reduce import reduce
+from expertmine.mining import ranking
+from expertmine.mining.mine import Cluster, run_all
+from expertmine.mining.ranking import Extremes
+from expertmine.mining.reduce import reduce
 from expertmine.run.ledger import load_plan, open_corpus
 from expertmine.run.store import STATISTICS, Store
 

@@ -7,8 +7,8 @@ from typing import Literal
 from hypothesis import given
 from hypothesis import strategies as st
 
-from expertmine.planning import widest_block
-from expertmine.scoring_memory import GOOD_BYTES, NARROWEST_BLOCK, Work, strips
+from expertmine.mining.planning import widest_block
+from expertmine.mining.scoring_memory import GOOD_BYTES, NARROWEST_BLOCK, Work, strips
 
 
 @given(

@@ -18,9 +18,9 @@ from typing import Literal
 import numpy as np
 
 from expertmine.hardware import Hardware
-from expertmine.planning import PARTITIONS_AT_ONCE
+from expertmine.mining.planning import PARTITIONS_AT_ONCE
+from expertmine.mining.scoring_memory import Work
 from expertmine.run.store import STATISTICS
-from expertmine.scoring_memory import Work
 from expertmine.specs.plan import ASSESSED, Autocast, Codec, Layout, ScoringSpec, Stage, StoredType, WeightsType
 from expertmine.unit_costs import MEASURED, UnitCosts
 

@@ -41,7 +41,7 @@ from expertmine.cli_options import (
 from expertmine.errors import UserError
 from expertmine.hardware import parse_cluster
 from expertmine.index.distribution import Grouping
-from expertmine.mine import (
+from expertmine.mining.mine import (
     DEFAULT_TOP_K,
     Cluster,
     ExtractExecutor,
@@ -165,7 +165,7 @@ def plan(
 
     Example: `expertmine plan run --model embedded --corpus corpus`
     """
-    from expertmine.mine import freeze_plan
+    from expertmine.mining.mine import freeze_plan
 
     hardware = None if cluster is None else parse_cluster(cluster)
     planned = freeze_plan(run, corpus, request(units_, responses, scoring, scoring_memory), force)
@@ -247,7 +247,7 @@ def mine(
 
     Example: `expertmine mine run --model gpt2 --corpus corpus`, or `expertmine mine --config job.yaml`
     """
-    from expertmine.mine import driven, freeze_plan
+    from expertmine.mining.mine import driven, freeze_plan
 
     asked = request(units_, responses, scoring, scoring_memory)
     with driven(run, "mine"):  # all of it: nobody else is to plan in between
@@ -368,7 +368,7 @@ def generate(
     Example: `expertmine generate run --concept bird.n.01 -k 50 -n 5`
     """
     from expertmine.index.experts import Experts
-    from expertmine.mine import run_generate
+    from expertmine.mining.mine import run_generate
     from expertmine.steering.generation import GenerationRequest
 
     concepts = tuple(concept or ())

@@ -16,7 +16,7 @@ from expertmine.option_groups import with_groups
 if TYPE_CHECKING:
     from expertmine.capacity import Workload
     from expertmine.hardware import Hardware
-    from expertmine.planning import Bill
+    from expertmine.mining.planning import Bill
     from expertmine.specs.plan import Plan
     from expertmine.storage.locations import Place
     from expertmine.unit_costs import UnitCosts

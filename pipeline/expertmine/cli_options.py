@@ -11,7 +11,7 @@ import typer
 
 from expertmine.errors import UserError
 from expertmine.index.experts import Forcing, Units
-from expertmine.mine import Cluster, ExtractExecutor, ScoreExecutor
+from expertmine.mining.mine import Cluster, ExtractExecutor, ScoreExecutor
 from expertmine.specs.plan import (
     BATCH_TOKENS,
     Autocast,

@@ -14,7 +14,7 @@ from expertmine.concepts.wordnet import WordNet, wordnet_texts
 from expertmine.corpus.drafts import Draft, Refusals
 from expertmine.corpus.writer import write_corpus
 from expertmine.index.experts import Experts
-from expertmine.mine import Cluster, freeze_plan, run_all, run_generate
+from expertmine.mining.mine import Cluster, freeze_plan, run_all, run_generate
 from expertmine.model.load import EMBEDDED
 from expertmine.show import number, out, table
 from expertmine.show_run import bill

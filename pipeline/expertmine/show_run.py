@@ -18,7 +18,7 @@ from expertmine.telemetry.progress import console as stderr
 from expertmine.telemetry.progress import duration, number, size
 
 if TYPE_CHECKING:
-    from expertmine.planning import Bill
+    from expertmine.mining.planning import Bill
     from expertmine.run.attempts import Driver
     from expertmine.run.costs import Costs
     from expertmine.run.inspection import Damage, StageProgress, Worker

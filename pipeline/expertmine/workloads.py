@@ -19,13 +19,13 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from expertmine.capacity import Workload
 from expertmine.errors import UserError
+from expertmine.mining.planning import Bill, make_layout, measure_lengths, scoring_work, widest_block
+from expertmine.mining.scoring_memory import Work
 from expertmine.model.hookpoints import find_hookpoints
 from expertmine.model.load import EMBEDDED, EMBEDDED_FOLDER, auto_class, load_tokenizer
 from expertmine.model.responses import TYPES
-from expertmine.planning import Bill, make_layout, measure_lengths, scoring_work, widest_block
 from expertmine.run.ledger import load_plan, missing_tasks, open_corpus, read_receipts
 from expertmine.run.sentences import texts
-from expertmine.scoring_memory import Work
 from expertmine.specs.plan import Plan, PlanRequest, ResponseSpec, ScoringSpec, Stage
 from expertmine.storage.locations import Place
 

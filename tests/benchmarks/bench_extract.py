@@ -28,8 +28,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from zarr.codecs import BloscCodec, BytesCodec, TransposeCodec
 from zarr.storage import MemoryStore
 
-from expertmine import extract
 from expertmine.concepts.wordnet import WordNet, wordnet_texts
+from expertmine.mining import extract
 from expertmine.model.hookpoints import find_hookpoints
 from expertmine.model.hooks import reading
 from expertmine.model.load import EMBEDDED, EMBEDDED_FOLDER, load_model

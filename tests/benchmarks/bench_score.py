@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 from made_runs import make_corpus, make_run
 
-from expertmine import assess, score
-from expertmine.reduce import reduce
+from expertmine.mining import assess, score
+from expertmine.mining.reduce import reduce
 from expertmine.run.ledger import forget_receipts, load_plan, read_receipts
 from expertmine.runtime import dask, serial
 

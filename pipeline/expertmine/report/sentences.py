@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from expertmine.corpus.reader import Corpus
 from expertmine.index.experts import Expert
+from expertmine.mining.scored_rows import Side, mined_and_held_out
 from expertmine.run.store import Store
-from expertmine.scored_rows import Side, mined_and_held_out
 from expertmine.specs.plan import Plan, Pooling
 from expertmine.storage.locations import Place
 from expertmine.telemetry.progress import track

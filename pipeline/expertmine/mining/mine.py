@@ -11,10 +11,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from expertmine import assess, reduce, score
 from expertmine.corpus.reader import Corpus
 from expertmine.errors import UserError
 from expertmine.index.experts import Experts
+from expertmine.mining import assess, reduce, score
+from expertmine.mining.monitor import Watch, watching
 from expertmine.run.lease import Lease, driving, held
 from expertmine.run.ledger import (
     Failure,
@@ -35,10 +36,9 @@ from expertmine.storage.locations import Place, absolute
 from expertmine.telemetry import logs
 from expertmine.telemetry import metrics as meters
 from expertmine.telemetry.progress import console, track
-from expertmine.watching import Watch, watching
 
 if TYPE_CHECKING:
-    from expertmine.planning import Bill
+    from expertmine.mining.planning import Bill
     from expertmine.steering.generation import GenerationRequest
 
 DEFAULT_TOP_K = 500
@@ -107,7 +107,7 @@ def freeze_plan(run: Place, corpus: Place, request: PlanRequest, force: bool = F
     Raises:
         UserError: bad input, another plan in the folder, or not enough disk or memory.
     """
-    from expertmine.runs import plan_run
+    from expertmine.mining.growth import plan_run
 
     opened = Corpus.open(corpus)
     with driven(run, "plan"):
@@ -157,7 +157,7 @@ def run_extract(run: Place, executor: ExtractExecutor, cluster: Cluster) -> None
 
 
 def _extract(run: Place, plan: Plan, executor: ExtractExecutor, cluster: Cluster, lease: Lease) -> None:
-    from expertmine import extract
+    from expertmine.mining import extract
 
     tasks = extract.plan(run)
     if tasks:
@@ -278,7 +278,7 @@ def run_generate(
 
 
 def _extract_on_ray(run: Place, tasks: Sequence[int], threads: int, cluster: Cluster, watch: Watch) -> _Results:
-    from expertmine.extract import IN_FLIGHT, NewExtractor
+    from expertmine.mining.extract import IN_FLIGHT, NewExtractor
     from expertmine.runtime import ray
 
     own = None if cluster.address else max(os.cpu_count() or 1, (cluster.workers or 1) * threads)

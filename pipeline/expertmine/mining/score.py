@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from expertmine.memory import keep_freed_memory
+from expertmine.mining.allocator import keep_freed_memory
+from expertmine.mining.scored_rows import mined_and_held_out, scored_rows
+from expertmine.mining.scoring_memory import Room, Work, strips
 from expertmine.run.ledger import (
     Receipt,
     load_plan,
@@ -30,8 +32,6 @@ from expertmine.run.ledger import (
 )
 from expertmine.run.side_tables import write_null
 from expertmine.run.store import KEPT, STATISTICS, Store, create_store
-from expertmine.scored_rows import mined_and_held_out, scored_rows
-from expertmine.scoring_memory import Room, Work, strips
 from expertmine.storage.locations import Place
 from expertmine_kernels import ConceptRows, expertise
 

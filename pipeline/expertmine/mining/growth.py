@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from expertmine.corpus.reader import Corpus
 from expertmine.errors import UserError
-from expertmine.planning import (
+from expertmine.mining.planning import (
     Bill,
     Sample,
     make_bill,

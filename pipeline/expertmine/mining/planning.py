@@ -16,13 +16,13 @@ from transformers import PreTrainedTokenizerBase
 
 from expertmine.corpus.reader import Corpus
 from expertmine.errors import UserError
+from expertmine.mining.scored_rows import null_classes
+from expertmine.mining.scoring_memory import GOOD_BYTES, NARROWEST_BLOCK, WIDEST_BLOCK, Work
 from expertmine.model.hookpoints import find_hookpoints, left_out_experts
 from expertmine.model.load import LoadedModel, load_model
 from expertmine.model.responses import TYPES, filling, forward_passes, make_batches, prepare
 from expertmine.run import sentences
 from expertmine.run.store import STATISTICS, encoded_size, statistics_of
-from expertmine.scored_rows import null_classes
-from expertmine.scoring_memory import GOOD_BYTES, NARROWEST_BLOCK, WIDEST_BLOCK, Work
 from expertmine.specs.plan import Layout, Plan, PlanRequest, ResponseSpec, ScoringSpec
 from expertmine.storage.locations import Place, absolute, is_remote
 from expertmine.telemetry.progress import size

@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from expertmine.errors import UserError
-from expertmine.memory import keep_freed_memory
+from expertmine.mining.allocator import keep_freed_memory
 from expertmine.model.load import load_identical
 from expertmine.model.responses import (
     TYPES,

@@ -17,8 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from expertmine.corpus.draws import salted_number
-from expertmine.memory import keep_freed_memory
-from expertmine.ranking import best_units
+from expertmine.mining.allocator import keep_freed_memory
+from expertmine.mining.ranking import best_units
+from expertmine.mining.scored_rows import Side, mined_and_held_out
+from expertmine.mining.scoring_memory import Room, Work, strips
 from expertmine.run.ledger import (
     Receipt,
     load_plan,
@@ -32,8 +34,6 @@ from expertmine.run.ledger import (
 )
 from expertmine.run.side_tables import has_selection, read_selection, write_assessment, write_selection
 from expertmine.run.store import Store
-from expertmine.scored_rows import Side, mined_and_held_out
-from expertmine.scoring_memory import Room, Work, strips
 from expertmine.specs.plan import ASSESSED, Pooling
 from expertmine.storage.locations import Place
 from expertmine_kernels import draw_with_replacement, resampled_average_precision

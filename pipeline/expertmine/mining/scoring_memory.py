@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from expertmine.errors import StageError
-from expertmine.memory import resident_bytes
+from expertmine.mining.allocator import resident_bytes
 from expertmine.specs.plan import StoredType
 from expertmine.storage.locations import Place
 from expertmine.telemetry.progress import size

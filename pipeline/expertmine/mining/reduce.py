@@ -12,18 +12,18 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from expertmine.chance import ALPHA, brought_over, expected_ap, p_values, thresholds
-from expertmine.controls import controls
 from expertmine.corpus.reader import Corpus
 from expertmine.errors import UserError
 from expertmine.index.distribution import Distribution
 from expertmine.index.experts import SCHEMA, index_folder, write_index
-from expertmine.ranking import Extremes
+from expertmine.mining.chance import ALPHA, brought_over, expected_ap, p_values, thresholds
+from expertmine.mining.controls import controls
+from expertmine.mining.ranking import Extremes
+from expertmine.mining.scored_rows import NullClasses, Side, mined_and_held_out, null_classes
 from expertmine.run import lease as locks
 from expertmine.run.ledger import load_plan, open_corpus, require_complete
 from expertmine.run.side_tables import read_assessments, read_null
 from expertmine.run.store import KEPT, STATISTICS, Store
-from expertmine.scored_rows import NullClasses, Side, mined_and_held_out, null_classes
 from expertmine.specs.plan import Plan, Pooling
 from expertmine.storage.locations import Place
 from expertmine.telemetry.progress import track
