@@ -19,11 +19,13 @@ from tiny_models import save_model
 from typer.testing import CliRunner
 
 from expertmine import cli
-from expertmine.advice import advice
-from expertmine.calibrate import measure, measure_kernels
-from expertmine.capacity import StageEstimate, Workload, estimate
+from expertmine.capacity.advice import advice
+from expertmine.capacity.calibrate import measure, measure_kernels
+from expertmine.capacity.estimate import StageEstimate, Workload, estimate
+from expertmine.capacity.hardware import Hardware, assumed, parse_cluster
+from expertmine.capacity.unit_costs import MEASURED
+from expertmine.capacity.workloads import Shape, Sizes, paper_workload, shape_of, workload_of_run
 from expertmine.errors import UserError
-from expertmine.hardware import Hardware, assumed, parse_cluster
 from expertmine.mining import score
 from expertmine.mining.planning import expertise_bytes
 from expertmine.model.hookpoints import find_hookpoints
@@ -31,8 +33,6 @@ from expertmine.model.load import load_model
 from expertmine.run.ledger import load_plan, open_corpus
 from expertmine.runtime import serial
 from expertmine.specs.plan import PlanRequest, ResponseSpec
-from expertmine.unit_costs import MEASURED
-from expertmine.workloads import Shape, Sizes, paper_workload, shape_of, workload_of_run
 
 CLUSTER = "gpus=64,cpus=512,store-bandwidth=10GB/s"
 

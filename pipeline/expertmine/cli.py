@@ -24,6 +24,7 @@ from expertmine import (
     show_experts,
     show_run,
 )
+from expertmine.capacity.hardware import parse_cluster
 from expertmine.cli_config import config_of, takes_config
 from expertmine.cli_options import (
     ChoiceOptions,
@@ -39,7 +40,6 @@ from expertmine.cli_options import (
     request,
 )
 from expertmine.errors import UserError
-from expertmine.hardware import parse_cluster
 from expertmine.index.distribution import Grouping
 from expertmine.mining.mine import (
     DEFAULT_TOP_K,

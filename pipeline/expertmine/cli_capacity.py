@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from expertmine import show_capacity, show_run
+from expertmine.capacity.hardware import EXAMPLE, parse_cluster
 from expertmine.cli_options import Memory, ResponseOptions, ScoringOptions, UnitOptions, request
 from expertmine.errors import UserError
-from expertmine.hardware import EXAMPLE, parse_cluster
 from expertmine.option_groups import with_groups
 
 if TYPE_CHECKING:
-    from expertmine.capacity import Workload
-    from expertmine.hardware import Hardware
+    from expertmine.capacity.estimate import Workload
+    from expertmine.capacity.hardware import Hardware
+    from expertmine.capacity.unit_costs import UnitCosts
     from expertmine.mining.planning import Bill
     from expertmine.specs.plan import Plan
     from expertmine.storage.locations import Place
-    from expertmine.unit_costs import UnitCosts
 
 CLUSTER_HELP = (
     f"Estimate the job on a cluster such as `{EXAMPLE}`; further: gpu-memory, gpu-flops, utilisation, gpus-each, "
@@ -65,7 +65,7 @@ def estimate(
     Example: `expertmine estimate --model gpt2-xl --autocast bfloat16 --sentences 1000000 --concepts 1344 --cluster
     gpus=64,cpus=512,store-bandwidth=10GB/s`
     """
-    from expertmine.workloads import Shape, Sizes, paper_workload, shape_of
+    from expertmine.capacity.workloads import Shape, Sizes, paper_workload, shape_of
 
     hardware = parse_cluster(cluster)
     asked = request(units_, responses, scoring, scoring_memory)
@@ -81,7 +81,7 @@ def estimate(
 
 def of_plan(run: Place, plan: Plan, bill: Bill | None, hardware: Hardware, measure: bool, as_json: bool) -> None:
     """What is left of a planned run, on a cluster; behind the bill, or as JSON with it."""
-    from expertmine.workloads import workload_of_run
+    from expertmine.capacity.workloads import workload_of_run
 
     if not as_json:
         show_run.bill(run, plan, bill)
@@ -91,8 +91,8 @@ def of_plan(run: Place, plan: Plan, bill: Bill | None, hardware: Hardware, measu
 
 
 def _tell(load: Workload, hardware: Hardware, measure: bool, as_json: bool, **beside: object) -> None:
-    from expertmine.advice import advice
-    from expertmine.capacity import estimate
+    from expertmine.capacity.advice import advice
+    from expertmine.capacity.estimate import estimate
 
     costs = _costs(load, measure)
     found = estimate(load, hardware, costs)
@@ -100,10 +100,10 @@ def _tell(load: Workload, hardware: Hardware, measure: bool, as_json: bool, **be
 
 
 def _costs(load: Workload, measure_: bool) -> UnitCosts:
-    from expertmine.unit_costs import MEASURED
+    from expertmine.capacity.unit_costs import MEASURED
 
     if not measure_:
         return MEASURED
-    from expertmine.calibrate import measure
+    from expertmine.capacity.calibrate import measure
 
     return measure(load.dtype, load.codec, load.layout.padded_shape[0], MEASURED)

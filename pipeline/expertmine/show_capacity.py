@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 from rich.table import Table
 
-from expertmine.hardware import assumed
+from expertmine.capacity.hardware import assumed
 from expertmine.show import as_json, out, table
 from expertmine.telemetry.progress import duration, size
 
 if TYPE_CHECKING:
-    from expertmine.advice import Advice
-    from expertmine.capacity import Estimate, StageEstimate, Workload
-    from expertmine.hardware import Hardware
-    from expertmine.unit_costs import UnitCosts
+    from expertmine.capacity.advice import Advice
+    from expertmine.capacity.estimate import Estimate, StageEstimate, Workload
+    from expertmine.capacity.hardware import Hardware
+    from expertmine.capacity.unit_costs import UnitCosts
 
 WORTH_TELLING = 0.97
 """A change is shown that makes the job take this share of its time, or less."""

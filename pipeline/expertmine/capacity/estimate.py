@@ -1,7 +1,7 @@
 """What a job will take on a cluster: time by stage, bytes, memory, and what holds each stage up.
 
-Adds up unit costs (`expertmine.unit_costs`); runs nothing and opens nothing. It knows neither how a job came to be
-known (`expertmine.workloads`) nor what else its machines do: the times are those of a cluster that does nothing beside,
+Adds up unit costs (`expertmine.capacity.unit_costs`); runs nothing and opens nothing. It knows neither how a job came to be
+known (`expertmine.capacity.workloads`) nor what else its machines do: the times are those of a cluster that does nothing beside,
 whose processes never die.
 
 Within a stage things go on side by side, so it takes as long as the slowest of them: its *lanes*. Tasks are whole; a
@@ -17,12 +17,12 @@ from typing import Literal
 
 import numpy as np
 
-from expertmine.hardware import Hardware
+from expertmine.capacity.hardware import Hardware
+from expertmine.capacity.unit_costs import MEASURED, UnitCosts
 from expertmine.mining.planning import PARTITIONS_AT_ONCE
 from expertmine.mining.scoring_memory import Work
 from expertmine.run.store import STATISTICS
 from expertmine.specs.plan import ASSESSED, Autocast, Codec, Layout, ScoringSpec, Stage, StoredType, WeightsType
-from expertmine.unit_costs import MEASURED, UnitCosts
 
 REQUESTS_AT_ONCE = 10
 """Requests to the store that one reading process has under way, as zarr's default is."""

@@ -1,6 +1,6 @@
 """What would make a job faster on a cluster, and what would halve its time: each change is estimated, none is guessed.
 
-Knows no more than `expertmine.capacity` does.
+Knows no more than `expertmine.capacity.estimate` does.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from expertmine.capacity import Workload, estimate
-from expertmine.hardware import Hardware
+from expertmine.capacity.estimate import Workload, estimate
+from expertmine.capacity.hardware import Hardware
+from expertmine.capacity.unit_costs import MEASURED, UnitCosts
 from expertmine.specs.plan import Stage
 from expertmine.telemetry.progress import size
-from expertmine.unit_costs import MEASURED, UnitCosts
 
 KEPT = 16
 """Units of a block whose statistics are kept, best and worst each, where fewer are proposed."""

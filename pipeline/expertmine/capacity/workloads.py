@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from expertmine.capacity import Workload
+from expertmine.capacity.estimate import Workload
 from expertmine.errors import UserError
 from expertmine.mining.planning import Bill, make_layout, measure_lengths, scoring_work, widest_block
 from expertmine.mining.scoring_memory import Work
