@@ -18,13 +18,13 @@ from made_runs import make_corpus, make_run
 from tiny_models import save_model
 from typer.testing import CliRunner
 
-from expertmine import cli
 from expertmine.capacity.advice import advice
 from expertmine.capacity.calibrate import measure, measure_kernels
 from expertmine.capacity.estimate import StageEstimate, Workload, estimate
 from expertmine.capacity.hardware import Hardware, assumed, parse_cluster
 from expertmine.capacity.unit_costs import MEASURED
 from expertmine.capacity.workloads import Shape, Sizes, paper_workload, shape_of, workload_of_run
+from expertmine.cli import app as cli
 from expertmine.errors import UserError
 from expertmine.mining import score
 from expertmine.mining.planning import expertise_bytes

@@ -21,7 +21,7 @@ from conftest import animal_and_tool
 from plans import plan_new
 from typer.testing import CliRunner
 
-from expertmine import cli
+from expertmine.cli import app as cli
 
 
 def files(folder: Path) -> dict[str, bytes]:

@@ -15,8 +15,9 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from expertmine import cli, show_config
-from expertmine.config import MOST_BYTES, Setting, Vocabulary, read_job
+from expertmine.cli import app as cli
+from expertmine.cli.job_file import MOST_BYTES, Setting, Vocabulary, read_job
+from expertmine.cli.show import config as show_config
 from expertmine.errors import UserError
 
 JOB = """\

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from expertmine.demo import LADDER, SHOWN
+from expertmine.cli.demo import LADDER, SHOWN
 from expertmine.index.experts import Experts
 
 

@@ -27,7 +27,8 @@ from made_runs import make_corpus, make_run
 
 import expertmine
 import expertmine_kernels
-from expertmine import show_experts, show_run
+from expertmine.cli.show import experts as show_experts
+from expertmine.cli.show import run as show_run
 from expertmine.corpus.reader import FILES, Corpus
 from expertmine.errors import UserError
 from expertmine.index.experts import Experts

@@ -64,7 +64,7 @@ def test_a_package_has_one_importer(package: str, owners: set[str]) -> None:
 @pytest.mark.parametrize("stage", sorted(STAGES))
 def test_stages_import_neither_each_other_nor_runtimes(stage: str) -> None:
     found = imports(PIPELINE / f"{stage}.py")
-    others = {f"expertmine.{other}" for other in STAGES - {stage}} | {"expertmine.runtime", "expertmine.cli"}
+    others = {f"expertmine.{other}" for other in STAGES - {stage}} | {"expertmine.runtime", "expertmine.cli.app"}
     assert not [other for other in others if uses(other, found)]
 
 
@@ -106,7 +106,7 @@ def test_the_source_roots_are_no_packages() -> None:
     ("expertmine.index.experts", ["torch", "zarr", "ray", "distributed", "numba", "huggingface_hub"]),
     ("expertmine.steering.interventions", ["zarr", "ray", "distributed", "numba"]),
     ("expertmine.steering.generation", ["zarr", "ray", "distributed", "numba"]),
-    ("expertmine.cli", ["torch", "ray", "distributed", "matplotlib", "fastapi", "uvicorn", "huggingface_hub"]),
+    ("expertmine.cli.app", ["torch", "ray", "distributed", "matplotlib", "fastapi", "uvicorn", "huggingface_hub"]),
 ])  # fmt: skip
 def test_what_importing_a_module_loads(module: str, absent: list[str]) -> None:
     code = f"import sys, {module}; print([name for name in {absent!r} if name in sys.modules])"

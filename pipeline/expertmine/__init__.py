@@ -6,20 +6,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from expertmine.errors import UserError as UserError
     from expertmine.index.experts import Experts as Experts
+    from expertmine.model.load import load_model as load_model
     from expertmine.steering.assignment import Steering as Steering
     from expertmine.steering.interventions import Steered as Steered
     from expertmine.steering.interventions import steer as steer
     from expertmine.steering.interventions import steer_rows as steer_rows
 
 _HOME = {
-    "Experts": "experts",
-    "Steered": "interventions",
-    "Steering": "steering",
-    "steer": "interventions",
-    "steer_rows": "interventions",
+    "Experts": "index.experts",
+    "Steered": "steering.interventions",
+    "Steering": "steering.assignment",
+    "UserError": "errors",
+    "load_model": "model.load",
+    "steer": "steering.interventions",
+    "steer_rows": "steering.interventions",
 }
-__all__ = ["Experts", "Steered", "Steering", "steer", "steer_rows"]
+__all__ = ["Experts", "Steered", "Steering", "UserError", "load_model", "steer", "steer_rows"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,5 +1,5 @@
 """``python -m expertmine``."""
 
-from expertmine.cli import main
+from expertmine.cli.app import main
 
 main()

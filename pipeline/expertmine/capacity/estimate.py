@@ -1,8 +1,8 @@
 """What a job will take on a cluster: time by stage, bytes, memory, and what holds each stage up.
 
-Adds up unit costs (`expertmine.capacity.unit_costs`); runs nothing and opens nothing. It knows neither how a job came to be
-known (`expertmine.capacity.workloads`) nor what else its machines do: the times are those of a cluster that does nothing beside,
-whose processes never die.
+Adds up unit costs (`expertmine.capacity.unit_costs`); runs nothing and opens nothing. It does not know where the
+workload came from (`expertmine.capacity.workloads`) nor what else the machines do: the times assume an otherwise idle
+cluster whose processes never die.
 
 Within a stage things go on side by side, so it takes as long as the slowest of them: its *lanes*. Tasks are whole; a
 lane of 65 tasks on 64 processes takes as long as one of 128.

@@ -1,7 +1,8 @@
 """What one unit of each kind of work costs a core, and where that was measured. Knows no job and no cluster.
 
 The figures are of one core of an x86-64 server processor (AVX-512), in CPU time, so that what else ran beside them
-counts little. Other processors differ; `expertmine.capacity.calibrate` measures kernels and compression on the one at hand.
+counts little. Other processors differ; `expertmine.capacity.calibrate` measures kernels and compression on the
+machine at hand.
 """
 
 from __future__ import annotations

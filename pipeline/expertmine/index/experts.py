@@ -5,8 +5,8 @@ worst, likewise; ``random.parquet`` and ``matched.parquet``, controls for steeri
 average precision is distributed over each hookpoint; and ``index.json``: what they were mined from, concepts with their
 counts and with what chance does, and the checksums of the tables. Later comes ``steering.json``: how many experts are
 best set for each concept, where that was evaluated. A run with several poolings has an index for each: that of the
-first is ``experts/``, that of another ``experts-mean/``, say. A pack (`expertmine.index.pack`) is an index too, cut to what
-others need, and may lie on the Hugging Face hub.
+first is ``experts/``, that of another ``experts-mean/``, say. A pack (`expertmine.index.pack`) is an index too, cut to
+what others need, and may be stored on the Hugging Face hub.
 """
 
 from __future__ import annotations
@@ -221,7 +221,7 @@ class Experts(Mapping[str, ConceptExperts]):
         """How many experts evaluation found to steer best; None where it was not evaluated, or none steered.
 
         Args:
-            under: how units are to be set, `expertmine.steering.assignment.Steering.manner`; None where they were set otherwise
+            under: how units are to be set, `Steering.manner`; None where they were set otherwise
                 when it was evaluated. Unless given, however that was.
 
         Raises:

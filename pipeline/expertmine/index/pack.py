@@ -1,6 +1,6 @@
 """Packs: an expert index cut to what others need, in a folder that says itself what it is.
 
-A pack is an expert index (`expertmine.index.experts.Experts` opens it, from a folder or from the Hugging Face hub) with a
+A pack is an expert index (`expertmine.Experts` opens it, from a folder or from the Hugging Face hub) with a
 model card beside it. It holds no sentence and no weight; whose experts they are, a hash of the weights tells.
 """
 

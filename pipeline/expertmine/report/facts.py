@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from expertmine.cli.show.experts import interval, p_value
 from expertmine.errors import UserError
 from expertmine.evaluate.results import Ablation, ConceptCurve, ConceptEvaluation, Parity, Success, read_result
 from expertmine.index.experts import Experts
 from expertmine.run.ledger import load_plan, read_receipts
-from expertmine.show_experts import interval, p_value
 from expertmine.specs.plan import STAGES, Plan
 from expertmine.storage.files import exists
 from expertmine.storage.locations import Place

@@ -19,6 +19,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from expertmine.cli.show.experts import p_value
 from expertmine.errors import UserError
 from expertmine.evaluate.results import ConceptCurve, Success
 from expertmine.index.experts import Expert, Experts
@@ -29,7 +30,6 @@ from expertmine.report.sentences import Shown, UnitSentences, extreme_sentences
 from expertmine.report.small_curve import small_curve
 from expertmine.report.style import PANEL, Panel, alone, inline_svg
 from expertmine.run.ledger import open_corpus
-from expertmine.show_experts import p_value
 from expertmine.specs.plan import Pooling
 from expertmine.storage.files import write_atomically
 from expertmine.storage.locations import Place

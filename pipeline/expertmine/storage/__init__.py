@@ -1,1 +1,1 @@
-"""Locations here or on an object store, files written whole, Parquet, and untrusted JSON. Knows nothing of runs or models."""
+"""Locations here or on an object store, files written whole, Parquet, and untrusted JSON. No runs, no models."""

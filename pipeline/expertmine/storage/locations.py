@@ -23,8 +23,8 @@ EXAMPLE = "s3://bucket/folder"
 _ONE_SLASH = re.compile(r"([a-z][a-z0-9+.-]+):/(?!/)")
 _S3 = {"config_kwargs": {"retries": {"total_max_attempts": 1}}}
 _CLIENT: dict[str, dict[str, Any]] = {"s3": _S3, "s3a": _S3}
-"""Settings of clients. `expertmine.storage.files` and s3fs both try requests again; a third to do so, inside theirs, would
-multiply the time until anybody hears of trouble. No client keeps listings: other processes write there too."""
+"""Settings of clients. `expertmine.storage.files` and s3fs both retry requests; a third retry inside theirs would
+multiply the time until a failure is reported. No client caches listings: other processes write there too."""
 _REMEDY = "for s3, `pip install 'expertmine[s3]'`"
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from expertmine.cli_options import Run
+from expertmine.cli.options import Run
 from expertmine.specs.plan import Pooling
 from expertmine.telemetry.progress import console
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
-from expertmine.show import as_json, number, out, table
-from expertmine.show_experts import p_value
+from expertmine.cli.show.console import as_json, number, out, table
+from expertmine.cli.show.experts import p_value
 from expertmine.telemetry.progress import size
 
 if TYPE_CHECKING:

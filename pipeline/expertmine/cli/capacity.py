@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from expertmine import show_capacity, show_run
 from expertmine.capacity.hardware import EXAMPLE, parse_cluster
-from expertmine.cli_options import Memory, ResponseOptions, ScoringOptions, UnitOptions, request
+from expertmine.cli.groups import with_groups
+from expertmine.cli.options import Memory, ResponseOptions, ScoringOptions, UnitOptions, request
+from expertmine.cli.show import capacity as show_capacity
+from expertmine.cli.show import run as show_run
 from expertmine.errors import UserError
-from expertmine.option_groups import with_groups
 
 if TYPE_CHECKING:
     from expertmine.capacity.estimate import Workload

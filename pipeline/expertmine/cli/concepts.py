@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from expertmine import show
-from expertmine.cli_options import Where
+from expertmine.cli.groups import with_groups
+from expertmine.cli.options import Where
+from expertmine.cli.show import console as show
 from expertmine.concepts.kinds import (
     LISTED_NEGATIVES,
     PARTS_OF_SPEECH,
@@ -23,7 +24,6 @@ from expertmine.concepts.kinds import (
     known,
 )
 from expertmine.errors import UserError
-from expertmine.option_groups import with_groups
 from expertmine.storage.locations import place, same
 
 if TYPE_CHECKING:

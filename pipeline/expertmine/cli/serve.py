@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from expertmine.cli_options import parse_size
+from expertmine.cli.options import parse_size
 from expertmine.specs.plan import Pooling
 from expertmine.telemetry.progress import console
 

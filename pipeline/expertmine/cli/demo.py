@@ -8,6 +8,8 @@ from tempfile import TemporaryDirectory
 
 from rich.markup import escape
 
+from expertmine.cli.show.console import number, out, table
+from expertmine.cli.show.run import bill
 from expertmine.concepts.labelling import Labelling
 from expertmine.concepts.senses import Selection, sense_draft
 from expertmine.concepts.wordnet import WordNet, wordnet_texts
@@ -16,8 +18,6 @@ from expertmine.corpus.writer import write_corpus
 from expertmine.index.experts import Experts
 from expertmine.mining.mine import Cluster, freeze_plan, run_all, run_generate
 from expertmine.model.load import EMBEDDED
-from expertmine.show import number, out, table
-from expertmine.show_run import bill
 from expertmine.specs.plan import PlanRequest
 from expertmine.steering.assignment import Steering
 from expertmine.steering.generation import GenerationRequest

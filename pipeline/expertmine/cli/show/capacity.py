@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from expertmine.capacity.hardware import assumed
-from expertmine.show import as_json, out, table
+from expertmine.cli.show.console import as_json, out, table
 from expertmine.telemetry.progress import duration, size
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from typing import Any
 import yaml
 from rich.markup import escape
 
-from expertmine import show
-from expertmine.config import Setting, without_password
+from expertmine.cli.job_file import Setting, without_password
+from expertmine.cli.show import console as show
 
 # Settings come section by section, those outside of sections first.
 

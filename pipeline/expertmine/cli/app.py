@@ -13,20 +13,16 @@ from typing import Annotated
 
 import typer
 
-from expertmine import (
-    cli_capacity,
-    cli_concepts,
-    cli_evaluate,
-    cli_index,
-    cli_report,
-    cli_serve,
-    show,
-    show_experts,
-    show_run,
-)
 from expertmine.capacity.hardware import parse_cluster
-from expertmine.cli_config import config_of, takes_config
-from expertmine.cli_options import (
+from expertmine.cli import capacity as cli_capacity
+from expertmine.cli import concepts as cli_concepts
+from expertmine.cli import evaluate as cli_evaluate
+from expertmine.cli import index as cli_index
+from expertmine.cli import report as cli_report
+from expertmine.cli import serve as cli_serve
+from expertmine.cli.config import config_of, takes_config
+from expertmine.cli.groups import with_groups
+from expertmine.cli.options import (
     ChoiceOptions,
     ClusterOptions,
     ForcingOptions,
@@ -39,6 +35,9 @@ from expertmine.cli_options import (
     Where,
     request,
 )
+from expertmine.cli.show import console as show
+from expertmine.cli.show import experts as show_experts
+from expertmine.cli.show import run as show_run
 from expertmine.errors import UserError
 from expertmine.index.distribution import Grouping
 from expertmine.mining.mine import (
@@ -51,7 +50,6 @@ from expertmine.mining.mine import (
     run_reduce,
     run_score,
 )
-from expertmine.option_groups import with_groups
 from expertmine.specs.plan import Pooling
 from expertmine.steering.assignment import DEFAULT_K, usual_k
 from expertmine.storage.locations import place
@@ -122,7 +120,7 @@ def demo(
 
     Example: `expertmine demo --out demo-run`
     """
-    from expertmine.demo import run_demo
+    from expertmine.cli.demo import run_demo
 
     run_demo(out, concepts)
 

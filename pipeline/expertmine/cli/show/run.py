@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 from rich.table import Table
 
+from expertmine.cli.show.console import as_json, out, table
 from expertmine.errors import UserError
-from expertmine.show import as_json, out, table
 from expertmine.storage.locations import absolute
 from expertmine.storage.untrusted import visible
 from expertmine.telemetry import logs

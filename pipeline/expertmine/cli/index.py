@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from expertmine import show_experts, show_index
+from expertmine.cli.show import experts as show_experts
+from expertmine.cli.show import index as show_index
 from expertmine.errors import UserError
 from expertmine.index.experts import Units
 from expertmine.specs.plan import Pooling

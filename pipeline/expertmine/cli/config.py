@@ -17,7 +17,7 @@ from typing import Annotated, Any, TypeAlias, get_type_hints
 import typer
 from typer.core import TyperArgument, TyperGroup, TyperOption
 
-from expertmine.config import Entry, Job, Setting, Value, Vocabulary, read_job, without_password
+from expertmine.cli.job_file import Entry, Job, Setting, Value, Vocabulary, read_job, without_password
 from expertmine.errors import UserError
 from expertmine.storage.locations import place
 
@@ -89,7 +89,7 @@ def config_of(whole: Callable[..., None]) -> Callable[..., None]:
 
         Example: `expertmine config --config job.yaml --workers 4`
         """
-        from expertmine import show_config
+        from expertmine.cli.show import config as show_config
 
         if as_json and as_yaml:
             raise UserError("--json and --yaml are both given; expected one of them")

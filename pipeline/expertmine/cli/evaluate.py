@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from expertmine import show_evaluation
-from expertmine.cli_config import takes_config
-from expertmine.cli_options import ForcingOptions, Run
+from expertmine.cli.config import takes_config
+from expertmine.cli.groups import with_groups
+from expertmine.cli.options import ForcingOptions, Run
+from expertmine.cli.show import evaluation as show_evaluation
 from expertmine.errors import UserError
-from expertmine.option_groups import with_groups
 from expertmine.specs.plan import Pooling
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from typing import Any, TypeVar, get_args
 
 from rich.markup import escape
 
+from expertmine.cli.show.console import as_json, out, table
 from expertmine.errors import UserError
 from expertmine.evaluate.results import Ablation, ConceptEvaluation, Estimate, Interval, Parity, result_path
-from expertmine.show import as_json, out, table
 from expertmine.storage.locations import Place
 
 Result = TypeVar("Result", ConceptEvaluation, Ablation, Parity)
