@@ -13,7 +13,7 @@ from expertmine.capacity.estimate import Workload, estimate
 from expertmine.capacity.hardware import Hardware
 from expertmine.capacity.unit_costs import MEASURED, UnitCosts
 from expertmine.specs.plan import Stage
-from expertmine.telemetry.progress import size
+from expertmine.telemetry.formats import size
 
 KEPT = 16
 """Units of a block whose statistics are kept, best and worst each, where fewer are proposed."""

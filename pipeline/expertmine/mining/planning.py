@@ -25,7 +25,7 @@ from expertmine.run import sentences
 from expertmine.run.store import STATISTICS, encoded_size, statistics_of
 from expertmine.specs.plan import Layout, Plan, PlanRequest, ResponseSpec, ScoringSpec
 from expertmine.storage.locations import Place, absolute, is_remote
-from expertmine.telemetry.progress import size
+from expertmine.telemetry.formats import size
 
 PARTITION_BYTES = 256 * 2**20
 """Most responses that an extracting process gathers before it writes them."""

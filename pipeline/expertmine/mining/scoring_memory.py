@@ -12,7 +12,7 @@ from expertmine.errors import StageError
 from expertmine.mining.allocator import resident_bytes
 from expertmine.specs.plan import StoredType
 from expertmine.storage.locations import Place
-from expertmine.telemetry.progress import size
+from expertmine.telemetry.formats import size
 
 WIDEST_BLOCK = 256
 """Units of a block at most: wider ones gain nothing, and fewer tasks keep fewer workers busy."""

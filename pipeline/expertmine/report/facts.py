@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from expertmine.cli.show.experts import interval, p_value
 from expertmine.errors import UserError
 from expertmine.evaluate.results import Ablation, ConceptCurve, ConceptEvaluation, Parity, Success, read_result
 from expertmine.index.experts import Experts
@@ -20,6 +19,7 @@ from expertmine.run.ledger import load_plan, read_receipts
 from expertmine.specs.plan import STAGES, Plan
 from expertmine.storage.files import exists
 from expertmine.storage.locations import Place
+from expertmine.telemetry.formats import interval, p_value
 
 TOP = 100
 """Best units of a concept that count as its experts where one number is needed."""

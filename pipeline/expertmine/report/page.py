@@ -19,7 +19,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from expertmine.cli.show.experts import p_value
 from expertmine.errors import UserError
 from expertmine.evaluate.results import ConceptCurve, Success
 from expertmine.index.experts import Expert, Experts
@@ -33,6 +32,7 @@ from expertmine.run.ledger import open_corpus
 from expertmine.specs.plan import Pooling
 from expertmine.storage.files import write_atomically
 from expertmine.storage.locations import Place
+from expertmine.telemetry.formats import p_value
 
 HERE = Path(__file__).parent
 MOST_DETAILS = 300

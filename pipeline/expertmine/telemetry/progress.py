@@ -22,6 +22,7 @@ from rich.progress import (
 )
 
 from expertmine.telemetry import logs
+from expertmine.telemetry.formats import duration, number, size
 
 Item = TypeVar("Item")
 
@@ -156,30 +157,3 @@ def _plain_bytes(chunks: Iterable[Item], label: str, total: int, position: Calla
             left = duration((now - started) / done * (total - done))
             console.print(f"{label}: {size(done)} of {size(total)}, about {left} left", highlight=False)
         yield chunk
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them: ``8 s``, ``3 min 20 s``, ``2 h 5 min``."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
-def number(value: float) -> str:
-    """A number as people say it: ``870``, ``12,300``, ``4.56 million``."""
-    for limit, word in ((1e9, "thousand million"), (1e6, "million")):
-        if value >= limit:
-            return f"{value / limit:.3g} {word}"
-    return f"{value:,.0f}"
-
-
-def size(bytes_: float) -> str:
-    """Bytes as people say them, in powers of 1,000."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if bytes_ < 1000:
-            return f"{bytes_:.3g} {unit}"
-        bytes_ /= 1000
-    return f"{bytes_:,.3g} TB"

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from expertmine.capacity.hardware import assumed
 from expertmine.cli.show.console import as_json, out, table
-from expertmine.telemetry.progress import duration, size
+from expertmine.telemetry.formats import duration, size
 
 if TYPE_CHECKING:
     from expertmine.capacity.advice import Advice

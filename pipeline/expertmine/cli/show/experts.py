@@ -14,6 +14,7 @@ from expertmine.specs.plan import ASSESSED
 from expertmine.storage.files import exists, read_json
 from expertmine.storage.locations import Place
 from expertmine.storage.untrusted import visible
+from expertmine.telemetry.formats import interval, p_value
 from expertmine.telemetry.progress import console as stderr
 
 if TYPE_CHECKING:
@@ -81,17 +82,6 @@ def _notes(facts: dict[str, Any], scoring: dict[str, Any]) -> list[str]:
             f"({scoring['resamples']} times; only the {ASSESSED} best compete)"
         )
     return found
-
-
-def p_value(value: float, permutations: int) -> str:
-    """A p-value; the least that so many shuffles can show is a bound, not a measurement."""
-    if math.isnan(value):
-        return "–"
-    return f"{value:.2g}" if value * (permutations + 1) > 1.5 else f"≤ {value:.2g}"
-
-
-def interval(low: float, high: float) -> str:
-    return "–" if math.isnan(low) else f"{low:.2f}–{high:.2f}"
 
 
 def every_concept(index: Experts, json_: bool) -> None:

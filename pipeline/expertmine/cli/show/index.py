@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 
 from expertmine.cli.show.console import as_json, number, out, table
-from expertmine.cli.show.experts import p_value
-from expertmine.telemetry.progress import size
+from expertmine.telemetry.formats import p_value, size
 
 if TYPE_CHECKING:
     from expertmine.index.experts import Experts

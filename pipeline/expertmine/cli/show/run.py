@@ -14,8 +14,8 @@ from expertmine.errors import UserError
 from expertmine.storage.locations import absolute
 from expertmine.storage.untrusted import visible
 from expertmine.telemetry import logs
+from expertmine.telemetry.formats import duration, number, size
 from expertmine.telemetry.progress import console as stderr
-from expertmine.telemetry.progress import duration, number, size
 
 if TYPE_CHECKING:
     from expertmine.mining.planning import Bill
