@@ -13,7 +13,7 @@ from expertmine.corpus.draws import Ids
 from expertmine.corpus.reader import Corpus
 from expertmine.corpus.texts import Texts
 from expertmine.corpus.writer import write_corpus
-from expertmine.specs.plan import CorpusIdentity
+from expertmine.specs.identity import CorpusIdentity
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,10 @@ from expertmine.mining.planning import make_layout, scoring_work, widest_block
 from expertmine.run import sentences
 from expertmine.run.ledger import Receipt, write_receipt
 from expertmine.run.store import Store, create_store
-from expertmine.specs.plan import Compression, Hookpoint, ModelIdentity, Plan, ResponseSpec, ScoringSpec
+from expertmine.specs.hookpoints import Hookpoint
+from expertmine.specs.identity import ModelIdentity
+from expertmine.specs.plan import Plan
+from expertmine.specs.settings import Compression, ResponseSpec, ScoringSpec
 
 HOOKPOINTS = 8
 

@@ -9,7 +9,8 @@ from typing import Any
 from expertmine.corpus.reader import Corpus
 from expertmine.mining.growth import begin
 from expertmine.mining.planning import Bill, make_plan
-from expertmine.specs.plan import Compression, Plan, PlanRequest, ResponseSpec
+from expertmine.specs.plan import Plan
+from expertmine.specs.settings import Compression, PlanRequest, ResponseSpec
 
 
 def request(

@@ -17,7 +17,7 @@ from expertmine.mining.mine import Cluster, run_all
 from expertmine.model.hookpoints import find_hookpoints
 from expertmine.model.load import load_model, tokenise
 from expertmine.model.responses import filling, forward_passes, make_batches
-from expertmine.specs.plan import ResponseSpec
+from expertmine.specs.settings import ResponseSpec
 from expertmine.steering.assignment import Steering
 from expertmine.steering.generation import GenerationRequest, Generator
 

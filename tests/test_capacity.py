@@ -32,7 +32,7 @@ from expertmine.model.hookpoints import find_hookpoints
 from expertmine.model.load import load_model
 from expertmine.run.ledger import load_plan, open_corpus
 from expertmine.runtime import serial
-from expertmine.specs.plan import PlanRequest, ResponseSpec
+from expertmine.specs.settings import PlanRequest, ResponseSpec
 
 CLUSTER = "gpus=64,cpus=512,store-bandwidth=10GB/s"
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from expertmine.corpus.reader import COLUMNS, FILES, Corpus
 from expertmine.corpus.texts import normalise
 from expertmine.errors import UserError
-from expertmine.specs.plan import CorpusIdentity
+from expertmine.specs.identity import CorpusIdentity
 from expertmine.storage.files import write_atomically
 
 

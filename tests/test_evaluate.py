@@ -44,7 +44,7 @@ from expertmine.evaluate.statistics import interval, sign_flip_p
 from expertmine.evaluate.tasks import Runtime, key_of
 from expertmine.mining.mine import Cluster, run_all
 from expertmine.model.load import EMBEDDED_FOLDER, LoadedModel, load_model
-from expertmine.specs.plan import ResponseSpec
+from expertmine.specs.settings import ResponseSpec
 from expertmine.steering.assignment import DEFAULT_K, Steering
 from expertmine.steering.generation import GenerationRequest, Generator
 

@@ -23,7 +23,8 @@ from expertmine.model.load import TokenisedText, load_model
 from expertmine.model.responses import Batch, find_runs, make_batches, pool, refuse_nan
 from expertmine.run.ledger import Receipt
 from expertmine.run.store import Store
-from expertmine.specs.plan import Compression, Hookpoint, Pooling, ResponseSpec
+from expertmine.specs.hookpoints import Hookpoint
+from expertmine.specs.settings import Compression, Pooling, ResponseSpec
 
 
 def naive_responses(model_path: Path, corpus: Corpus, pooling: Pooling) -> np.ndarray:

@@ -45,7 +45,8 @@ from expertmine.run.side_tables import (
     write_selection,
 )
 from expertmine.run.store import Store, create_store
-from expertmine.specs.plan import Layout, Plan
+from expertmine.specs.layout import Layout
+from expertmine.specs.plan import Plan
 from expertmine.storage.files import write_json
 from expertmine.storage.tables import read_table, write_table
 from expertmine.storage.untrusted import mismatch, shape_of, visible

@@ -32,7 +32,7 @@ from expertmine.run.inspection import progress_of, verify
 from expertmine.run.ledger import load_plan, open_corpus
 from expertmine.run.side_tables import read_null, read_selection, write_selection
 from expertmine.run.store import STATISTICS, Store
-from expertmine.specs.plan import ScoringSpec
+from expertmine.specs.settings import ScoringSpec
 from expertmine_kernels import draw_with_replacement
 
 SERIAL = ("serial", Cluster())

@@ -17,7 +17,7 @@ from expertmine.model import load as models
 from expertmine.model.hookpoints import find_hookpoints
 from expertmine.model.hooks import reading
 from expertmine.model.load import load_model, weights_hash
-from expertmine.specs.plan import ModelIdentity
+from expertmine.specs.identity import ModelIdentity
 from expertmine.steering.assignment import Steering, assign, chosen_experts
 from expertmine.steering.interventions import Steered, steer_rows
 

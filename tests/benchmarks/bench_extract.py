@@ -36,7 +36,7 @@ from expertmine.model.load import EMBEDDED, EMBEDDED_FOLDER, load_model
 from expertmine.model.responses import Batch, filling, forward_passes, make_batches, prepare
 from expertmine.run import sentences
 from expertmine.runtime import serial
-from expertmine.specs.plan import ResponseSpec
+from expertmine.specs.settings import ResponseSpec
 
 ROUNDS = 5
 SENTENCES = 1536

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from expertmine.capacity.unit_costs import Cost, KernelCosts, UnitCosts
 from expertmine.run.store import encoded_size
-from expertmine.specs.plan import Codec, Compression, StoredType
+from expertmine.specs.settings import Codec, Compression, StoredType
 from expertmine_kernels import ConceptRows, expertise
 
 MOST_ROWS = 1_000_000

@@ -22,7 +22,9 @@ from expertmine.capacity.unit_costs import MEASURED, UnitCosts
 from expertmine.mining.planning import PARTITIONS_AT_ONCE
 from expertmine.mining.scoring_memory import Work
 from expertmine.run.store import STATISTICS
-from expertmine.specs.plan import ASSESSED, Autocast, Codec, Layout, ScoringSpec, Stage, StoredType, WeightsType
+from expertmine.specs.layout import Layout
+from expertmine.specs.plan import Stage
+from expertmine.specs.settings import ASSESSED, Autocast, Codec, ScoringSpec, StoredType, WeightsType
 
 REQUESTS_AT_ONCE = 10
 """Requests to the store that one reading process has under way, as zarr's default is."""

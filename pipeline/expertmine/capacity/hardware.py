@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from expertmine.errors import UserError
-from expertmine.specs.plan import Autocast, WeightsType
+from expertmine.specs.settings import Autocast, WeightsType
 
 A100_BFLOAT16, A100_FLOAT32 = 312e12, 19.5e12
 """Peak operations a second of NVIDIA's A100 as its maker gives them: dense bfloat16 on tensor cores, and float32."""

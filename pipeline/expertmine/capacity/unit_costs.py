@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from expertmine.specs.plan import Autocast, Codec, StoredType
+from expertmine.specs.settings import Autocast, Codec, StoredType
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,8 @@ from expertmine.model.load import EMBEDDED, EMBEDDED_FOLDER, auto_class, load_to
 from expertmine.model.responses import TYPES
 from expertmine.run.ledger import load_plan, missing_tasks, open_corpus, read_receipts
 from expertmine.run.sentences import texts
-from expertmine.specs.plan import Plan, PlanRequest, ResponseSpec, ScoringSpec, Stage
+from expertmine.specs.plan import Plan, Stage
+from expertmine.specs.settings import PlanRequest, ResponseSpec, ScoringSpec
 from expertmine.storage.locations import Place
 
 SAMPLE_PARTITIONS = 4

@@ -50,7 +50,7 @@ from expertmine.mining.mine import (
     run_reduce,
     run_score,
 )
-from expertmine.specs.plan import Pooling
+from expertmine.specs.settings import Pooling
 from expertmine.steering.assignment import DEFAULT_K, usual_k
 from expertmine.storage.locations import place
 from expertmine.telemetry.logs import LogFormat, configure

@@ -18,7 +18,7 @@ from expertmine.corpus.writer import write_corpus
 from expertmine.index.experts import Experts
 from expertmine.mining.mine import Cluster, freeze_plan, run_all, run_generate
 from expertmine.model.load import EMBEDDED
-from expertmine.specs.plan import PlanRequest
+from expertmine.specs.settings import PlanRequest
 from expertmine.steering.assignment import Steering
 from expertmine.steering.generation import GenerationRequest
 from expertmine.storage.locations import Place

@@ -13,7 +13,7 @@ from expertmine.cli.groups import with_groups
 from expertmine.cli.options import ForcingOptions, Run
 from expertmine.cli.show import evaluation as show_evaluation
 from expertmine.errors import UserError
-from expertmine.specs.plan import Pooling
+from expertmine.specs.settings import Pooling
 
 if TYPE_CHECKING:
     from expertmine.evaluate.cells import CellSettings

@@ -11,7 +11,7 @@ from expertmine.cli.show import experts as show_experts
 from expertmine.cli.show import index as show_index
 from expertmine.errors import UserError
 from expertmine.index.experts import Units
-from expertmine.specs.plan import Pooling
+from expertmine.specs.settings import Pooling
 from expertmine.storage.locations import place
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import typer
 from expertmine.errors import UserError
 from expertmine.index.experts import Forcing, Units
 from expertmine.mining.mine import Cluster, ExtractExecutor, ScoreExecutor
-from expertmine.specs.plan import (
+from expertmine.specs.settings import (
     BATCH_TOKENS,
     Autocast,
     Codec,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from expertmine.cli.options import Run
-from expertmine.specs.plan import Pooling
+from expertmine.specs.settings import Pooling
 from expertmine.telemetry.progress import console
 
 if TYPE_CHECKING:

@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from expertmine.corpus.draws import Ids
 from expertmine.corpus.texts import text_key
 from expertmine.errors import UnknownConcept, UserError
-from expertmine.specs.plan import CorpusIdentity
+from expertmine.specs.identity import CorpusIdentity
 from expertmine.storage.files import read_json
 from expertmine.storage.locations import Place
 from expertmine.storage.tables import read_table

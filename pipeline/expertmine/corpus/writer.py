@@ -21,7 +21,7 @@ from expertmine.corpus.held_out import choose_held_out
 from expertmine.corpus.reader import FORMAT, fingerprint, membership
 from expertmine.corpus.texts import key_text
 from expertmine.errors import UserError
-from expertmine.specs.plan import CorpusIdentity
+from expertmine.specs.identity import CorpusIdentity
 from expertmine.storage.files import exists, remove, write_json, writing
 from expertmine.storage.locations import Place, absolute, is_remote
 from expertmine.storage.tables import write_table

@@ -22,7 +22,7 @@ from expertmine.evaluate.tasks import Runtime, run_tasks
 from expertmine.index.experts import Experts, require_k
 from expertmine.run.ledger import load_plan, open_corpus
 from expertmine.run.links import require_own
-from expertmine.specs.plan import Pooling
+from expertmine.specs.settings import Pooling
 from expertmine.steering.assignment import DEFAULT_K, assign, usual_k
 from expertmine.storage.locations import Place, absolute
 

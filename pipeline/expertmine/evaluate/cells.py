@@ -17,7 +17,7 @@ from expertmine.evaluate.results import Provenance, Success
 from expertmine.evaluate.tasks import Answer, Asked
 from expertmine.index.experts import Experts, Units
 from expertmine.run.ledger import load_plan, open_corpus
-from expertmine.specs.plan import Pooling
+from expertmine.specs.settings import Pooling
 from expertmine.steering.assignment import Steering
 from expertmine.steering.generation import GenerationRequest, Generator
 from expertmine.storage.locations import Place

@@ -26,7 +26,7 @@ from expertmine.evaluate.tasks import Runtime, run_tasks
 from expertmine.index.experts import Experts, require_k
 from expertmine.run.ledger import load_plan, open_corpus
 from expertmine.run.links import require_own
-from expertmine.specs.plan import Pooling
+from expertmine.specs.settings import Pooling
 from expertmine.storage.locations import Place, absolute
 
 LADDER = (0, 10, 20, 30, 50, 70, 100, 150, 200, 300)

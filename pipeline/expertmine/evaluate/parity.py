@@ -32,7 +32,7 @@ from expertmine.evaluate.results import (
 from expertmine.evaluate.tasks import Answer, Asked, Runtime, run_tasks
 from expertmine.index.experts import Experts, require_k
 from expertmine.run.links import require_own
-from expertmine.specs.plan import Pooling
+from expertmine.specs.settings import Pooling
 from expertmine.steering.generation import GenerationRequest, Generator
 from expertmine.steering.interventions import Steered, steer_rows
 from expertmine.storage.locations import Place, absolute

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from expertmine.model.load import LoadedModel, tokenise
 from expertmine.model.responses import filling, make_batches
-from expertmine.specs.plan import ResponseSpec
+from expertmine.specs.settings import ResponseSpec
 
 DEFAULT = ResponseSpec()
 

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from expertmine.errors import UserError
-from expertmine.specs.plan import Pooling
+from expertmine.specs.settings import Pooling
 from expertmine.storage.locations import Place
 from expertmine.storage.tables import TableFile, read_all
 from expertmine.storage.untrusted import EVERY, mismatch

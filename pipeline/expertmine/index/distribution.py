@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from expertmine.specs.plan import LAYER, Hookpoint, layer_of
+from expertmine.specs.hookpoints import LAYER, Hookpoint, layer_of
 
 BINS = 20
 EDGES = np.arange(BINS + 1) / BINS

@@ -24,7 +24,10 @@ from expertmine.errors import UnknownConcept, UserError
 from expertmine.index import hub
 from expertmine.index.checks import check_facts, check_rows, read_distribution, read_units
 from expertmine.index.distribution import SCHEMA as DISTRIBUTION_SCHEMA
-from expertmine.specs.plan import ModelIdentity, Plan, Pooling, layer_of
+from expertmine.specs.hookpoints import layer_of
+from expertmine.specs.identity import ModelIdentity
+from expertmine.specs.plan import Plan
+from expertmine.specs.settings import Pooling
 from expertmine.storage.files import exists, read_json, write_json
 from expertmine.storage.locations import Place, place
 from expertmine.storage.tables import TableFile, write_table

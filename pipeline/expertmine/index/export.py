@@ -29,7 +29,8 @@ from expertmine.index.experts import Experts, Units
 from expertmine.index.lookup import k_or_all
 from expertmine.run.ledger import load_plan, open_corpus, require_complete
 from expertmine.run.store import Store
-from expertmine.specs.plan import Plan, Pooling
+from expertmine.specs.plan import Plan
+from expertmine.specs.settings import Pooling
 from expertmine.storage.files import write_atomically
 from expertmine.storage.locations import Place
 from expertmine.telemetry.progress import track

@@ -34,7 +34,7 @@ from expertmine.run.ledger import (
 )
 from expertmine.run.side_tables import has_selection, read_selection, write_assessment, write_selection
 from expertmine.run.store import Store
-from expertmine.specs.plan import ASSESSED, Pooling
+from expertmine.specs.settings import ASSESSED, Pooling
 from expertmine.storage.locations import Place
 from expertmine_kernels import draw_with_replacement, resampled_average_precision
 

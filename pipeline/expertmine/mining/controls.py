@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from expertmine.specs.plan import Hookpoint
+from expertmine.specs.hookpoints import Hookpoint
 
 Ids = NDArray[np.int64]
 

@@ -24,7 +24,8 @@ from expertmine.mining.planning import (
 from expertmine.run import sentences
 from expertmine.run.ledger import Receipt, freeze, load_plan, plan_path, read_receipts, require_new_folder
 from expertmine.run.store import Store
-from expertmine.specs.plan import Plan, PlanRequest
+from expertmine.specs.plan import Plan
+from expertmine.specs.settings import PlanRequest
 from expertmine.storage.files import exists
 from expertmine.storage.locations import Place
 

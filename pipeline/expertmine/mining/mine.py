@@ -30,7 +30,8 @@ from expertmine.run.links import require_own
 from expertmine.runtime import serial
 from expertmine.runtime.events import Tell
 from expertmine.runtime.failures import Failed
-from expertmine.specs.plan import Plan, PlanRequest, Pooling, Stage
+from expertmine.specs.plan import Plan, Stage
+from expertmine.specs.settings import PlanRequest, Pooling
 from expertmine.storage.files import exists
 from expertmine.storage.locations import Place, absolute
 from expertmine.telemetry import logs

@@ -23,7 +23,9 @@ from expertmine.model.load import LoadedModel, load_model
 from expertmine.model.responses import TYPES, filling, forward_passes, make_batches, prepare
 from expertmine.run import sentences
 from expertmine.run.store import STATISTICS, encoded_size, statistics_of
-from expertmine.specs.plan import Layout, Plan, PlanRequest, ResponseSpec, ScoringSpec
+from expertmine.specs.layout import Layout
+from expertmine.specs.plan import Plan
+from expertmine.specs.settings import PlanRequest, ResponseSpec, ScoringSpec
 from expertmine.storage.locations import Place, absolute, is_remote
 from expertmine.telemetry.formats import size
 

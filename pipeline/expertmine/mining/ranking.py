@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from expertmine.run.store import Store
-from expertmine.specs.plan import Plan, Pooling
+from expertmine.specs.plan import Plan
+from expertmine.specs.settings import Pooling
 from expertmine.telemetry.progress import track
 
 _SPARE = 1 << 21

@@ -24,7 +24,8 @@ from expertmine.run import lease as locks
 from expertmine.run.ledger import load_plan, open_corpus, require_complete
 from expertmine.run.side_tables import read_assessments, read_null
 from expertmine.run.store import KEPT, STATISTICS, Store
-from expertmine.specs.plan import Plan, Pooling
+from expertmine.specs.plan import Plan
+from expertmine.specs.settings import Pooling
 from expertmine.storage.locations import Place
 from expertmine.telemetry.progress import track
 

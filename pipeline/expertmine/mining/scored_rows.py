@@ -17,7 +17,8 @@ from expertmine.corpus.reader import Corpus, membership
 from expertmine.errors import UserError
 from expertmine.run import sentences
 from expertmine.run.store import Store
-from expertmine.specs.plan import Null, Plan, ScoringSpec
+from expertmine.specs.plan import Plan
+from expertmine.specs.settings import Null, ScoringSpec
 from expertmine.storage.locations import Place
 
 CLASS_RATIO = 1.5

@@ -10,7 +10,7 @@ import numpy as np
 
 from expertmine.errors import StageError
 from expertmine.mining.allocator import resident_bytes
-from expertmine.specs.plan import StoredType
+from expertmine.specs.settings import StoredType
 from expertmine.storage.locations import Place
 from expertmine.telemetry.formats import size
 

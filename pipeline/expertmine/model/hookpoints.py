@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from expertmine.errors import UserError
 from expertmine.model.fused_experts import expert_maps, is_fused, is_readable, map_width
 from expertmine.model.hooks import Place, observing
-from expertmine.specs.plan import Hookpoint
+from expertmine.specs.hookpoints import Hookpoint
 
 
 def blocks(model: PreTrainedModel) -> list[str]:

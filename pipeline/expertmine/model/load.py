@@ -32,7 +32,7 @@ from transformers.models.auto.modeling_auto import (
 from transformers.utils import logging as transformers_logging
 
 from expertmine.errors import UserError
-from expertmine.specs.plan import ModelIdentity
+from expertmine.specs.identity import ModelIdentity
 
 EMBEDDED = "embedded"
 EMBEDDED_FOLDER = Path(__file__).parents[1] / "embedded" / "model"

@@ -18,7 +18,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from expertmine.errors import UserError
 from expertmine.model.hooks import reading
 from expertmine.model.load import TokenisedText, tokenise
-from expertmine.specs.plan import Hookpoint, Pooling, ResponseSpec
+from expertmine.specs.hookpoints import Hookpoint
+from expertmine.specs.settings import Pooling, ResponseSpec
 
 LARGEST = float(torch.finfo(torch.float16).max)
 TYPES = {"float16": torch.float16, "float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -27,7 +27,7 @@ from expertmine.report.style import (
     alone,
     log_values,
 )
-from expertmine.specs.plan import LAYER, layer_of
+from expertmine.specs.hookpoints import LAYER, layer_of
 
 SHOWN_CONCEPTS = 60
 """Concepts that an overlap heat map has room for."""

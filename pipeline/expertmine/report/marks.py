@@ -17,7 +17,9 @@ from expertmine.errors import UserError
 from expertmine.model.hooks import reading
 from expertmine.model.load import load_identical
 from expertmine.model.responses import LARGEST, TYPES, Batch, filling, make_batches, pool, prepare
-from expertmine.specs.plan import Hookpoint, Plan, Pooling, ResponseSpec
+from expertmine.specs.hookpoints import Hookpoint
+from expertmine.specs.plan import Plan
+from expertmine.specs.settings import Pooling, ResponseSpec
 from expertmine.telemetry.progress import track
 
 Span = tuple[int, int]

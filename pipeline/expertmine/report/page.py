@@ -29,7 +29,7 @@ from expertmine.report.sentences import Shown, UnitSentences, extreme_sentences
 from expertmine.report.small_curve import small_curve
 from expertmine.report.style import PANEL, Panel, alone, inline_svg
 from expertmine.run.ledger import open_corpus
-from expertmine.specs.plan import Pooling
+from expertmine.specs.settings import Pooling
 from expertmine.storage.files import write_atomically
 from expertmine.storage.locations import Place
 from expertmine.telemetry.formats import p_value

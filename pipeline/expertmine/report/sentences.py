@@ -17,7 +17,8 @@ from expertmine.corpus.reader import Corpus
 from expertmine.index.experts import Expert
 from expertmine.mining.scored_rows import Side, mined_and_held_out
 from expertmine.run.store import Store
-from expertmine.specs.plan import Plan, Pooling
+from expertmine.specs.plan import Plan
+from expertmine.specs.settings import Pooling
 from expertmine.storage.locations import Place
 from expertmine.telemetry.progress import track
 

@@ -21,7 +21,8 @@ from expertmine.corpus.reader import FILES, Corpus
 from expertmine.errors import StageError, UserError
 from expertmine.run import lease as locks
 from expertmine.runtime.events import process_name
-from expertmine.specs.plan import CorpusIdentity, Plan, Stage
+from expertmine.specs.identity import CorpusIdentity
+from expertmine.specs.plan import Plan, Stage
 from expertmine.storage.files import (
     children,
     copy,

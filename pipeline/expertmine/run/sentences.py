@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from expertmine.corpus.reader import Corpus
 from expertmine.corpus.texts import text_key
 from expertmine.errors import UserError
-from expertmine.specs.plan import Plan, Segment
+from expertmine.specs.identity import Segment
+from expertmine.specs.plan import Plan
 from expertmine.storage.locations import Place
 from expertmine.storage.tables import read_table, write_table
 

@@ -9,7 +9,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from expertmine.errors import UserError
-from expertmine.specs.plan import Plan, Pooling
+from expertmine.specs.plan import Plan
+from expertmine.specs.settings import Pooling
 from expertmine.storage.files import sha256_file
 from expertmine.storage.locations import Place
 from expertmine.storage.tables import read_table, write_table

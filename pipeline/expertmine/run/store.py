@@ -25,7 +25,8 @@ from zarr.core.buffer import Buffer
 from zarr.storage import FsspecStore, LocalStore, MemoryStore, StorePath
 
 from expertmine.errors import UserError
-from expertmine.specs.plan import Compression, Plan, Pooling
+from expertmine.specs.plan import Plan
+from expertmine.specs.settings import Compression, Pooling
 from expertmine.storage.files import persistently, read_each, remove_folder, sha256_file, sizes, write_atomically
 from expertmine.storage.locations import Place, is_remote
 from expertmine.storage.untrusted import mismatch

@@ -17,7 +17,7 @@ from expertmine.errors import UserError
 from expertmine.index.experts import Experts, Units
 from expertmine.model.load import LoadedModel, load_identical, refuse_encoder, tokenise
 from expertmine.model.responses import filling
-from expertmine.specs.plan import Pooling
+from expertmine.specs.settings import Pooling
 from expertmine.steering.assignment import Steering
 from expertmine.steering.decoding import Decoding, RowSampler, StepStreamer, Stopper
 from expertmine.steering.interventions import Steered, steer_rows

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from expertmine.concepts.overlap import Similar
     from expertmine.corpus.drafts import Draft
     from expertmine.corpus.reader import Corpus
-    from expertmine.specs.plan import CorpusIdentity
+    from expertmine.specs.identity import CorpusIdentity
     from expertmine.steering.generation import GenerationRequest
 
 out = Console(highlight=False, width=None if sys.stdout.isatty() else 160)

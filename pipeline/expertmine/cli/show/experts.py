@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 
 from expertmine.cli.show.console import as_json, number, out, table
-from expertmine.specs.plan import ASSESSED
+from expertmine.specs.settings import ASSESSED
 from expertmine.storage.files import exists, read_json
 from expertmine.storage.locations import Place
 from expertmine.storage.untrusted import visible

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from expertmine.run.attempts import Driver
     from expertmine.run.costs import Costs
     from expertmine.run.inspection import Damage, StageProgress, Worker
-    from expertmine.specs.plan import Hookpoint, ModelIdentity, Plan
+    from expertmine.specs.hookpoints import Hookpoint
+    from expertmine.specs.identity import ModelIdentity
+    from expertmine.specs.plan import Plan
     from expertmine.storage.locations import Place
 
 SHOWN_WORKERS = 12
