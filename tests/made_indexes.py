@@ -11,7 +11,9 @@ import pyarrow as pa
 
 from expertmine.index.distribution import BINS
 from expertmine.index.distribution import SCHEMA as DISTRIBUTION
-from expertmine.index.experts import SCHEMA, UNITS, Experts, write_tables
+from expertmine.index.experts import Experts
+from expertmine.index.units import SCHEMA, UNITS
+from expertmine.index.writer import write_tables
 
 HOOKPOINTS = ("model.h.0.in", "model.h.0.out", "model.h.1.in", "model.h.1.out")
 

@@ -26,8 +26,10 @@ from expertmine import Experts, steer
 from expertmine.errors import UnknownConcept, UserError
 from expertmine.index import hub
 from expertmine.index.distribution import grouped
-from expertmine.index.experts import STEERING, TABLES, UNITS, write_tables
+from expertmine.index.experts import STEERING, TABLES
 from expertmine.index.pack import FILES, PackRequest, pack
+from expertmine.index.units import UNITS
+from expertmine.index.writer import write_tables
 from expertmine.model.load import load_model
 
 NAMES = ["bird", "pipe | star*", "<script>alert(1)</script>", "``` fence", "quote\"'\\", "ünï 🐦"]

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from expertmine import Experts, steer
 from expertmine.errors import UserError
-from expertmine.index.experts import ConceptExperts, Expert, Forcing
+from expertmine.index.units import ConceptExperts, Expert, Forcing
 from expertmine.model.hookpoints import find_hookpoints
 from expertmine.model.hooks import reading
 from expertmine.model.load import LoadedModel, load_model

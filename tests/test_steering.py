@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from expertmine import Experts, steer
 from expertmine.errors import UserError
-from expertmine.index.experts import ConceptExperts, Expert
+from expertmine.index.units import ConceptExperts, Expert
 from expertmine.model import load as models
 from expertmine.model.hookpoints import find_hookpoints
 from expertmine.model.hooks import reading

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from expertmine import steer
-from expertmine.index.experts import ConceptExperts, Expert
+from expertmine.index.units import ConceptExperts, Expert
 from expertmine.model.hookpoints import find_hookpoints
 from expertmine.model.load import LoadedModel, load_model
 

@@ -40,6 +40,7 @@ from expertmine.cli.show import experts as show_experts
 from expertmine.cli.show import run as show_run
 from expertmine.errors import UserError
 from expertmine.index.distribution import Grouping
+from expertmine.index.experts import DEFAULT_K
 from expertmine.mining.mine import (
     DEFAULT_TOP_K,
     Cluster,
@@ -51,7 +52,7 @@ from expertmine.mining.mine import (
     run_score,
 )
 from expertmine.specs.settings import Pooling
-from expertmine.steering.assignment import DEFAULT_K, usual_k
+from expertmine.steering.assignment import usual_k
 from expertmine.storage.locations import place
 from expertmine.telemetry.logs import LogFormat, configure
 from expertmine.telemetry.progress import console
@@ -366,7 +367,7 @@ def generate(
     Example: `expertmine generate run --concept bird.n.01 -k 50 -n 5`
     """
     from expertmine.index.experts import Experts
-    from expertmine.mining.mine import run_generate
+    from expertmine.serving.offline import run_generate
     from expertmine.steering.generation import GenerationRequest
 
     concepts = tuple(concept or ())

@@ -10,7 +10,7 @@ import typer
 from expertmine.cli.show import experts as show_experts
 from expertmine.cli.show import index as show_index
 from expertmine.errors import UserError
-from expertmine.index.experts import Units
+from expertmine.index.units import Units
 from expertmine.specs.settings import Pooling
 from expertmine.storage.locations import place
 
@@ -162,7 +162,8 @@ def export(
 
     Example: `expertmine export run --format selfcond --out expertise --concept bird.n.01`
     """
-    from expertmine.index.export import export_selfcond, export_table
+    from expertmine.index.export import export_table
+    from expertmine.run.selfcond import export_selfcond
 
     chosen = concept or ()
     if form == "selfcond":

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, cast
 import typer
 
 from expertmine.errors import UserError
-from expertmine.index.experts import Forcing, Units
+from expertmine.index.units import Forcing, Units
 from expertmine.mining.mine import Cluster, ExtractExecutor, ScoreExecutor
 from expertmine.specs.settings import (
     BATCH_TOKENS,

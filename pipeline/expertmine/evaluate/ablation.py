@@ -19,11 +19,12 @@ from expertmine.evaluate.concept import drawn_concepts
 from expertmine.evaluate.results import Ablation, Cell, Comparison, Success, Variant, rebuilt, result_path, write_result
 from expertmine.evaluate.statistics import interval, sign_flip_p
 from expertmine.evaluate.tasks import Runtime, run_tasks
-from expertmine.index.experts import Experts, require_k
+from expertmine.index.experts import DEFAULT_K, Experts
+from expertmine.index.units import require_k
 from expertmine.run.ledger import load_plan, open_corpus
 from expertmine.run.links import require_own
 from expertmine.specs.settings import Pooling
-from expertmine.steering.assignment import DEFAULT_K, assign, usual_k
+from expertmine.steering.assignment import assign, usual_k
 from expertmine.storage.locations import Place, absolute
 
 UNSTEERED, EXPERTS = "unsteered", "experts"

@@ -15,7 +15,8 @@ from expertmine.evaluate.lexical import Lemmas, lemmas_of
 from expertmine.evaluate.perplexity import losses, perplexity
 from expertmine.evaluate.results import Provenance, Success
 from expertmine.evaluate.tasks import Answer, Asked
-from expertmine.index.experts import Experts, Units
+from expertmine.index.experts import Experts
+from expertmine.index.units import Units
 from expertmine.run.ledger import load_plan, open_corpus
 from expertmine.specs.settings import Pooling
 from expertmine.steering.assignment import Steering

@@ -23,7 +23,8 @@ from expertmine.evaluate.results import (
     write_result,
 )
 from expertmine.evaluate.tasks import Runtime, run_tasks
-from expertmine.index.experts import Experts, require_k
+from expertmine.index.experts import Experts
+from expertmine.index.units import require_k
 from expertmine.run.ledger import load_plan, open_corpus
 from expertmine.run.links import require_own
 from expertmine.specs.settings import Pooling

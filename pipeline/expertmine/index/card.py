@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from expertmine.index.experts import Experts
-from expertmine.steering.assignment import Steering, usual_k
 
 LISTED = 20
 """Concepts in the table."""
@@ -94,14 +93,14 @@ def snippet(experts: Experts, place: str) -> str:
     model = experts.model
     best = dict(zip(experts, experts.table["ap"].to_numpy()[:: experts.top_k].tolist(), strict=True))
     concept = max([name for name in experts if experts.steering.get(name)] or experts, key=lambda name: best[name])
-    k = usual_k(experts, [concept], Steering())[0]
+    k = experts.usual_k([concept])[0]
     auto, writes = _auto_class(model.architecture)
     if model.name == "embedded":
-        imports = ["from expertmine.model.load import load_model"]
+        imports = ["from expertmine import Experts, load_model, steer"]
         loading = ['loaded = load_model("embedded")', "model, tokenizer = loaded.model, loaded.tokenizer"]
     else:
         source = f"{model.name!r}, revision={model.revision!r}" if model.revision else f"{model.name!r}"
-        imports = [f"from transformers import {auto}, AutoTokenizer"]
+        imports = ["from expertmine import Experts, steer", f"from transformers import {auto}, AutoTokenizer"]
         loading = [
             f"tokenizer = AutoTokenizer.from_pretrained({source})",
             f"model = {auto}.from_pretrained({source})",
@@ -114,7 +113,6 @@ def snippet(experts: Experts, place: str) -> str:
         ]
     return "\n".join(
         [
-            "from expertmine import Experts, steer",
             *imports,
             "",
             *loading,

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 
@@ -24,133 +24,23 @@ from expertmine.errors import UnknownConcept, UserError
 from expertmine.index import hub
 from expertmine.index.checks import check_facts, check_rows, read_distribution, read_units
 from expertmine.index.distribution import SCHEMA as DISTRIBUTION_SCHEMA
-from expertmine.specs.hookpoints import layer_of
+from expertmine.index.units import SCHEMA, UNITS, ConceptExperts, Expert, Units
 from expertmine.specs.identity import ModelIdentity
-from expertmine.specs.plan import Plan
 from expertmine.specs.settings import Pooling
 from expertmine.storage.files import exists, read_json, write_json
 from expertmine.storage.locations import Place, place
-from expertmine.storage.tables import TableFile, write_table
+from expertmine.storage.tables import TableFile
 from expertmine.storage.untrusted import EVERY, mismatch
 
 FORMAT = 4
 
-Units = Literal["experts", "worst", "random", "matched"]
-"""Which units of a concept: the best by average precision; the worst; drawn by lot from all that are not among the
-best; or for each of the best one of the same hookpoint, drawn by lot likewise."""
 
-UNITS: tuple[Units, ...] = ("experts", "worst", "random", "matched")
 TABLES = (*UNITS, "distribution")
 STEERING = "steering.json"
+DEFAULT_K = 50
+"""Experts that are set unless the user says how many, or an evaluation chose."""
 MANNER_BY_DEFAULT: Mapping[str, Any] = {"forcing": "mean", "strength": 1.0, "tokens": "all", "layers": None}
 """How units are set unless one asks for something else; a chosen k means nothing when they are set otherwise."""
-
-Forcing = Literal["mean", "p50", "p90", "zero"]
-"""Value that do(c, k) sets a unit to: the mean of its responses to positives (the paper's), their median (the
-reference's), their 90th percentile, or zero."""
-
-SCHEMA = pa.schema(
-    [
-        ("concept", pa.string()),
-        ("group", pa.string()),
-        ("rank", pa.int32()),
-        ("unit", pa.int64()),
-        ("hookpoint", pa.string()),
-        ("channel", pa.int32()),
-        ("ap", pa.float64()),
-        ("auroc", pa.float64()),
-        ("p_value", pa.float64()),
-        ("held_out_ap", pa.float64()),
-        ("held_out_low", pa.float64()),
-        ("held_out_high", pa.float64()),
-        ("on_mean", pa.float32()),
-        ("on_p50", pa.float32()),
-        ("on_p90", pa.float32()),
-        ("off_mean", pa.float32()),
-    ]
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Expert:
-    """One expert unit of a concept."""
-
-    rank: int
-    """From 1, the highest average precision."""
-    unit: int
-    hookpoint: str
-    channel: int
-    ap: float
-    """Average precision on the mined sentences."""
-    auroc: float
-    p_value: float
-    """Chance that the best of all units does as well under shuffled labels; NaN where none were shuffled."""
-    held_out_ap: float
-    """On sentences that mining did not see; NaN where there are none."""
-    held_out_low: float
-    """Lower end of a 95 % bootstrap interval of that; NaN where it was not assessed."""
-    held_out_high: float
-    on_mean: float
-    """Mean response to the mined positives."""
-    on_p50: float
-    on_p90: float
-    off_mean: float
-    """Mean response to the mined negatives."""
-
-    @property
-    def layer(self) -> int | None:
-        """Of the model; None for a hookpoint outside of the layers."""
-        return layer_of(self.hookpoint)
-
-    def forced(self, forcing: Forcing) -> float:
-        """The value that do(c, k) sets this unit to."""
-        match forcing:
-            case "mean":
-                return self.on_mean
-            case "p50":
-                return self.on_p50
-            case "p90":
-                return self.on_p90
-            case "zero":
-                return 0.0
-
-
-@dataclass(frozen=True)
-class ConceptExperts(Sequence[Expert]):
-    """The experts of one concept, best first, and the model that they belong to."""
-
-    concept: str
-    description: str
-    model: ModelIdentity
-    experts: tuple[Expert, ...]
-
-    def __len__(self) -> int:
-        return len(self.experts)
-
-    def __getitem__(self, at: Any) -> Any:
-        return self.experts[at]
-
-    def top(self, k: int) -> tuple[Expert, ...]:
-        """The k best.
-
-        Raises:
-            UserError: the index does not hold that many.
-        """
-        require_k(k, len(self.experts))
-        return self.experts[:k]
-
-
-def require_k(k: int, held: int, least: int = 0) -> None:
-    """Check how many experts of a concept are asked for.
-
-    Raises:
-        UserError: the index does not hold that many.
-    """
-    if not least <= k <= held:
-        raise UserError(
-            f"k is {k}: expected {least} to {held}, the experts a concept that this index holds; "
-            "`expertmine reduce RUN --top-k K` keeps more"
-        )
 
 
 class Experts(Mapping[str, ConceptExperts]):
@@ -235,6 +125,24 @@ class Experts(Mapping[str, ConceptExperts]):
             return None
         found: int | None = self.steering.get(concept)
         return found
+
+    def usual_k(
+        self, concepts: Sequence[str], manner: Mapping[str, Any] | None = MANNER_BY_DEFAULT
+    ) -> tuple[int, bool]:
+        """How many experts are set unless the user says: what evaluation chose for the one concept, or `DEFAULT_K`.
+
+        Args:
+            manner: how units are to be set, `Steering.manner`; a k that was chosen for another manner does not count,
+                and None stands for one that no evaluation uses.
+
+        Returns:
+            k, and whether evaluation chose it.
+
+        Raises:
+            UnknownConcept: there is none of a name.
+        """
+        chosen = self.chosen_k(concepts[0], manner) if len(concepts) == 1 and manner is not None else None
+        return (min(DEFAULT_K, self.top_k), False) if chosen is None else (chosen, True)
 
     def concept_facts(self, concept: str) -> dict[str, Any]:
         """What is known of a concept: counts of its sentences, what chance does, how stable its best units are.
@@ -370,54 +278,3 @@ def _require_table(folder: Place, facts: Mapping[str, Any], name: str) -> TableF
         if table.checksum() == facts["checksums"].get(name):
             return table
     raise UserError(f"{path} is missing or does not match index.json's checksum; reduce the run again")
-
-
-def index_folder(run: Place, plan: Plan, pooling: Pooling) -> Place:
-    """Where the index of one of a run's poolings is."""
-    return run / ("experts" if pooling == plan.responses.poolings[0] else f"experts-{pooling}")
-
-
-def write_index(
-    folder: Place,
-    tables: Mapping[str, pa.Table],
-    plan: Plan,
-    pooling: Pooling,
-    concepts: list[dict[str, Any]],
-    alpha: float,
-) -> Place:
-    """Write an index folder of a run.
-
-    Args:
-        alpha: of the thresholds that concepts are said to have.
-    """
-    facts = {
-        "units": plan.layout.units,
-        "plan": plan.fingerprint,
-        "pooling": pooling,
-        "model": asdict(plan.model),
-        "corpus": asdict(plan.corpus),
-        "responses": asdict(plan.responses),
-        "scoring": {**asdict(plan.scoring), "alpha": alpha},
-        "hookpoints": [asdict(hookpoint) for hookpoint in plan.hookpoints],
-        "concepts": concepts,
-    }
-    return write_tables(folder, tables, facts)
-
-
-def write_tables(folder: Place, tables: Mapping[str, pa.Table], facts: Mapping[str, Any]) -> Place:
-    """Write an index folder; ``index.json`` comes last and makes it whole.
-
-    Args:
-        tables: each of `TABLES`.
-        facts: what the index says of itself; format, checksums and top_k are those of the tables.
-
-    Raises:
-        UserError: the disk is full or refuses.
-    """
-    own = {
-        "format": FORMAT,
-        "checksums": {name: write_table(folder / f"{name}.parquet", tables[name]) for name in TABLES},
-        "top_k": tables["experts"].num_rows // len(facts["concepts"]),
-    }
-    write_json(folder / "index.json", {**own, **{name: each for name, each in facts.items() if name not in own}})
-    return folder

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from expertmine.errors import UserError
-from expertmine.index.experts import Experts, require_k
+from expertmine.index.experts import Experts
+from expertmine.index.units import require_k
 
 FEWEST_SHARED = 3
 """Shared experts that a rank correlation takes: of two it could be nothing but 1 or -1."""

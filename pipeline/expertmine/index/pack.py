@@ -15,9 +15,11 @@ import pyarrow as pa
 
 from expertmine.errors import UserError
 from expertmine.index.card import card, is_folder
-from expertmine.index.experts import STEERING, TABLES, UNITS, Experts, write_tables
+from expertmine.index.experts import STEERING, TABLES, Experts
 from expertmine.index.export import cut
 from expertmine.index.lookup import k_or_all
+from expertmine.index.units import UNITS
+from expertmine.index.writer import write_tables
 from expertmine.storage.files import read_json, write_atomically, write_json, writing
 from expertmine.storage.locations import Place, same
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -31,7 +30,7 @@ from expertmine.runtime import serial
 from expertmine.runtime.events import Tell
 from expertmine.runtime.failures import Failed
 from expertmine.specs.plan import Plan, Stage
-from expertmine.specs.settings import PlanRequest, Pooling
+from expertmine.specs.settings import PlanRequest
 from expertmine.storage.files import exists
 from expertmine.storage.locations import Place, absolute
 from expertmine.telemetry import logs
@@ -40,7 +39,6 @@ from expertmine.telemetry.progress import console, track
 
 if TYPE_CHECKING:
     from expertmine.mining.planning import Bill
-    from expertmine.steering.generation import GenerationRequest
 
 DEFAULT_TOP_K = 500
 """Experts kept a concept."""
@@ -240,42 +238,6 @@ def run_all(
         run_extract(run, *extract_on)
         run_score(run, *score_on)
         return run_reduce(run, top_k)
-
-
-def run_generate(
-    index: Place | str,
-    requests: Sequence[GenerationRequest],
-    executor: ExtractExecutor,
-    pooling: Pooling | None = None,
-    model: str | None = None,
-) -> Iterator[list[str]]:
-    """The continuations of each request, in order, from this process or from a Ray actor.
-
-    Args:
-        index: a run folder, an expert index, or a pack.
-        pooling: of the responses that the experts were found by; the run's first unless given.
-        model: where the model is, if not where it was mined.
-
-    Raises:
-        UserError: a request that cannot be met.
-    """
-    from expertmine.steering.generation import NewGenerator
-
-    # An actor may have another working folder.
-    if isinstance(index, str) and Path(index).exists():
-        index = Path(index)
-    make = NewGenerator(index if isinstance(index, str) else absolute(index), pooling, model=model)
-    if executor == "serial":
-        yield from map(make(), requests)
-        return
-    from expertmine.runtime import ray
-
-    with ray.cluster(None):
-        gpus_each = 1.0 if ray.gpus() else 0.0
-        for written in ray.run(make, requests, actors=1, cpus_each=1, gpus_each=gpus_each):
-            if isinstance(written, Failed):
-                raise UserError(written.reason)
-            yield written
 
 
 def _extract_on_ray(run: Place, tasks: Sequence[int], threads: int, cluster: Cluster, watch: Watch) -> _Results:

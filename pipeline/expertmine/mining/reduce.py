@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from expertmine.corpus.reader import Corpus
 from expertmine.errors import UserError
 from expertmine.index.distribution import Distribution
-from expertmine.index.experts import SCHEMA, index_folder, write_index
+from expertmine.index.units import SCHEMA
+from expertmine.index.writer import index_folder, write_index
 from expertmine.mining.chance import ALPHA, brought_over, expected_ap, p_values, thresholds
 from expertmine.mining.controls import controls
 from expertmine.mining.ranking import Extremes

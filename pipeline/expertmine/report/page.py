@@ -21,8 +21,9 @@ from matplotlib.figure import Figure
 
 from expertmine.errors import UserError
 from expertmine.evaluate.results import ConceptCurve, Success
-from expertmine.index.experts import Expert, Experts
+from expertmine.index.experts import Experts
 from expertmine.index.lookup import overlaps
+from expertmine.index.units import Expert
 from expertmine.report import evaluation_figures, facts, figures
 from expertmine.report.marks import Marks, Span, Wanted, find_marks
 from expertmine.report.sentences import Shown, UnitSentences, extreme_sentences

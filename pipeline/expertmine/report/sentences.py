@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from expertmine.corpus.reader import Corpus
-from expertmine.index.experts import Expert
+from expertmine.index.units import Expert
 from expertmine.mining.scored_rows import Side, mined_and_held_out
 from expertmine.run.store import Store
 from expertmine.specs.plan import Plan

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from expertmine.errors import UserError
-from expertmine.index.experts import Experts, index_folder
+from expertmine.index.experts import Experts
+from expertmine.index.writer import index_folder
 from expertmine.run import sentences
 from expertmine.run.attempts import Driver, read_drivers
 from expertmine.run.costs import Costs, costs_of

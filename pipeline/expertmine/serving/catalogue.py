@@ -6,7 +6,8 @@ import math
 from dataclasses import asdict
 from typing import Any
 
-from expertmine.index.experts import Expert, Experts
+from expertmine.index.experts import Experts
+from expertmine.index.units import Expert
 
 SHOWN = 20
 """Experts of a concept that are shown."""

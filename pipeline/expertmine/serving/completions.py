@@ -10,7 +10,8 @@ from typing import Annotated, Any, NoReturn
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from expertmine.errors import UnknownConcept, UserError
-from expertmine.index.experts import Experts, Forcing, Units
+from expertmine.index.experts import Experts
+from expertmine.index.units import Forcing, Units
 from expertmine.serving.refusals import Refusal, of_field
 from expertmine.steering.assignment import Conflicts, Steering, Tokens, usual_k
 from expertmine.steering.generation import GenerationRequest

@@ -9,10 +9,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from expertmine.errors import UserError
-from expertmine.index.experts import ConceptExperts, Expert, Experts, Forcing, Units
-
-DEFAULT_K = 50
-"""Experts that are set where nobody says how many and no evaluation has chosen."""
+from expertmine.index.experts import DEFAULT_K, Experts
+from expertmine.index.units import ConceptExperts, Expert, Forcing, Units
 
 Tokens = Literal["all", "last"]
 """At which tokens of a pass units are set: at all of them, or at the last one of each text only."""
@@ -60,20 +58,17 @@ class Steering:
 
 
 def usual_k(index: Experts, concepts: Sequence[str], steering: Steering, units: Units = "experts") -> tuple[int, bool]:
-    """How many experts are set where nobody says: what evaluation chose for the one concept, or `DEFAULT_K`.
+    """How many units are set unless the user says, as `Experts.usual_k` has it, and whether evaluation chose it.
 
     Args:
-        steering: how they are to be set; its k does not matter. What was chosen under another manner does not count.
-
-    Returns:
-        k, and whether evaluation chose it.
+        steering: how they are to be set; its k does not matter.
+        units: which units of the concepts; evaluation chose among experts only.
 
     Raises:
         UnknownConcept: there is none of a name.
     """
-    plain = len(concepts) == 1 and steering.block == 1 and units == "experts"
-    chosen = index.chosen_k(concepts[0], steering.manner) if plain else None
-    return (min(DEFAULT_K, index.top_k), False) if chosen is None else (chosen, True)
+    evaluated = steering.block == 1 and units == "experts"
+    return index.usual_k(concepts, steering.manner if evaluated else None)
 
 
 Assignment = Mapping[str, Mapping[int, float]]

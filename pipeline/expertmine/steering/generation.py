@@ -14,7 +14,8 @@ import torch
 from transformers import GenerationConfig
 
 from expertmine.errors import UserError
-from expertmine.index.experts import Experts, Units
+from expertmine.index.experts import Experts
+from expertmine.index.units import Units
 from expertmine.model.load import LoadedModel, load_identical, refuse_encoder, tokenise
 from expertmine.model.responses import filling
 from expertmine.specs.settings import Pooling

@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from expertmine.errors import UserError
-from expertmine.index.experts import ConceptExperts, Forcing
+from expertmine.index.units import ConceptExperts, Forcing
 from expertmine.model.hooks import Where, changing
 from expertmine.model.load import check_weights
 from expertmine.steering.assignment import Assignment, Conflicts, Steering, Tokens, assign

@@ -1,0 +1,129 @@
+"""The units of a concept that an index holds: a row of its tables each, best first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from expertmine.errors import UserError
+from expertmine.specs.hookpoints import layer_of
+from expertmine.specs.identity import ModelIdentity
+
+Units = Literal["experts", "worst", "random", "matched"]
+"""Which units of a concept: the best by average precision; the worst; drawn by lot from all that are not among the
+best; or for each of the best one of the same hookpoint, drawn by lot likewise."""
+
+
+UNITS: tuple[Units, ...] = ("experts", "worst", "random", "matched")
+
+
+Forcing = Literal["mean", "p50", "p90", "zero"]
+"""Value that do(c, k) sets a unit to: the mean of its responses to positives (the paper's), their median (the
+reference's), their 90th percentile, or zero."""
+
+
+SCHEMA = pa.schema(
+    [
+        ("concept", pa.string()),
+        ("group", pa.string()),
+        ("rank", pa.int32()),
+        ("unit", pa.int64()),
+        ("hookpoint", pa.string()),
+        ("channel", pa.int32()),
+        ("ap", pa.float64()),
+        ("auroc", pa.float64()),
+        ("p_value", pa.float64()),
+        ("held_out_ap", pa.float64()),
+        ("held_out_low", pa.float64()),
+        ("held_out_high", pa.float64()),
+        ("on_mean", pa.float32()),
+        ("on_p50", pa.float32()),
+        ("on_p90", pa.float32()),
+        ("off_mean", pa.float32()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Expert:
+    """One expert unit of a concept."""
+
+    rank: int
+    """From 1, the highest average precision."""
+    unit: int
+    hookpoint: str
+    channel: int
+    ap: float
+    """Average precision on the mined sentences."""
+    auroc: float
+    p_value: float
+    """Chance that the best of all units does as well under shuffled labels; NaN where none were shuffled."""
+    held_out_ap: float
+    """On sentences that mining did not see; NaN where there are none."""
+    held_out_low: float
+    """Lower end of a 95 % bootstrap interval of that; NaN where it was not assessed."""
+    held_out_high: float
+    on_mean: float
+    """Mean response to the mined positives."""
+    on_p50: float
+    on_p90: float
+    off_mean: float
+    """Mean response to the mined negatives."""
+
+    @property
+    def layer(self) -> int | None:
+        """Of the model; None for a hookpoint outside of the layers."""
+        return layer_of(self.hookpoint)
+
+    def forced(self, forcing: Forcing) -> float:
+        """The value that do(c, k) sets this unit to."""
+        match forcing:
+            case "mean":
+                return self.on_mean
+            case "p50":
+                return self.on_p50
+            case "p90":
+                return self.on_p90
+            case "zero":
+                return 0.0
+
+
+@dataclass(frozen=True)
+class ConceptExperts(Sequence[Expert]):
+    """The experts of one concept, best first, and the model that they belong to."""
+
+    concept: str
+    description: str
+    model: ModelIdentity
+    experts: tuple[Expert, ...]
+
+    def __len__(self) -> int:
+        return len(self.experts)
+
+    def __getitem__(self, at: Any) -> Any:
+        return self.experts[at]
+
+    def top(self, k: int) -> tuple[Expert, ...]:
+        """The k best.
+
+        Raises:
+            UserError: the index does not hold that many.
+        """
+        require_k(k, len(self.experts))
+        return self.experts[:k]
+
+
+def require_k(k: int, held: int, least: int = 0) -> None:
+    """Check how many experts of a concept are asked for.
+
+    Raises:
+        UserError: the index does not hold that many.
+    """
+    if not least <= k <= held:
+        raise UserError(
+            f"k is {k}: expected {least} to {held}, the experts a concept that this index holds; "
+            "`expertmine reduce RUN --top-k K` keeps more"
+        )

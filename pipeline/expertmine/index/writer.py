@@ -1,0 +1,67 @@
+"""Write an expert index: its tables first, and last index.json, which makes it whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import pyarrow as pa
+
+from expertmine.index.experts import FORMAT, TABLES
+from expertmine.specs.plan import Plan
+from expertmine.specs.settings import Pooling
+from expertmine.storage.files import write_json
+from expertmine.storage.locations import Place
+from expertmine.storage.tables import write_table
+
+
+def index_folder(run: Place, plan: Plan, pooling: Pooling) -> Place:
+    """Where the index of one of a run's poolings is."""
+    return run / ("experts" if pooling == plan.responses.poolings[0] else f"experts-{pooling}")
+
+
+def write_index(
+    folder: Place,
+    tables: Mapping[str, pa.Table],
+    plan: Plan,
+    pooling: Pooling,
+    concepts: list[dict[str, Any]],
+    alpha: float,
+) -> Place:
+    """Write an index folder of a run.
+
+    Args:
+        alpha: of the thresholds that concepts are said to have.
+    """
+    facts = {
+        "units": plan.layout.units,
+        "plan": plan.fingerprint,
+        "pooling": pooling,
+        "model": asdict(plan.model),
+        "corpus": asdict(plan.corpus),
+        "responses": asdict(plan.responses),
+        "scoring": {**asdict(plan.scoring), "alpha": alpha},
+        "hookpoints": [asdict(hookpoint) for hookpoint in plan.hookpoints],
+        "concepts": concepts,
+    }
+    return write_tables(folder, tables, facts)
+
+
+def write_tables(folder: Place, tables: Mapping[str, pa.Table], facts: Mapping[str, Any]) -> Place:
+    """Write an index folder; ``index.json`` comes last and makes it whole.
+
+    Args:
+        tables: each of `TABLES`.
+        facts: what the index says of itself; format, checksums and top_k are those of the tables.
+
+    Raises:
+        UserError: the disk is full or refuses.
+    """
+    own = {
+        "format": FORMAT,
+        "checksums": {name: write_table(folder / f"{name}.parquet", tables[name]) for name in TABLES},
+        "top_k": tables["experts"].num_rows // len(facts["concepts"]),
+    }
+    write_json(folder / "index.json", {**own, **{name: each for name, each in facts.items() if name not in own}})
+    return folder
