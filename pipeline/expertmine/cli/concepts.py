@@ -13,7 +13,7 @@ import typer
 
 from expertmine.cli.groups import with_groups
 from expertmine.cli.options import Where
-from expertmine.cli.show import console as show
+from expertmine.cli.show import corpus as show
 from expertmine.concepts.kinds import (
     LISTED_NEGATIVES,
     PARTS_OF_SPEECH,

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from expertmine.cli.options import AsJson, Run, WhichPooling
 from expertmine.cli.show import experts as show_experts
 from expertmine.cli.show import index as show_index
 from expertmine.errors import UserError
+from expertmine.index.distribution import Grouping
 from expertmine.index.units import Units
 from expertmine.specs.settings import Pooling
 from expertmine.storage.locations import place
@@ -37,19 +39,67 @@ ComparedK = Annotated[
     typer.Option("-k", help=f"Experts of each concept to compare. [default: {COMPARED_K}, or all there are]", min=1),
 ]
 Count = Annotated[int, typer.Option("-n", help="How many to list.", min=1)]
-WhichPooling = Annotated[
-    Pooling | None, typer.Option("--pooling", help="Experts by this pooling. [default: the run's first]")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Concepts = Annotated[
     list[str] | None, typer.Option("--concept", help="A concept; repeatable. [default: all]", show_default=False)
 ]
+
+
+def register_lookups(app: typer.Typer) -> None:
+    """Add the commands that only look at an index to an application."""
+    for command in (experts, distribution):
+        app.command()(command)
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to an application."""
     for command in (unit, hookpoint, compare, nearest, export, pack):
         app.command()(command)
+
+
+def experts(
+    run: Run,
+    concept: Annotated[
+        str | None, typer.Argument(help="Concept name; none for all of them.", show_default=False)
+    ] = None,
+    k: Annotated[int, typer.Option("-k", help="How many.", min=1)] = 10,
+    pooling: WhichPooling = None,
+    as_json: AsJson = False,
+) -> None:
+    """The best units of a concept; or of every concept its best, and whether that is more than chance.
+
+    Example: `expertmine experts run bird.n.01 -k 20`
+    """
+    from expertmine.index.experts import Experts
+
+    index = Experts.load(run, pooling)
+    show_experts.tell_if_stale(run, index)
+    if concept is None:
+        show_experts.every_concept(index, as_json)
+    else:
+        show_experts.one_concept(index, concept, k, as_json)
+
+
+def distribution(
+    run: Run,
+    concept: Annotated[
+        str | None, typer.Argument(help="Concept name; none for all together.", show_default=False)
+    ] = None,
+    by: Annotated[Grouping, typer.Option("--by", help="What the rows are.")] = "layer",
+    pooling: WhichPooling = None,
+    as_json: AsJson = False,
+) -> None:
+    """How average precision is distributed over the model's layers, kinds of module, or hookpoints.
+
+    Example: `expertmine distribution run bird.n.01 --by hookpoint`
+    """
+    from expertmine.index.distribution import grouped
+    from expertmine.index.experts import Experts
+
+    index = Experts.load(run, pooling)
+    show_experts.tell_if_stale(run, index)
+    if concept is not None:
+        index.concept_facts(concept)  # refuses one that is not there
+    show_experts.distribution(grouped(index.distribution, concept, by), concept, by, as_json)
 
 
 def unit(

@@ -11,7 +11,7 @@ import typer
 
 from expertmine.errors import UserError
 from expertmine.index.units import Forcing, Units
-from expertmine.mining.mine import Cluster, ExtractExecutor, ScoreExecutor
+from expertmine.mining.mine import DEFAULT_TOP_K, Cluster, ExtractExecutor, ScoreExecutor
 from expertmine.specs.settings import (
     BATCH_TOKENS,
     Autocast,
@@ -40,6 +40,14 @@ else:
 Run = Annotated[
     Where, typer.Argument(parser=place, metavar="RUN", help="Run folder; may be s3://….", show_default=False)
 ]
+TopK = Annotated[
+    int | None, typer.Option("--top-k", help=f"Experts to keep a concept. [default: {DEFAULT_TOP_K}]", min=1)
+]
+WhichPooling = Annotated[
+    Pooling | None, typer.Option("--pooling", help="Experts by this pooling. [default: the run's first]")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Seed = Annotated[int, typer.Option(help="Of every random choice.", min=0, max=2**32 - 1)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,187 @@
+"""Commands that make a run and look after it: plan, extract, score, reduce, mine, status, verify."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from expertmine.capacity.hardware import parse_cluster
+from expertmine.cli import capacity as cli_capacity
+from expertmine.cli.config import takes_config
+from expertmine.cli.groups import with_groups
+from expertmine.cli.options import (
+    AsJson,
+    ClusterOptions,
+    GpusEach,
+    Memory,
+    ResponseOptions,
+    Run,
+    ScoringOptions,
+    TopK,
+    UnitOptions,
+    Where,
+    request,
+)
+from expertmine.cli.show import run as show_run
+from expertmine.mining.mine import (
+    Cluster,
+    ExtractExecutor,
+    ScoreExecutor,
+    run_all,
+    run_extract,
+    run_reduce,
+    run_score,
+)
+from expertmine.storage.locations import place
+
+# torch, transformers, ray and dask take seconds to import: commands import what they need.
+
+CorpusOption = Annotated[
+    Where,
+    typer.Option("--corpus", parser=place, metavar="CORPUS", help="Corpus folder; may be s3://….", show_default=False),
+]
+Force = Annotated[bool, typer.Option("--force", help="Plan even what may not fit the disk or the memory.")]
+Workers = Annotated[int | None, typer.Option(help="Processes. [default: what the machine or cluster has]", min=1)]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to an application."""
+    for command in (plan, extract, score, reduce, mine, status, verify):
+        app.command()(command)
+
+
+@takes_config
+@with_groups
+def plan(
+    run: Run,
+    corpus: CorpusOption,
+    units_: UnitOptions,
+    responses: ResponseOptions,
+    scoring: ScoringOptions,
+    scoring_memory: Memory = None,
+    force: Force = False,
+    cluster: cli_capacity.OfCluster = None,
+    measure: cli_capacity.Measure = False,
+    as_json: AsJson = False,
+) -> None:
+    """Freeze what a run is made of, and print the bill before anything is run.
+
+    Of a run that is planned already, say that; when its corpus has grown, or other options of scoring are given, plan
+    what is to be done anew. With `--cluster` also estimate what is left of it there.
+
+    Example: `expertmine plan run --model embedded --corpus corpus`
+    """
+    from expertmine.mining.mine import freeze_plan
+
+    hardware = None if cluster is None else parse_cluster(cluster)
+    planned = freeze_plan(run, corpus, request(units_, responses, scoring, scoring_memory), force)
+    if hardware is not None:
+        cli_capacity.of_plan(run, *planned, hardware, measure, as_json)
+    else:
+        (show_run.bill_as_json if as_json else show_run.bill)(run, *planned)
+
+
+@takes_config
+def extract(
+    run: Run,
+    executor: Annotated[ExtractExecutor, typer.Option(help="Who runs it.")] = "ray",
+    address: Annotated[
+        str | None, typer.Option(help="A running Ray cluster; `auto` for this machine's. [default: one of its own]")
+    ] = None,
+    workers: Workers = None,
+    gpus_each: GpusEach = None,
+) -> None:
+    """Stage 1: run every sentence through the model once and store the pooled responses. Resumes.
+
+    Example: `expertmine extract run --address auto`
+    """
+    run_extract(run, executor, Cluster(address, workers, gpus_each))
+    _tell_costs(run)
+
+
+@takes_config
+def score(
+    run: Run,
+    executor: Annotated[ScoreExecutor, typer.Option(help="Who runs it.")] = "dask",
+    address: Annotated[
+        str | None, typer.Option(help="A running Dask scheduler, or a Ray cluster. [default: one of its own]")
+    ] = None,
+    workers: Workers = None,
+    scoring_memory: Memory = None,
+) -> None:
+    """Stage 2: the average precision of every unit for every concept, and how sure the best are. Resumes.
+
+    What is computed beside average precision is part of the plan: `plan` and `mine` take its options, also for a run
+    that is planned already.
+
+    Example: `expertmine score run --workers 4`
+    """
+    run_score(run, executor, Cluster(address, workers, memory=scoring_memory))
+    _tell_costs(run)
+
+
+@takes_config
+def reduce(run: Run, top_k: TopK = None) -> None:
+    """Stage 3: the best and the worst units of every concept, as the expert index.
+
+    Example: `expertmine reduce run --top-k 1000`
+    """
+    show_run.index_written(run_reduce(run, top_k))
+
+
+@takes_config
+@with_groups
+def mine(
+    run: Run,
+    corpus: CorpusOption,
+    units_: UnitOptions,
+    responses: ResponseOptions,
+    scoring: ScoringOptions,
+    clusters: ClusterOptions,
+    scoring_memory: Memory = None,
+    top_k: TopK = None,
+    force: Force = False,
+) -> None:
+    """All stages in a row. Run the same command again and it goes on where it stopped.
+
+    With a corpus that has grown since, only the sentences that are new are run through the model; where there are none,
+    the model is not even loaded.
+
+    Example: `expertmine mine run --model gpt2 --corpus corpus`, or `expertmine mine --config job.yaml`
+    """
+    from expertmine.mining.mine import driven, freeze_plan
+
+    asked = request(units_, responses, scoring, scoring_memory)
+    with driven(run, "mine"):  # all of it: nobody else is to plan in between
+        show_run.bill(run, *freeze_plan(run, corpus, asked, force))
+        indexes = run_all(run, clusters.extracting(), clusters.scoring(asked.scoring_memory), top_k)
+    _tell_costs(run)
+    show_run.index_written(indexes)
+
+
+def _tell_costs(run: Where) -> None:
+    """What the run has cost so far, if this command has added to that."""
+    from expertmine.run.inspection import driven_here
+
+    show_run.costs(run, driven_here(run))
+
+
+def status(run: Run, as_json: AsJson = False) -> None:
+    """How far a run is, how fast, for how long yet, and what each worker is doing.
+
+    Example: `expertmine status run`
+    """
+    from expertmine.run.inspection import drivers_of, progress_of, workers_of
+
+    show_run.status(run, progress_of(run), workers_of(run), drivers_of(run), as_json)
+
+
+def verify(run: Run) -> None:
+    """Read everything that a run has stored again, and compare it with the receipts.
+
+    Example: `expertmine verify run`
+    """
+    from expertmine.run.inspection import verify as verify_run
+
+    show_run.verified(run, verify_run(run))
