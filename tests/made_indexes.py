@@ -18,7 +18,7 @@ from expertmine.index.writer import write_tables
 HOOKPOINTS = ("model.h.0.in", "model.h.0.out", "model.h.1.in", "model.h.1.out")
 
 
-def made_facts(concepts: Sequence[str], width: int) -> dict[str, Any]:
+def made_metadata(concepts: Sequence[str], width: int) -> dict[str, Any]:
     chance = {"expected_ap": 0.2, "threshold": 0.4, "units_above": 7, "labels_of": concepts[0]}
     known = {"positives": 20, "negatives": 80, "held_out": 10, "chance": chance, "stability": {"10": 0.7}}
     model = {"name": "ann/model", "revision": "v1", "architecture": "GPT2LMHeadModel", "weights": "1", "tokenizer": "2"}
@@ -37,11 +37,11 @@ def made_facts(concepts: Sequence[str], width: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def made_tables(units: np.ndarray, facts: Mapping[str, Any]) -> dict[str, pa.Table]:
+def made_tables(units: np.ndarray, metadata: Mapping[str, Any]) -> dict[str, pa.Table]:
     """Tables for units (concepts, k) that all the kinds have alike; average precision falls with the rank."""
     concepts, k = units.shape
-    width = facts["hookpoints"][0]["width"]
-    names = [concept["name"] for concept in facts["concepts"]]
+    width = metadata["hookpoints"][0]["width"]
+    names = [concept["name"] for concept in metadata["concepts"]]
     flat = units.ravel()
     columns: dict[str, Any] = {name: np.zeros(flat.size) for name in SCHEMA.names} | {
         "concept": np.repeat(np.array(names, dtype=object), k),
@@ -71,6 +71,6 @@ def made_tables(units: np.ndarray, facts: Mapping[str, Any]) -> dict[str, pa.Tab
 
 def make_index(folder: Path, units: np.ndarray, width: int, names: Sequence[str] | None = None) -> Experts:
     """An index of experts (concepts, k) of a model of four hookpoints."""
-    facts = made_facts(names or [f"concept {at}" for at in range(len(units))], width)
-    write_tables(folder, made_tables(units, facts), facts)
+    metadata = made_metadata(names or [f"concept {at}" for at in range(len(units))], width)
+    write_tables(folder, made_tables(units, metadata), metadata)
     return Experts.load(folder)

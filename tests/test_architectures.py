@@ -16,7 +16,7 @@ from expertmine.index.experts import Experts
 from expertmine.mining.mine import Cluster, run_all
 from expertmine.model.hookpoints import find_hookpoints
 from expertmine.model.load import load_model, tokenise
-from expertmine.model.responses import filling, forward_passes, make_batches
+from expertmine.model.responses import forward_passes, make_batches, padding_id
 from expertmine.specs.settings import ResponseSpec
 from expertmine.steering.assignment import Steering
 from expertmine.steering.generation import GenerationRequest, Generator
@@ -99,7 +99,7 @@ def test_responses_in_a_padded_batch_are_those_of_each_sentence_by_hand(name: st
     pooled = {}
     for dtype in ("float32", "float16"):
         spec = ResponseSpec(dtype=dtype, max_tokens=64)
-        (batch,) = make_batches(texts, list(range(len(texts))), spec, filling(loaded.tokenizer))
+        (batch,) = make_batches(texts, list(range(len(texts))), spec, padding_id(loaded.tokenizer))
         with forward_passes(loaded.model, hookpoints, spec) as forward:
             pooled[dtype] = forward(batch).responses[0]
     for at, row in enumerate(batch.rows):

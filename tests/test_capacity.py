@@ -23,7 +23,7 @@ from expertmine.capacity.calibrate import measure, measure_kernels
 from expertmine.capacity.estimate import StageEstimate, Workload, estimate
 from expertmine.capacity.hardware import Hardware, assumed, parse_cluster
 from expertmine.capacity.unit_costs import MEASURED
-from expertmine.capacity.workloads import Shape, Sizes, paper_workload, shape_of, workload_of_run
+from expertmine.capacity.workloads import Shape, Sizes, model_dimensions, paper_workload, workload_of_run
 from expertmine.cli import app as cli
 from expertmine.errors import UserError
 from expertmine.mining import score
@@ -103,14 +103,14 @@ def test_what_is_no_cluster_is_refused(said: str, message: str) -> None:
 
 def test_shapes_of_known_models_are_those_of_their_papers() -> None:
     """Per block of a GPT-2: 3d and d of attention, 4d and d of the MLP; of a Llama: 4d, and d and two inner widths."""
-    xl, llama = shape_of("gpt2-xl"), shape_of("llama-7b")
+    xl, llama = model_dimensions("gpt2-xl"), model_dimensions("llama-7b")
     assert xl.units == 48 * 9 * 1600
     assert llama.units == 32 * (5 * 4096 + 2 * 11_008)
     assert xl.all_parameters == pytest.approx(1.558e9, rel=0.001)
     assert llama.all_parameters == pytest.approx(6.738e9, rel=0.001)
     matrices = 48 * 12 * 1600**2, 32 * (4 * 4096**2 + 3 * 4096 * 11_008)
     assert (xl.parameters, llama.parameters) == pytest.approx(matrices, rel=0.001)
-    assert shape_of("gpt2-xl", patterns=("mlp",)).units == 48 * 5 * 1600
+    assert model_dimensions("gpt2-xl", patterns=("mlp",)).units == 48 * 5 * 1600
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "bert", "albert"])
@@ -119,7 +119,7 @@ def test_a_configuration_has_the_units_of_its_model(name: str, tmp_path: Path) -
     loaded = load_model(str(folder)).model
     hookpoints = find_hookpoints(loaded)
     (folder / "model.safetensors").unlink()
-    found = shape_of(str(folder))
+    found = model_dimensions(str(folder))
     assert found.units == hookpoints[-1].units.stop
     assert found.widest == max(hookpoint.width for hookpoint in hookpoints)
     inside = [each for each in loaded.base_model.modules() if isinstance(each, torch.nn.Embedding)]
@@ -129,7 +129,7 @@ def test_a_configuration_has_the_units_of_its_model(name: str, tmp_path: Path) -
 
 def test_a_model_whose_units_hang_on_values_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot be counted without its weights.*say --units and --parameters"):
-        shape_of(str(save_model("mixtral", tmp_path / "mixtral")))
+        model_dimensions(str(save_model("mixtral", tmp_path / "mixtral")))
 
 
 def test_sizes_that_cannot_be_are_refused() -> None:
@@ -233,12 +233,12 @@ def test_advice_is_what_the_estimate_says_of_the_change(load: Workload, hardware
 
 
 def test_what_does_not_fit_is_said() -> None:
-    load = paper_workload(shape_of("llama-7b"), Sizes(10_000, 20, 10, 100, 100), PlanRequest("llama-7b"))
+    load = paper_workload(model_dimensions("llama-7b"), Sizes(10_000, 20, 10, 100, 100), PlanRequest("llama-7b"))
     assert load.weights_bytes == pytest.approx(4 * 6.738e9, rel=0.001)
     small = replace(parse_cluster(CLUSTER), gpu_memory=16e9)
     assert [need.fits for need in estimate(load, small).memory] == [False, True, True]
     halved = paper_workload(
-        shape_of("llama-7b"),
+        model_dimensions("llama-7b"),
         Sizes(10_000, 20, 10, 100, 100),
         PlanRequest("llama-7b", responses=ResponseSpec(weights="bfloat16")),
     )
@@ -270,7 +270,7 @@ def test_a_planned_run_is_read_as_it_is(keep: int | None, planned: Path, tmp_pat
     positives, negatives = opened.counts(~opened.held_out)
     assert (found.positives, found.negatives) == (positives.mean(), negatives.mean())
     assert found.held_out_positives == opened.counts(opened.held_out)[0].mean() > 0
-    assert found.parameters == shape_of(edited.model.name).parameters
+    assert found.parameters == model_dimensions(edited.model.name).parameters
     assert not found.own_negatives
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
-from expertmine.mining.chance import brought_over, expected_ap, p_values, thresholds
+from expertmine.mining.chance import expected_ap, p_values, thresholds, transferred_null
 from expertmine.mining.scored_rows import null_classes
 from expertmine_kernels import ConceptRows, expertise
 
@@ -87,13 +87,13 @@ def test_a_shared_null_is_no_easier_than_ones_own(smaller: tuple[int, int], larg
         return expertise(responses, sets).ap.max(axis=1)
 
     own = expected_ap(*np.array([[larger[0]], [larger[1]]]))
-    null = brought_over(best(*fewest)[np.newaxis], expected_ap(*np.array([[fewest[0]], [fewest[1]]])), own)
+    null = transferred_null(best(*fewest)[np.newaxis], expected_ap(*np.array([[fewest[0]], [fewest[1]]])), own)
     false = best(*larger) > thresholds(null)
     assert false.mean() < 0.05 + 3 * np.sqrt(2 * 0.05 * 0.95 / 250)  # both the threshold and the share are estimates
 
 
 def test_what_is_brought_over_to_the_same_sizes_is_itself() -> None:
     max_ap, expected = np.array([[0.3, 0.7], [1.0, 0.4]]), np.array([0.1, 0.3])
-    assert brought_over(max_ap, expected, expected).tolist() == max_ap.tolist()
-    harder = brought_over(max_ap, expected, expected + 0.1)
+    assert transferred_null(max_ap, expected, expected).tolist() == max_ap.tolist()
+    harder = transferred_null(max_ap, expected, expected + 0.1)
     assert (harder >= max_ap + 0.1 - 1e-15).all()

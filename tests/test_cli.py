@@ -167,9 +167,9 @@ def test_what_is_real_is_told(serial_run: Path) -> None:
     one = succeed("experts", serial_run, "animal", "-k", 3)
     assert "when labels are shuffled (20 times, those of" in one
     assert "stay among the 10 best when sentences are drawn anew (100 times; only the 100 best compete)" in one
-    (facts, _) = json.loads(succeed("experts", serial_run, "--json"))
-    assert facts["name"] == "animal" and 0 < facts["best"]["p_value"] <= 1
-    assert facts["best"]["held_out_low"] <= facts["best"]["held_out_high"]
+    (metadata, _) = json.loads(succeed("experts", serial_run, "--json"))
+    assert metadata["name"] == "animal" and 0 < metadata["best"]["p_value"] <= 1
+    assert metadata["best"]["held_out_low"] <= metadata["best"]["held_out_high"]
     assert "layer 1" in succeed("distribution", serial_run, "animal")
     (first, *_) = json.loads(succeed("distribution", serial_run, "--by", "kind", "--json"))["groups"]
     assert first["name"] == "transformer.h.*.attn.c_attn" and first["pairs"] == 2 * 2 * 96 == sum(first["bins"])

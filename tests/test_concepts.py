@@ -205,7 +205,7 @@ def test_missing_files_and_ways_out_of_the_folder_are_refused(tmp_path: Path) ->
 def test_texts_that_no_corpus_takes_are_refused_with_their_place(tmp_path: Path) -> None:
     path = write_concept(tmp_path / "a.json", sentences={"positive": ["x", " "], "negative": ["x" * 10_001, "y", "x"]})
     (found,), texts, refusals = read(path)
-    assert (found.members.tolist(), found.told_apart["listed"]().tolist(), len(texts)) == ([0], [1, 0], 2)
+    assert (found.members.tolist(), found.hard_negatives["listed"]().tolist(), len(texts)) == ([0], [1, 0], 2)
     assert [(one.name, one.reason) for one in refusals.listed] == [
         (f"{path}, sentences.positive[1]", "empty"),
         (f"{path}, sentences.negative[0]", "longer than 10,000 characters"),

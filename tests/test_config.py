@@ -16,7 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from expertmine.cli import app as cli
-from expertmine.cli.job_file import MOST_BYTES, Setting, Vocabulary, read_job
+from expertmine.cli.job_file import MAX_BYTES, Setting, Vocabulary, read_job
 from expertmine.cli.show import config as show_config
 from expertmine.errors import UserError
 
@@ -307,7 +307,7 @@ def test_what_is_wrong_in_a_job_file_is_told_with_its_line(
     ("model: gpt2\nrevision: *m\n", "line 2: *m: a job file has no anchors"),
     ("model: " + "[" * 30_000, "a list in a job file has plain values"),
     ("model: " + "{" * 30_000, "expected the name of an option"),
-    ("# " + "x" * MOST_BYTES, "more than 65,536 bytes"),
+    ("# " + "x" * MAX_BYTES, "more than 65,536 bytes"),
 ])  # fmt: skip
 def test_yaml_that_is_more_than_options_is_refused(
     content: str, expected: str, refused: Run, job: Any, tmp_path: Path

@@ -43,7 +43,7 @@ def test_a_positive_is_never_a_negative_and_the_conflict_is_counted(tmp_path: Pa
     write_lists([concept("a", ["x", "x"], ["x", "y"])], tmp_path)
     corpus = Corpus.open(tmp_path)
     assert labels_of(corpus, "a") == ({"x"}, {"y"})
-    assert (corpus.facts["conflicts_resolved"], corpus.facts["repeats_dropped"]) == (1, 2)
+    assert (corpus.metadata["conflicts_resolved"], corpus.metadata["repeats_dropped"]) == (1, 2)
 
 
 words = st.text(alphabet="abc de", min_size=1, max_size=6).filter(lambda text: text.strip())
@@ -97,7 +97,7 @@ def test_every_concept_has_its_share_held_out(tmp_path: Path) -> None:
     for name, positives in (("a", 50), ("few", 1)):
         rows = corpus.rows(corpus.concept(name).concept_id)
         assert (corpus.held_out[rows.positives].sum(), corpus.held_out[rows.negatives].sum()) == (positives, 50)
-    assert corpus.facts["held_out_sentences"] == 100
+    assert corpus.metadata["held_out_sentences"] == 100
 
 
 def test_a_pool_is_stored_once_and_gives_negatives(tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_a_pool_is_stored_once_and_gives_negatives(tmp_path: Path) -> None:
     assert [len(pool) for pool in corpus.pools] == [6]
     assert set(corpus.texts(range(7))) == {*pool, "x"}, "shared negatives lie first"
     assert corpus.identity.sentences == 8
-    assert corpus.facts["texts_not_used"] == 2
+    assert corpus.metadata["texts_not_used"] == 2
 
 
 @given(
@@ -199,7 +199,7 @@ def test_bad_texts_are_refused_counted_and_listed(tmp_path: Path) -> None:
     write_lists([concept("a", texts, ["y"])], tmp_path)
     corpus = Corpus.open(tmp_path)
     assert labels_of(corpus, "a")[0] == {"fine", "x" * 10_000}
-    counts = {one["reason"]: one["count"] for one in corpus.facts["refused"]}
+    counts = {one["reason"]: one["count"] for one in corpus.metadata["refused"]}
     assert counts == {"empty": 2, "holds half a character (a lone surrogate)": 1, "longer than 10,000 characters": 1}
     listed = corpus.table("refused").to_pylist()
     assert [row["name"] for row in listed] == ["text 1", "text 2", "text 3", "text 4"]

@@ -27,7 +27,7 @@ def test_the_demo_mines_shows_and_steers(tmp_path: Path) -> None:
     # Experts found on mined sentences detect their concept on sentences that mining did not see.
     table = pq.read_table(run / "experts" / "experts.parquet").to_pylist()
     for name in SHOWN:
-        counts = next(concept for concept in experts.facts["concepts"] if concept["name"] == name)
+        counts = next(concept for concept in experts.metadata["concepts"] if concept["name"] == name)
         prevalence = counts["positives"] / (counts["positives"] + counts["negatives"])
         best = [row["held_out_ap"] for row in table if row["concept"] == name][:5]
         assert min(best) > prevalence + 0.1, name

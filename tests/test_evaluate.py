@@ -304,10 +304,10 @@ def test_all_that_decides_what_a_cell_finds_is_in_its_key(evaluated: Path) -> No
     index = Experts.load(evaluated)
     base = CellSettings()
 
-    def key(settings: CellSettings, cell: measured.Cell) -> str:
+    def key(settings: CellSettings, cell: measured.SteeringCell) -> str:
         return key_of(measured.decisive(index, settings), cell)
 
-    cell = measured.Cell("man.n.01", 5)
+    cell = measured.SteeringCell("man.n.01", 5)
     others = [
         key(replace(base, samples=3), cell),
         key(replace(base, max_new_tokens=3), cell),
@@ -324,7 +324,7 @@ def test_all_that_decides_what_a_cell_finds_is_in_its_key(evaluated: Path) -> No
     ]
     assert len({*others, key(base, cell)}) == len(others) + 1
     assert key(replace(base, steering=Steering(7)), cell) == key(base, cell)  # a cell's k is its own
-    index.facts = {**index.facts, "plan": "another"}
+    index.metadata = {**index.metadata, "plan": "another"}
     assert key(base, cell) not in {*others, key_of(measured.decisive(Experts.load(evaluated), base), cell)}
 
 

@@ -34,7 +34,7 @@ from expertmine.errors import UserError
 from expertmine.index.experts import Experts
 from expertmine.mining.mine import driven
 from expertmine.run.inspection import progress_of, verify, workers_of
-from expertmine.run.lease import Driver, driving
+from expertmine.run.lease import LeaseHolder, driving
 from expertmine.run.ledger import load_plan, read_receipts
 from expertmine.run.links import require_own
 from expertmine.run.side_tables import (
@@ -49,7 +49,7 @@ from expertmine.specs.layout import Layout
 from expertmine.specs.plan import Plan
 from expertmine.storage.files import write_json
 from expertmine.storage.tables import read_table, write_table
-from expertmine.storage.untrusted import mismatch, shape_of, visible
+from expertmine.storage.untrusted import mismatch, schema_of, visible
 
 Document = dict[str, Any]
 SOON = 2.0
@@ -157,7 +157,7 @@ def test_a_corpus_cannot_choose_a_folder_of_the_run(corpus: Path, tmp_path: Path
     bystander = tmp_path / "precious" / "thesis.tex"
     bystander.parent.mkdir()
     bystander.write_text("years")
-    edit(corpus / "corpus.json", lambda facts: facts.update(fingerprint="../../precious"))
+    edit(corpus / "corpus.json", lambda metadata: metadata.update(fingerprint="../../precious"))
     with refusal(r"corpus\.json: corpus fingerprint is '../../precious': expected a hash"):
         Corpus.open(corpus)
     assert bystander.read_text() == "years"
@@ -368,7 +368,7 @@ def test_a_bomb_among_a_corpus_s_tables_is_one_message(corpus: Path) -> None:
     write_bomb(corpus / "pools.parquet", {"pool_id": ids, "sentence_id": ids}, write_statistics=False)
     with refusal(r"pools\.parquet: cannot be read \(it has 30,000,000 rows, and 0 are promised"):
         _ = Corpus.open(corpus).pools
-    edit(corpus / "corpus.json", lambda facts: facts.update(pools=[30_000_000]))
+    edit(corpus / "corpus.json", lambda metadata: metadata.update(pools=[30_000_000]))
     with refusal(r"pools\.parquet: cannot be read \(its .* bytes unfold to more than"):
         _ = Corpus.open(corpus).pools
 
@@ -413,7 +413,7 @@ def test_ids_of_nothing_are_refused(table: str, column: str, values: list[Any], 
 def test_pools_of_nobody_are_refused(corpus: Path) -> None:
     pq.write_table(pa.table({"pool_id": pa.array([2**31 - 1], pa.int32()), "sentence_id": pa.array([0], pa.int32())}),
                    corpus / "pools.parquet")  # fmt: skip
-    edit(corpus / "corpus.json", lambda facts: facts.update(pools=[1]))
+    edit(corpus / "corpus.json", lambda metadata: metadata.update(pools=[1]))
     with refusal("ids from 2147483647 to 2147483647, and there are 1"):
         _ = Corpus.open(corpus).pools
 
@@ -423,13 +423,13 @@ def test_pools_of_nobody_are_refused(corpus: Path) -> None:
     {"refused": [{"kind": "a"}]}, {"fingerprint": None}, {"labels": 1.5}, {"sentences": -1}, {"format": True},
 ])  # fmt: skip
 def test_a_corpus_of_other_facts_is_refused(change: Document, corpus: Path) -> None:
-    edit(corpus / "corpus.json", lambda facts: facts.update(change))
+    edit(corpus / "corpus.json", lambda metadata: metadata.update(change))
     with refusal(r"corpus\.json"):
         Corpus.open(corpus)
 
 
 def test_a_corpus_with_more_rows_than_it_promises_is_refused(corpus: Path) -> None:
-    edit(corpus / "corpus.json", lambda facts: facts.update(sentences=10**9))
+    edit(corpus / "corpus.json", lambda metadata: metadata.update(sentences=10**9))
     with refusal(r"sentences\.parquet: cannot be read \(it has 3 rows, and 1,000,000,000 are promised"):
         Corpus.open(corpus).check()
 
@@ -453,11 +453,11 @@ def test_an_index_whose_table_unfolds_without_end_is_refused(tmp_path: Path) -> 
     write_bomb(path, values, write_statistics=False)
     checksum = hashlib.sha256(path.read_bytes()).hexdigest()
 
-    def promise(facts: Document) -> None:
-        facts.update(top_k=kept, units=4 * kept)
-        facts["checksums"]["experts"] = checksum
-        facts["hookpoints"] = [{**each, "width": kept, "first_unit": at * kept}
-                               for at, each in enumerate(facts["hookpoints"])]  # fmt: skip
+    def promise(metadata: Document) -> None:
+        metadata.update(top_k=kept, units=4 * kept)
+        metadata["checksums"]["experts"] = checksum
+        metadata["hookpoints"] = [{**each, "width": kept, "first_unit": at * kept}
+                               for at, each in enumerate(metadata["hookpoints"])]  # fmt: skip
 
     edit(tmp_path / "pack" / "index.json", promise)
     with refusal(r"experts\.parquet cannot be read \(its .* bytes unfold"):
@@ -528,7 +528,7 @@ def test_a_worker_s_word_of_other_types_is_nobodys(change: Document, run: Path) 
 
 def test_a_concept_is_described_harmlessly(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_index(tmp_path / "pack", np.arange(8).reshape(2, 4), width=2)
-    edit(tmp_path / "pack" / "index.json", lambda facts: facts["concepts"][0].update(description=ESCAPES))
+    edit(tmp_path / "pack" / "index.json", lambda metadata: metadata["concepts"][0].update(description=ESCAPES))
     index = Experts.load(tmp_path / "pack")
     show_experts.one_concept(index, "concept 0", 2, json_=False)
     printed(capsys)
@@ -537,14 +537,14 @@ def test_a_concept_is_described_harmlessly(tmp_path: Path, capsys: pytest.Captur
 @pytest.mark.parametrize("place", ["concepts", "hookpoints"])
 def test_an_index_with_names_that_steer_a_terminal_is_refused(place: str, tmp_path: Path) -> None:
     make_index(tmp_path / "pack", np.arange(8).reshape(2, 4), width=2)
-    edit(tmp_path / "pack" / "index.json", lambda facts: facts[place][0].update(name="a\x1b[2Jb"))
+    edit(tmp_path / "pack" / "index.json", lambda metadata: metadata[place][0].update(name="a\x1b[2Jb"))
     with refusal(r"index\.json .*the name 'a\\x1b\[2Jb' cannot be printed"):
         Experts.load(tmp_path / "pack")
 
 
 @pytest.mark.parametrize("since", [-1e15, 0.0, 1e15])
 def test_a_driver_of_any_time_is_told_harmlessly(since: float) -> None:
-    told = str(Driver(1, f"machine{ESCAPES}", "home", 1, "1", f"rm{ESCAPES}", since))
+    told = str(LeaseHolder(1, f"machine{ESCAPES}", "home", 1, "1", f"rm{ESCAPES}", since))
     assert "[link=http://evil]here[/link]" in told and not set(told) & {"\x1b", "\x07", "\r", "\u202e"}
 
 
@@ -557,14 +557,14 @@ def test_a_lock_of_other_types_is_nobodys(change: Document, run: Path) -> None:
               "beats": 0, "ended": False}  # fmt: skip
     write_json(run / "lock" / "00000007.json", {**driver, **change})
     with driving(run, "test") as lease:
-        assert lease.driver.command == "test"
+        assert lease.holder.command == "test"
 
 
 # Shapes.
 
 
 def test_the_shape_of_a_dataclass_is_that_of_its_json() -> None:
-    shape = shape_of(Plan)
+    shape = schema_of(Plan)
     assert shape["model"]["revision"] == (str, None)
     assert shape["hookpoints"] == [{"name": str, "width": int, "first_unit": int}]
     assert shape["layout"]["segments"] == [int]

@@ -23,8 +23,8 @@ from expertmine.errors import UserError
 TOTAL = 60
 
 
-def candidate(name: str, members: Sequence[int], **told_apart: Sequence[int]) -> Candidate:
-    kinds = {kind: partial(np.array, ids, np.int32) for kind, ids in told_apart.items()}
+def candidate(name: str, members: Sequence[int], **hard_negatives: Sequence[int]) -> Candidate:
+    kinds = {kind: partial(np.array, ids, np.int32) for kind, ids in hard_negatives.items()}
     return Candidate(name, "", "", np.array(members, np.int32), kinds)  # type: ignore[arg-type]
 
 
@@ -79,9 +79,9 @@ def test_own_samples_are_of_the_size_asked_for_and_differ(tmp_path: Path) -> Non
 
 def test_members_among_what_the_source_tells_apart_are_conflicts(tmp_path: Path) -> None:
     labels([A], tmp_path, negatives=("sisters",))
-    assert Corpus.open(tmp_path).facts["conflicts_resolved"] == 5
+    assert Corpus.open(tmp_path).metadata["conflicts_resolved"] == 5
     labels([A], tmp_path, negatives=("listed",))
-    assert Corpus.open(tmp_path).facts["conflicts_resolved"] == 1
+    assert Corpus.open(tmp_path).metadata["conflicts_resolved"] == 1
 
 
 def test_what_only_the_source_can_tell(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""One driver of a run at a time: others are told who it is, one that is gone is followed."""
+"""One holder of a run at a time: others are told who it is, one that is gone is followed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from expertmine.errors import StageError, UserError
 from expertmine.mining import extract
 from expertmine.mining.mine import Cluster, freeze_plan, run_extract, run_reduce
 from expertmine.run import lease as locks
-from expertmine.run.lease import Driver, driving
+from expertmine.run.lease import LeaseHolder, driving
 from expertmine.run.ledger import load_plan, missing_tasks
 from expertmine.storage import files
 
@@ -64,18 +64,18 @@ def terms(run: Path) -> list[int]:
     return sorted(int(path.stem) for path in (run / "lock").glob("[0-9]*.json"))
 
 
-def elsewhere(run: Path, term: int, **facts: object) -> Driver:
-    """A driver of another machine, as its file says."""
-    driver = Driver(term, "far", "far", 7, "1", "expertmine mine", time.time() - 3600)
-    driver = replace(driver, **facts)  # type: ignore[arg-type]
+def elsewhere(run: Path, term: int, **metadata: object) -> LeaseHolder:
+    """A holder of another machine, as its file says."""
+    holder = LeaseHolder(term, "far", "far", 7, "1", "expertmine mine", time.time() - 3600)
+    holder = replace(holder, **metadata)  # type: ignore[arg-type]
     (run / "lock").mkdir(exist_ok=True)
-    (run / "lock" / f"{term:08d}.json").write_text(json.dumps(asdict(driver)))
-    return driver
+    (run / "lock" / f"{term:08d}.json").write_text(json.dumps(asdict(holder)))
+    return holder
 
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, seconds in (("BEAT", 0.2), ("STALE", 1.0), ("POLL", 0.05)):
+    for name, seconds in (("HEARTBEAT", 0.2), ("STALE", 1.0), ("POLL", 0.05)):
         monkeypatch.setattr(locks, name, seconds)
 
 
@@ -108,26 +108,26 @@ def test_a_driver_that_was_stopped_for_a_while_is_not_gone(new_run: Path) -> Non
 
 def test_another_process_of_the_same_number_is_not_the_driver(new_run: Path) -> None:
     with driving(new_run, "expertmine mine") as lease:
-        gone = replace(lease.driver, born="1", ended=False)
+        gone = replace(lease.holder, born="1", ended=False)
     (new_run / "lock" / "00000001.json").write_text(json.dumps(asdict(gone)))
     with driving(new_run, "expertmine score") as lease:
-        assert lease.driver.term == 2
+        assert lease.holder.term == 2
 
 
 def test_a_driver_elsewhere_that_gives_no_sign_is_followed(new_run: Path, impatient: None) -> None:
     elsewhere(new_run, 4)
     started = time.monotonic()
     with driving(new_run, "expertmine score") as lease:
-        assert lease.driver.term == 5
+        assert lease.holder.term == 5
     assert time.monotonic() - started >= 1.0  # however old its file says it is: no clock but ours counts
 
 
 def test_a_driver_elsewhere_that_gives_a_sign_is_not(new_run: Path, impatient: None) -> None:
-    driver = elsewhere(new_run, 4, since=time.time() - 3600)
+    holder = elsewhere(new_run, 4, since=time.time() - 3600)
 
     def beat() -> None:
         time.sleep(0.15)
-        elsewhere(new_run, 4, since=driver.since, beats=1)
+        elsewhere(new_run, 4, since=holder.since, heartbeats=1)
 
     beating = Thread(target=beat)
     beating.start()
@@ -140,9 +140,9 @@ def test_a_driver_elsewhere_that_gives_a_sign_is_not(new_run: Path, impatient: N
 def test_a_driver_says_again_and_again_that_it_is_there(new_run: Path, impatient: None) -> None:
     with driving(new_run, "expertmine mine"):
         path = new_run / "lock" / "00000001.json"
-        before = json.loads(path.read_text())["beats"]
+        before = json.loads(path.read_text())["heartbeats"]
         time.sleep(0.7)
-        assert json.loads(path.read_text())["beats"] >= before + 2
+        assert json.loads(path.read_text())["heartbeats"] >= before + 2
     assert json.loads(path.read_text())["ended"]
 
 
@@ -164,7 +164,7 @@ def test_a_torn_file_is_nobody_in_the_end(new_run: Path, impatient: None) -> Non
     (new_run / "lock").mkdir()
     (new_run / "lock" / "00000003.json").write_bytes(b'{"term": 3, "mach')
     with driving(new_run, "expertmine mine") as lease:
-        assert lease.driver.term == 4
+        assert lease.holder.term == 4
 
 
 def test_one_who_looked_before_another_began_does_not_drive(new_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,19 +208,19 @@ def test_a_driver_that_was_followed_writes_no_index_and_no_plan(
     asked = replace(request(tiny_model), scoring={"permutations": 3})
     for act in (lambda: run_reduce(run, 30), lambda: freeze_plan(run, tiny_corpus, asked)):
         with driving(run, "expertmine mine") as lease:
-            elsewhere(run, lease.driver.term + 1)
+            elsewhere(run, lease.holder.term + 1)
             with pytest.raises(StageError, match="is driven by"):
                 act()
-            (run / "lock" / f"{lease.driver.term + 1:08d}.json").unlink()
+            (run / "lock" / f"{lease.holder.term + 1:08d}.json").unlink()
     assert {path: path.read_bytes() for path in run.rglob("*.json") if "lock" not in path.parts} == before
 
 
 def test_an_end_that_could_not_be_written_does_not_lock_the_same_process_out(new_run: Path) -> None:
     with driving(new_run, "expertmine mine") as lease:
-        unwritten = lease.driver
+        unwritten = lease.holder
     (new_run / "lock" / "00000001.json").write_text(json.dumps(asdict(unwritten)))
     with driving(new_run, "expertmine mine") as lease:
-        assert lease.driver.term == 2
+        assert lease.holder.term == 2
 
 
 def test_of_many_who_begin_at_once_one_drives(new_run: Path) -> None:

@@ -17,8 +17,8 @@ from plans import plan_new
 from rich.console import Console
 
 from expertmine.errors import UserError
-from expertmine.mining.monitor import watching
-from expertmine.run.attempts import read_drivers
+from expertmine.mining.monitor import monitor_stage
+from expertmine.run.attempts import read_attempts
 from expertmine.run.ledger import Receipt
 from expertmine.runtime.events import Joined, Lost, Queue, Retried
 from expertmine.runtime.failures import Failed
@@ -106,7 +106,7 @@ def receipt(task: int, **counts: int) -> Receipt:
 def test_what_happens_in_workers_is_logged_by_the_driver(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "expertmine")
     recorded: list[tuple[str, float]] = []
-    with watching(tmp_path, "extract", total=9, tasks=4, executor="ray") as watch:
+    with monitor_stage(tmp_path, "extract", total=9, tasks=4, executor="ray") as watch:
         watch.began(lambda meter, value: recorded.append((meter.name, value)), 2, 0.5, ["http://127.0.0.1:1/metrics"])
         watch.tell(Joined("m-7"))
         watch.tell(Queue(2, 2))
@@ -138,17 +138,17 @@ def test_what_happens_in_workers_is_logged_by_the_driver(tmp_path: Path, caplog:
         *3 * [("expertmine_tasks_retried", 1)],
         ("expertmine_tasks_failed", 1),
     ]
-    (driver,) = read_drivers(tmp_path)
+    (driver,) = read_attempts(tmp_path)
     assert driver.ended is not None
     assert (driver.retried, driver.lost, driver.failed, driver.gpus_each) == (2, 1, 1, 0.5)
 
 
 def test_a_stage_that_is_interrupted_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "expertmine")
-    with pytest.raises(KeyboardInterrupt), watching(tmp_path, "score", total=1, tasks=1, executor="dask"):
+    with pytest.raises(KeyboardInterrupt), monitor_stage(tmp_path, "score", total=1, tasks=1, executor="dask"):
         raise KeyboardInterrupt
     assert caplog.records[-1].__dict__["event"] == "stage stopped"
-    assert read_drivers(tmp_path)[0].ended is not None
+    assert read_attempts(tmp_path)[0].ended is not None
 
 
 def test_progress_is_logged_with_rate_and_time_left(

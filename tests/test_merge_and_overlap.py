@@ -45,8 +45,8 @@ def test_concepts_of_one_name_are_joined_when_asked(two: tuple[Corpus, Corpus], 
     assert labels_of(both, "cat") == ({"a cat"}, {"a dog"})
     assert labels_of(both, "tool") == ({"a saw"}, {"a cat"})
     assert (both.concept("dog").description, both.concept("dog").group) == ("it barks", "one")
-    assert both.facts["sources"] == ["test"]
-    assert both.facts["refused"] == [{"kind": "sentence", "reason": "empty", "count": 1}]
+    assert both.metadata["sources"] == ["test"]
+    assert both.metadata["refused"] == [{"kind": "sentence", "reason": "empty", "count": 1}]
     texts = both.texts(range(both.identity.sentences))
     assert len(texts) == len(set(texts))
     assert write_corpus(merge(two[::-1], "join"), tmp_path / "back") == identity, "the order of corpora means nothing"

@@ -18,7 +18,7 @@ from test_runtimes import new_squarer
 
 from expertmine.mining.mine import Cluster, run_extract
 from expertmine.mining.monitor import DONE, WAITING, Watch
-from expertmine.run.attempts import Driver
+from expertmine.run.attempts import StageAttempt
 from expertmine.run.ledger import Receipt, load_plan, read_receipts
 from expertmine.runtime import serial
 from expertmine.runtime.events import Event, Joined, Lost, Queue, Retried
@@ -70,7 +70,7 @@ def test_a_ray_node_shows_what_a_run_does(new_run: Path, monkeypatch: pytest.Mon
 def test_a_dask_scheduler_of_our_own_shows_what_a_run_does(mined: Path, tmp_path: Path) -> None:
     from expertmine.runtime import dask
 
-    watch = Watch(tmp_path / "on dask", Driver("score", "here", "dask", 0.0))
+    watch = Watch(tmp_path / "on dask", StageAttempt("score", "here", "dask", 0.0))
     plan = load_plan(mined)
     with dask.cluster(None, workers=1) as client:
         watch.began(meters.recorder(watch.tags), 1, 0.0)
@@ -152,7 +152,7 @@ with ray.cluster(None, cpus=1):
 
 
 def test_watching_costs_next_to_nothing(tmp_path: Path) -> None:
-    watch = Watch(tmp_path / "cheap", Driver("score", "here", "serial", 0.0))
+    watch = Watch(tmp_path / "cheap", StageAttempt("score", "here", "serial", 0.0))
     watch.began(meters.recorder(watch.tags), 1, None)
     make: Any = new_counter()()
     receipts = [make(task) for task in range(2000)]

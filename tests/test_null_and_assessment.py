@@ -26,8 +26,8 @@ from expertmine.mining.mine import Cluster, run_all, run_reduce, run_score
 from expertmine.mining.planning import make_plan
 from expertmine.mining.reduce import reduce, stability
 from expertmine.mining.score import Scorer
-from expertmine.mining.scored_rows import ScoredRows, Side, mined_and_held_out, null_classes, scored_rows
-from expertmine.mining.scoring_memory import Room
+from expertmine.mining.scored_rows import LabelSplit, ScoredRows, mined_and_held_out, null_classes, scored_rows
+from expertmine.mining.scoring_memory import MemoryBudget
 from expertmine.run.inspection import progress_of, verify
 from expertmine.run.ledger import load_plan, open_corpus
 from expertmine.run.side_tables import read_null, read_selection, write_selection
@@ -38,7 +38,7 @@ from expertmine_kernels import draw_with_replacement
 SERIAL = ("serial", Cluster())
 
 
-def opened(run: Path) -> tuple[Corpus, Side, Side, ScoredRows, np.ndarray]:
+def opened(run: Path) -> tuple[Corpus, LabelSplit, LabelSplit, ScoredRows, np.ndarray]:
     """A run's corpus, its two sides, its sets of labels, and all responses (rows, units)."""
     plan = load_plan(run)
     corpus, store = open_corpus(run, plan), Store(run, plan)
@@ -90,15 +90,15 @@ def test_the_index_tells_chance(mined: Path) -> None:
     index = Experts.load(mined)
     ap = Store(mined, plan).read_scores("max", "ap", range(plan.layout.units))
     for concept in corpus.concepts:
-        at, facts = concept.concept_id, index.concept_facts(concept.name)
-        chance = facts["chance"]
+        at, metadata = concept.concept_id, index.concept_metadata(concept.name)
+        chance = metadata["chance"]
         assert chance["expected_ap"] == pytest.approx(expected[at])
         assert chance["threshold"] == max_ap.max()  # one in 21 may be above
         assert chance["labels_of"] == corpus.concepts[shuffled[0]].name
         assert chance["units_above"] == (ap[at] > chance["threshold"]).sum()
         for expert in index[concept.name]:
             assert expert.p_value == pytest.approx((1 + (max_ap >= expert.ap).sum()) / 21)
-    assert index.facts["scoring"] == {
+    assert index.metadata["scoring"] == {
         "keep": None, "permutations": 20, "null": "shared", "resamples": 100, "seed": 0, "alpha": 0.05
     }  # fmt: skip
 
@@ -142,10 +142,10 @@ def test_shuffles_have_the_fewest_negatives_of_the_class(tmp_path: Path, tiny_mo
         assert (len(scored.sets.positives[at]), len(pool) - len(removed)) == (12, 28)
         of_concept = np.concatenate([side.positives_of(1), side.negatives_of(1)])
         assert set(pool.tolist()) < set(scored.sets.rows_of[of_concept].tolist())
-    facts = Experts.load(run).concept_facts("few negatives")
-    assert (facts["positives"], facts["negatives"]) == (15, 28)
-    assert facts["chance"]["labels_of"] == "few positives"
-    assert facts["chance"]["threshold"] > facts["chance"]["expected_ap"]
+    metadata = Experts.load(run).concept_metadata("few negatives")
+    assert (metadata["positives"], metadata["negatives"]) == (15, 28)
+    assert metadata["chance"]["labels_of"] == "few positives"
+    assert metadata["chance"]["threshold"] > metadata["chance"]["expected_ap"]
 
 
 def test_an_experts_interval_and_its_concepts_stability_by_hand(mined: Path) -> None:
@@ -182,7 +182,7 @@ def test_an_experts_interval_and_its_concepts_stability_by_hand(mined: Path) -> 
     for resample in range(100):
         order = sorted(range(100), key=lambda place: (-np.float32(ap["mined"][place, resample]), place))
         shares.append(len(set(order[:10]) & set(range(10))) / 10)
-    assert index.concept_facts(name)["stability"]["10"] == pytest.approx(np.mean(shares))
+    assert index.concept_metadata(name)["stability"]["10"] == pytest.approx(np.mean(shares))
 
 
 def test_stability_of_what_never_or_always_changes() -> None:
@@ -199,7 +199,7 @@ def test_of_very_many_negatives_each_resample_has_all(mined: Path, monkeypatch: 
     rows = []
     monkeypatch.setattr(assess, "resampled_average_precision", lambda *given: rows.append(len(given[2])))
     for most in (off, off - 1):
-        monkeypatch.setattr(assess, "MOST_NEGATIVES", most)
+        monkeypatch.setattr(assess, "MAX_NEGATIVES", most)
         assessor._resample(side, np.zeros((72, 1), np.float16), 0, np.array([0]), "mined")
     assert rows == [on + off, on]
 
@@ -209,7 +209,7 @@ def test_the_distribution_counts_every_pair(mined: Path) -> None:
     ap = Store(mined, plan).read_scores("max", "ap", range(plan.layout.units))
     rows = {(row["concept"], row["hookpoint"]): row for row in index.distribution.to_pylist()}
     for at, name in enumerate(index):
-        threshold = index.concept_facts(name)["chance"]["threshold"]
+        threshold = index.concept_metadata(name)["chance"]["threshold"]
         for hookpoint in plan.hookpoints:
             own, row = ap[at, hookpoint.first_unit : hookpoint.units.stop], rows[name, hookpoint.name]
             ends = [*EDGES[1:-1], 2]
@@ -268,12 +268,12 @@ def test_scoring_can_be_asked_for_otherwise_without_a_model(mined: Path, tmp_pat
     assert {path.name: path.stat().st_mtime_ns for path in (run / "receipts" / "extract").iterdir()} == before
     index = Experts.load(run)
     assert [stage.stage for stage in progress_of(run)] == ["extract", "score", "reduce"]
-    (chance,) = {json.dumps(index.concept_facts(name)["chance"]["threshold"]) for name in index}
+    (chance,) = {json.dumps(index.concept_metadata(name)["chance"]["threshold"]) for name in index}
     assert chance == "null"
     assert np.isnan([expert.p_value for expert in index["tool"]]).all()
     assert np.isnan([expert.held_out_low for expert in index["tool"]]).all()
     assert index["tool"][0].held_out_ap > 0
-    assert index.concept_facts("tool")["stability"] == {}
+    assert index.concept_metadata("tool")["stability"] == {}
     assert [group.above_chance for group in grouped(index.distribution, "tool", "layer")] == [None, None]
     # What is not said stays as it was planned.
     plan = load_plan(run)
@@ -302,8 +302,8 @@ def test_all_labels_of_all_concepts_may_be_shuffled(mined: Path, tmp_path: Path)
     shuffled, max_ap = read_null(run, load_plan(run), "max")
     assert shuffled.tolist() == [0, 0, 0, 1, 1, 1]
     assert len(set(max_ap.tolist())) > 3
-    facts = Experts.load(run).concept_facts("tool")["chance"]
-    assert facts["threshold"] is None and facts["labels_of"] == "tool"  # three shuffles cannot tell
+    metadata = Experts.load(run).concept_metadata("tool")["chance"]
+    assert metadata["threshold"] is None and metadata["labels_of"] == "tool"  # three shuffles cannot tell
 
 
 def test_shuffles_of_a_pool_that_is_everything(tmp_path: Path, tiny_model: Path) -> None:
@@ -333,7 +333,7 @@ def test_a_block_is_taken_on_in_strips_where_memory_is_short(
     run = Path(shutil.copytree(mined, tmp_path / "run"))
     for stage in ("score", "assess"):
         shutil.rmtree(run / "receipts" / stage)
-    monkeypatch.setattr(Room, "strip_units", lambda *_: 7)
+    monkeypatch.setattr(MemoryBudget, "strip_units", lambda *_: 7)
     run_score(run, "serial", Cluster())
     assert Scorer(run).strip_units == 7
     for path in (mined / "receipts" / "score").iterdir():

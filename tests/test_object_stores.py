@@ -31,7 +31,7 @@ from expertmine.run import lease as locks
 from expertmine.run.ledger import load_plan, missing_tasks, read_receipts
 from expertmine.run.store import Store
 from expertmine.storage import files
-from expertmine.storage.locations import Place, place, same
+from expertmine.storage.locations import Location, location, same
 
 SERIAL = ("serial", Cluster())
 TOP_K = 20
@@ -41,22 +41,22 @@ RESULTS = ("store.zarr", "sentences", "null", "assessment", "selection", "expert
 @pytest.fixture(scope="module")
 def server() -> Iterator[S3Server]:
     with s3_server() as running, mock.patch.dict(os.environ, running.environment):
-        place(f"s3://{BUCKET}/any").fs.mkdir(BUCKET)
+        location(f"s3://{BUCKET}/any").fs.mkdir(BUCKET)
         yield running
 
 
 @pytest.fixture
-def folder(server: S3Server, request: pytest.FixtureRequest) -> Place:
+def folder(server: S3Server, request: pytest.FixtureRequest) -> Location:
     """A folder of the test's own in the bucket."""
     server.forget()
-    return place(f"s3://{BUCKET}/{request.node.name.partition('[')[0]}")
+    return location(f"s3://{BUCKET}/{request.node.name.partition('[')[0]}")
 
 
-def listed(folder: Place) -> dict[str, bytes]:
+def listed(folder: Location) -> dict[str, bytes]:
     return {name: files.read_bytes(folder / name) for name in files.sizes(folder)}
 
 
-def assert_same_results(run: Place, done: Path) -> None:
+def assert_same_results(run: Location, done: Path) -> None:
     for name in RESULTS:
         assert listed(run / name) == listed(done / name), name
     for stage in ("extract", "score", "assess"):
@@ -68,7 +68,7 @@ def assert_same_results(run: Place, done: Path) -> None:
         assert theirs
 
 
-def plan_there(run: Place, done: Path) -> None:
+def plan_there(run: Location, done: Path) -> None:
     """The plan of a local run, frozen on an object store."""
     plan = load_plan(done)
     begin(run, plan, Corpus.open(next((done / "corpus").iterdir())))
@@ -84,7 +84,7 @@ def done(tiny_model: Path, tiny_corpus: Path, tmp_path_factory: pytest.TempPathF
 
 
 def test_the_whole_job_from_the_command_line(
-    folder: Place, tiny_model: Path, tiny_corpus: Path, tmp_path: Path
+    folder: Location, tiny_model: Path, tiny_corpus: Path, tmp_path: Path
 ) -> None:
     succeed("concepts", "merge", tiny_corpus, "--out", f"{folder}/corpus")
     assert Corpus.open(folder / "corpus").identity.concepts == Corpus.open(tiny_corpus).identity.concepts
@@ -106,7 +106,7 @@ def test_the_whole_job_from_the_command_line(
     assert SECRET.encode() not in everything
 
 
-def test_ray_and_dask_workers_write_the_same_bytes(folder: Place, done: Path) -> None:
+def test_ray_and_dask_workers_write_the_same_bytes(folder: Location, done: Path) -> None:
     plan_there(folder, done)
     run_extract(folder, "ray", Cluster(workers=2))
     run_score(folder, "dask", Cluster(workers=2))
@@ -114,7 +114,7 @@ def test_ray_and_dask_workers_write_the_same_bytes(folder: Place, done: Path) ->
     assert_same_results(folder, done)
 
 
-def test_a_killed_process_is_gone_on_for(server: S3Server, folder: Place, done: Path) -> None:
+def test_a_killed_process_is_gone_on_for(server: S3Server, folder: Location, done: Path) -> None:
     plan_there(folder, done)
     server.delay = 0.2  # so that there is a midst to be killed in
     command = [sys.executable, "-m", "expertmine", "extract", str(folder), "--executor", "serial"]
@@ -132,7 +132,7 @@ def test_a_killed_process_is_gone_on_for(server: S3Server, folder: Place, done: 
 
 
 def test_refusals_and_an_outage_are_waited_for(
-    server: S3Server, folder: Place, monkeypatch: pytest.MonkeyPatch
+    server: S3Server, folder: Location, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(files, "FIRST_PAUSE", 0.1)
     server.refusals = 12
@@ -151,7 +151,7 @@ def test_refusals_and_an_outage_are_waited_for(
 
 
 def test_a_store_that_stays_away_is_one_message(
-    server: S3Server, folder: Place, done: Path, monkeypatch: pytest.MonkeyPatch
+    server: S3Server, folder: Location, done: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(files, "FIRST_PAUSE", 0.01)
     monkeypatch.setattr(files, "ATTEMPTS", 2)
@@ -163,7 +163,7 @@ def test_a_store_that_stays_away_is_one_message(
         load_plan(folder)
 
 
-def test_missing_and_wrong_keys_are_one_message_at_once(folder: Place) -> None:
+def test_missing_and_wrong_keys_are_one_message_at_once(folder: Location) -> None:
     started = time.monotonic()
     with mock.patch.dict(os.environ, {"AWS_ACCESS_KEY_ID": "somebody-else"}):
         assert "cannot be read (Forbidden)" in refused("status", folder)
@@ -173,14 +173,14 @@ def test_missing_and_wrong_keys_are_one_message_at_once(folder: Place) -> None:
     assert time.monotonic() - started < 60
 
 
-def test_of_several_who_create_an_object_one_does(folder: Place) -> None:
+def test_of_several_who_create_an_object_one_does(folder: Location) -> None:
     with ThreadPoolExecutor(8) as threads:
         created = list(threads.map(lambda at: files.create(folder / "one", str(at).encode()), range(8)))
     assert created.count(True) == 1
     assert files.read_bytes(folder / "one") == str(created.index(True)).encode()
 
 
-def test_a_creation_whose_answer_was_lost_counts(folder: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_creation_whose_answer_was_lost_counts(folder: Location, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "FIRST_PAUSE", 0.01)
     assert not isinstance(folder, Path)
     pipe, answered = folder.fs.pipe_file, []
@@ -197,7 +197,7 @@ def test_a_creation_whose_answer_was_lost_counts(folder: Place, monkeypatch: pyt
     assert not files.create(folder / "one", b"another's")
 
 
-def test_requests_in_flight_are_bounded(server: S3Server, folder: Place) -> None:
+def test_requests_in_flight_are_bounded(server: S3Server, folder: Location) -> None:
     for at in range(60):
         files.write_atomically(folder / f"{at}", str(at).encode())
     server.forget()
@@ -207,7 +207,7 @@ def test_requests_in_flight_are_bounded(server: S3Server, folder: Place) -> None
     assert 2 <= server.peak <= files.TOGETHER
 
 
-def test_two_drivers_of_one_run(folder: Place, done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_drivers_of_one_run(folder: Location, done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan_there(folder, done)
     with locks.driving(folder, "expertmine mine"):
         assert f"driven by `expertmine mine`, process {os.getpid()}" in refused("score", folder, "--executor", "serial")
@@ -217,11 +217,11 @@ def test_two_drivers_of_one_run(folder: Place, done: Path, monkeypatch: pytest.M
     monkeypatch.setattr(locks, "POLL", 0.1)
     heard: list[str] = []
     with locks.driving(folder, "expertmine score", heard.append) as lease:
-        assert lease.driver.term == 10
+        assert lease.holder.term == 10
     assert "process" in heard[0] and "on far" in heard[0]
 
 
-def test_a_lost_object_is_not_taken_for_zeros(folder: Place, done: Path) -> None:
+def test_a_lost_object_is_not_taken_for_zeros(folder: Location, done: Path) -> None:
     plan_there(folder, done)
     run_extract(folder, "serial", Cluster())
     plan = load_plan(folder)
@@ -233,7 +233,7 @@ def test_a_lost_object_is_not_taken_for_zeros(folder: Place, done: Path) -> None
         run_score(folder, "serial", Cluster())
 
 
-def test_large_objects_come_whole(folder: Place) -> None:
+def test_large_objects_come_whole(folder: Location) -> None:
     content = np.random.default_rng(0).bytes(110 * 2**20)  # several parts of an upload
     files.write_atomically(folder / "large", content)
     assert files.sizes(folder) == {"large": len(content)}
@@ -253,19 +253,19 @@ def test_large_objects_come_whole(folder: Place) -> None:
 )
 def test_urls_that_cannot_be_are_refused(text: str, words: str) -> None:
     with pytest.raises(UserError, match=words) as caught:
-        place(text)
+        location(text)
     assert "hidden" not in str(caught.value)
     assert words in refused("status", text)
 
 
-def test_one_place_written_in_two_ways(tmp_path: Path, folder: Place) -> None:
+def test_one_place_written_in_two_ways(tmp_path: Path, folder: Location) -> None:
     (tmp_path / "link").symlink_to(tmp_path)
     assert same(tmp_path / "link", tmp_path)
-    assert same(place(f"{folder}/"), folder)
+    assert same(location(f"{folder}/"), folder)
     assert not same(tmp_path, folder)
 
 
-def test_a_corpus_may_grow_there(folder: Place, tiny_model: Path, tmp_path: Path) -> None:
+def test_a_corpus_may_grow_there(folder: Location, tiny_model: Path, tmp_path: Path) -> None:
     texts = [f"the number {at} is said" for at in range(80)]
     small = [LabelledTexts("few", "", "", texts[:20], texts[20:40])]
     large = [*small, LabelledTexts("more", "", "", texts[40:60], texts[60:80])]

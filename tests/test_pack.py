@@ -20,7 +20,7 @@ import pytest
 import yaml
 from commands import refused, succeed
 from huggingface_hub.errors import LocalEntryNotFoundError
-from made_indexes import HOOKPOINTS, made_facts, made_tables, make_index
+from made_indexes import HOOKPOINTS, made_metadata, made_tables, make_index
 
 from expertmine import Experts, steer
 from expertmine.errors import UnknownConcept, UserError
@@ -60,11 +60,11 @@ def test_a_pack_is_the_index_cut_to_what_is_asked(experts: Experts, tmp_path: Pa
     for name in found:
         for which in UNITS:
             assert list(found.units(name, which)) == list(experts.units(name, which))[:5]
-        assert found.concept_facts(name) == experts.concept_facts(name)
+        assert found.concept_metadata(name) == experts.concept_metadata(name)
         assert grouped(found.distribution, name, "layer") == grouped(experts.distribution, name, "layer")
     same = ("model", "corpus", "pooling", "scoring", "responses", "hookpoints", "plan", "units")
-    assert all(found.facts[name] == experts.facts[name] for name in same)
-    assert found.facts["packed"]["from"] == {"concepts": len(NAMES), "top_k": KEPT}
+    assert all(found.metadata[name] == experts.metadata[name] for name in same)
+    assert found.metadata["packed"]["from"] == {"concepts": len(NAMES), "top_k": KEPT}
     assert {path.name for path in (tmp_path / "pack").iterdir()} == set(FILES) - {STEERING}
 
 
@@ -185,42 +185,42 @@ def test_places_that_hold_something_else_are_refused(experts: Experts, tmp_path:
 def corrupted(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     """An index whose own words were changed; its tables and checksums are as they were."""
     path = folder / "index.json"
-    facts = json.loads(path.read_text())
-    change(facts)
-    path.write_text(json.dumps(facts))
+    metadata = json.loads(path.read_text())
+    change(metadata)
+    path.write_text(json.dumps(metadata))
 
 
 @pytest.mark.parametrize("change, message", [
-    (lambda facts: facts.pop("top_k"), "top_k is missing"),
-    (lambda facts: facts.update(top_k=10**9), "top_k is 1000000000, of 80 units"),
-    (lambda facts: facts.update(top_k=10**400), "top_k is not a whole number"),
-    (lambda facts: facts.update(top_k=13), "72 rows, but index.json promises 78"),
-    (lambda facts: facts.update(top_k=0), "top_k is 0"),
-    (lambda facts: facts.update(top_k=True), "top_k is not a whole number"),
-    (lambda facts: facts.update(top_k="12"), "top_k is not a whole number"),
-    (lambda facts: facts.update(top_k=float("nan")), "top_k is not a whole number"),
-    (lambda facts: facts.update(concepts={}), "concepts is no list"),
-    (lambda facts: facts.update(concepts=[]), "it has no concepts"),
-    (lambda facts: facts["concepts"].pop(), "72 rows, but index.json promises 60"),
-    (lambda facts: facts["concepts"].append(facts["concepts"][0]), "two concepts have the same name"),
-    (lambda facts: facts["concepts"].__setitem__(2, None), r"concepts\[2\] is no object"),
-    (lambda facts: facts["concepts"][1].pop("chance"), r"concepts\[1\]\.chance is missing"),
-    (lambda facts: facts["concepts"][1].update(name=3), r"concepts\[1\]\.name is not text"),
-    (lambda facts: facts["concepts"][1].update(name="\ud800"), r"concepts\[1\]\.name is not text"),
-    (lambda facts: facts["concepts"][1].update(stability={}), "has another stability than the first"),
-    (lambda facts: facts["concepts"][1]["chance"].update(threshold=None), "only one of threshold and units_above"),
-    (lambda facts: facts["concepts"][1]["chance"].update(expected_ap=[]), r"chance\.expected_ap is not a number"),
-    (lambda facts: facts.update(model="gpt2"), "model is no object"),
-    (lambda facts: facts["model"].pop("weights"), r"model\.weights is missing"),
-    (lambda facts: facts.update(pooling="median"), "pooling is 'median'"),
-    (lambda facts: facts.update(checksums=[]), "checksums is no object"),
-    (lambda facts: facts["checksums"].pop("experts"), "does not match index.json's checksum"),
-    (lambda facts: facts["hookpoints"].reverse(), "do not follow those before it"),
-    (lambda facts: facts["hookpoints"][0].update(width=-1), "do not follow those before it"),
-    (lambda facts: facts["hookpoints"].pop(), "units are 80, but the hookpoints have 60"),
-    (lambda facts: facts["hookpoints"][1].update(name=HOOKPOINTS[0]), "two hookpoints have the same name"),
-    (lambda facts: facts.update(format="4"), "not an expert index of format"),
-    (lambda facts: facts["scoring"].pop("permutations"), r"scoring\.permutations is missing"),
+    (lambda metadata: metadata.pop("top_k"), "top_k is missing"),
+    (lambda metadata: metadata.update(top_k=10**9), "top_k is 1000000000, of 80 units"),
+    (lambda metadata: metadata.update(top_k=10**400), "top_k is not a whole number"),
+    (lambda metadata: metadata.update(top_k=13), "72 rows, but index.json promises 78"),
+    (lambda metadata: metadata.update(top_k=0), "top_k is 0"),
+    (lambda metadata: metadata.update(top_k=True), "top_k is not a whole number"),
+    (lambda metadata: metadata.update(top_k="12"), "top_k is not a whole number"),
+    (lambda metadata: metadata.update(top_k=float("nan")), "top_k is not a whole number"),
+    (lambda metadata: metadata.update(concepts={}), "concepts is no list"),
+    (lambda metadata: metadata.update(concepts=[]), "it has no concepts"),
+    (lambda metadata: metadata["concepts"].pop(), "72 rows, but index.json promises 60"),
+    (lambda metadata: metadata["concepts"].append(metadata["concepts"][0]), "two concepts have the same name"),
+    (lambda metadata: metadata["concepts"].__setitem__(2, None), r"concepts\[2\] is no object"),
+    (lambda metadata: metadata["concepts"][1].pop("chance"), r"concepts\[1\]\.chance is missing"),
+    (lambda metadata: metadata["concepts"][1].update(name=3), r"concepts\[1\]\.name is not text"),
+    (lambda metadata: metadata["concepts"][1].update(name="\ud800"), r"concepts\[1\]\.name is not text"),
+    (lambda metadata: metadata["concepts"][1].update(stability={}), "has another stability than the first"),
+    (lambda metadata: metadata["concepts"][1]["chance"].update(threshold=None), "only one of threshold and units_above"),
+    (lambda metadata: metadata["concepts"][1]["chance"].update(expected_ap=[]), r"chance\.expected_ap is not a number"),
+    (lambda metadata: metadata.update(model="gpt2"), "model is no object"),
+    (lambda metadata: metadata["model"].pop("weights"), r"model\.weights is missing"),
+    (lambda metadata: metadata.update(pooling="median"), "pooling is 'median'"),
+    (lambda metadata: metadata.update(checksums=[]), "checksums is no object"),
+    (lambda metadata: metadata["checksums"].pop("experts"), "does not match index.json's checksum"),
+    (lambda metadata: metadata["hookpoints"].reverse(), "do not follow those before it"),
+    (lambda metadata: metadata["hookpoints"][0].update(width=-1), "do not follow those before it"),
+    (lambda metadata: metadata["hookpoints"].pop(), "units are 80, but the hookpoints have 60"),
+    (lambda metadata: metadata["hookpoints"][1].update(name=HOOKPOINTS[0]), "two hookpoints have the same name"),
+    (lambda metadata: metadata.update(format="4"), "not an expert index of format"),
+    (lambda metadata: metadata["scoring"].pop("permutations"), r"scoring\.permutations is missing"),
 ])  # fmt: skip
 def test_an_index_that_contradicts_itself_is_refused(
     change: Callable[[dict[str, Any]], object], message: str, experts: Experts, tmp_path: Path
@@ -273,14 +273,14 @@ def test_a_table_that_contradicts_its_index_is_refused(
     path = tmp_path / "index" / "experts.parquet"
     pq.write_table(change(pq.read_table(path)), path)
     checksum = hashlib.sha256(path.read_bytes()).hexdigest()
-    corrupted(tmp_path / "index", lambda facts: facts["checksums"].update(experts=checksum))
+    corrupted(tmp_path / "index", lambda metadata: metadata["checksums"].update(experts=checksum))
     with pytest.raises(UserError, match=message):
         Experts.load(tmp_path / "index")["bird"]
 
 
 def test_a_unit_that_comes_twice_is_refused(tmp_path: Path) -> None:
-    facts = made_facts(["one"], WIDTH)
-    write_tables(tmp_path / "index", made_tables(np.array([[5, 7, 5]]), facts), facts)
+    metadata = made_metadata(["one"], WIDTH)
+    write_tables(tmp_path / "index", made_tables(np.array([[5, 7, 5]]), metadata), metadata)
     with pytest.raises(UserError, match="a unit comes twice"):
         Experts.load(tmp_path / "index")["one"]
 
@@ -291,7 +291,7 @@ def test_bytes_that_are_no_table_are_refused(name: str, content: bytes, experts:
     path = tmp_path / "index" / f"{name}.parquet"
     path.write_bytes(content)
     checksum = hashlib.sha256(content).hexdigest()
-    corrupted(tmp_path / "index", lambda facts: facts["checksums"].update({name: checksum}))
+    corrupted(tmp_path / "index", lambda metadata: metadata["checksums"].update({name: checksum}))
     with pytest.raises(UserError, match="cannot be read"):
         assert Experts.load(tmp_path / "index").distribution
 
@@ -310,7 +310,7 @@ def test_a_distribution_that_contradicts_its_index_is_refused(
     path = tmp_path / "index" / "distribution.parquet"
     pq.write_table(replaced(column, values)(pq.read_table(path)), path)
     checksum = hashlib.sha256(path.read_bytes()).hexdigest()
-    corrupted(tmp_path / "index", lambda facts: facts["checksums"].update(distribution=checksum))
+    corrupted(tmp_path / "index", lambda metadata: metadata["checksums"].update(distribution=checksum))
     with pytest.raises(UserError, match=message):
         assert Experts.load(tmp_path / "index").distribution
 

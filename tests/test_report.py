@@ -20,7 +20,7 @@ from plans import plan_new
 
 from expertmine.evaluate.results import (
     Ablation,
-    Cell,
+    CellResult,
     ClassifierQuality,
     Comparison,
     ConceptCurve,
@@ -38,7 +38,7 @@ from expertmine.evaluate.results import (
 from expertmine.index.experts import Experts
 from expertmine.mining.mine import Cluster, run_all
 from expertmine.report import evaluation_figures
-from expertmine.report.page import Asked, write_report
+from expertmine.report.page import ReportOptions, write_report
 from expertmine.report.sentences import first_by
 from expertmine.report.style import save
 from expertmine.run.ledger import load_plan, open_corpus
@@ -66,7 +66,7 @@ def hostile_run(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> P
 @pytest.fixture(scope="session")
 def hostile_page(hostile_run: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     out = tmp_path_factory.mktemp("page") / "report.html"
-    write_report(hostile_run, out, Asked(sentences=80))  # all sentences, so that the hostile one is among them
+    write_report(hostile_run, out, ReportOptions(sentences=80))  # all sentences, so that the hostile one is among them
     return out.read_text()
 
 
@@ -265,7 +265,10 @@ def test_an_index_alone_has_no_sentences_and_says_so(mined: Path, tmp_path: Path
 
 def test_concepts_that_are_shown_in_full(mined: Path, tmp_path: Path) -> None:
     out = tmp_path / "report.html"
-    for asked, count in ((Asked(sentences=0, concepts=("tool",)), 1), (Asked(sentences=0, most_concepts=0), 0)):
+    for asked, count in (
+        (ReportOptions(sentences=0, concepts=("tool",)), 1),
+        (ReportOptions(sentences=0, most_concepts=0), 0),
+    ):
         assert write_report(mined, out, asked).details == count
         page = out.read_text()
         assert page.count("<template") == count
@@ -295,7 +298,7 @@ def test_the_first_of_equals_come_first(keys: list[int], count: int) -> None:
 
 
 def provenance(index: Experts) -> Provenance:
-    experts = index.facts["checksums"]["experts"]
+    experts = index.metadata["checksums"]["experts"]
     return Provenance("tiny", index.model.weights, experts, "max", "mean", 1.0, "all", None, 0, 50, 40, None, "0")
 
 
@@ -314,7 +317,10 @@ def ablation(index: Experts) -> Ablation:
     own = Comparison("experts", Interval(0.5, 0.4, 0.6), Interval(0.3, 0.2, 0.4), 3.5, None, None, None)
     other = Comparison("random", Interval(0.1, 0.0, 0.2), None, None, 0.9, Interval(0.4, 0.3, 0.5), 0.01)
     variants = (Variant("experts", "experts", 1), Variant("random", "random", 1))
-    cells = (Cell("animal", 0, "unsteered", success(0.05, 9.0)), Cell("animal", 10, "experts", success(0.5, 30.0)))
+    cells = (
+        CellResult("animal", 0, "unsteered", success(0.05, 9.0)),
+        CellResult("animal", 10, "experts", success(0.5, 30.0)),
+    )
     return Ablation(provenance(index), "as evaluated", variants, cells, (own, other))
 
 
@@ -333,13 +339,13 @@ def test_evaluations_are_shown(mined: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(mined, tmp_path / "run"))
     index = Experts.load(run)
     without = tmp_path / "without.html"
-    write_report(run, without, Asked(sentences=0))
+    write_report(run, without, ReportOptions(sentences=0))
     for command in ("concept", "ablation", "parity"):
         assert f"expertmine evaluate {command} RUN" in without.read_text()
     for result in (concept_evaluation(index), ablation(index), parity(index)):
         write_result(run, result)
     out = tmp_path / "with.html"
-    write_report(run, out, Asked(sentences=0))
+    write_report(run, out, ReportOptions(sentences=0))
     page = out.read_text()
     assert "expertmine evaluate" not in page
     assert "text of &lt;i&gt;k&lt;/i&gt; = 30" in page
@@ -349,7 +355,7 @@ def test_evaluations_are_shown(mined: Path, tmp_path: Path) -> None:
     write_result(
         run, dataclasses.replace(parity(index), provenance=dataclasses.replace(provenance(index), experts="0"))
     )
-    write_report(run, out, Asked(sentences=0))
+    write_report(run, out, ReportOptions(sentences=0))
     assert "evaluated with an earlier index" in out.read_text()
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from expertmine.corpus.draws import draw, draw_names, draw_others, lots
+from expertmine.corpus.draws import draw, draw_names, draw_others, hash_priorities
 from expertmine.corpus.held_out import choose_held_out
 from expertmine.corpus.texts import BadText, Texts, key_text, text_key
 
@@ -50,8 +50,8 @@ def test_bad_texts(text: str, reason: str) -> None:
 
 def test_lots_do_not_depend_on_order_and_differ_by_salt() -> None:
     forth, back = texts_of(*"abcdefgh"), texts_of(*"hgfedcba")
-    np.testing.assert_array_equal(lots(forth.keys, "salt"), lots(back.keys, "salt")[::-1])
-    assert (lots(forth.keys, "salt") != lots(forth.keys, "pepper")).all()
+    np.testing.assert_array_equal(hash_priorities(forth.keys, "salt"), hash_priorities(back.keys, "salt")[::-1])
+    assert (hash_priorities(forth.keys, "salt") != hash_priorities(forth.keys, "pepper")).all()
     assert draw_names(["b", "a", "c"], 2, "s") == draw_names(["c", "b", "a"], 2, "s")
 
 
@@ -61,7 +61,7 @@ def test_lots_are_those_of_whole_numbers() -> None:
     mixed = key ^ int.from_bytes(hashlib.blake2b(b"a salt", digest_size=8).digest(), "big")
     mixed = (mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
     mixed = (mixed ^ (mixed >> 27)) * 0x94D049BB133111EB % 2**64
-    assert lots(texts_of("a text").keys, "a salt").tolist() == [mixed ^ (mixed >> 31)]
+    assert hash_priorities(texts_of("a text").keys, "a salt").tolist() == [mixed ^ (mixed >> 31)]
 
 
 def test_draws_are_about_even() -> None:
@@ -70,7 +70,7 @@ def test_draws_are_about_even() -> None:
     everything = np.arange(200, dtype=np.int32)
     by_key = np.lexsort((all_keys[:, 1], all_keys[:, 0])).astype(np.int32)
     for drawn in (
-        [draw(everything, 50, lots(all_keys, f"salt {i}")) for i in range(400)],
+        [draw(everything, 50, hash_priorities(all_keys, f"salt {i}")) for i in range(400)],
         [draw_others(by_key, everything[:0], 50, f"salt {i}") for i in range(400)],
     ):
         counts = np.bincount(np.concatenate(drawn), minlength=200)
@@ -95,25 +95,25 @@ def test_others_are_others_and_as_many_as_there_are(total: int, without: set[int
 @settings(deadline=None)
 def test_no_set_is_held_out_whole(sets: list[set[int]], percent: float) -> None:
     rows = [np.array(sorted(one), np.int32) for one in sets]
-    held_out = choose_held_out(rows, [], lots(keys(40), "salt"), percent)
+    held_out = choose_held_out(rows, [], hash_priorities(keys(40), "salt"), percent)
     for one in rows:
         assert not held_out[one].all()
-    np.testing.assert_array_equal(held_out, choose_held_out(rows[::-1], [], lots(keys(40), "salt"), percent))
+    np.testing.assert_array_equal(held_out, choose_held_out(rows[::-1], [], hash_priorities(keys(40), "salt"), percent))
 
 
 def test_disjoint_sets_have_their_exact_share() -> None:
     sets = [np.arange(0, 100, dtype=np.int32), np.arange(100, 102, dtype=np.int32), np.arange(102, 103, dtype=np.int32)]
     pool = np.arange(103, 143, dtype=np.int32)
-    held_out = choose_held_out(sets, [pool], lots(keys(143), "salt"), 20)
+    held_out = choose_held_out(sets, [pool], hash_priorities(keys(143), "salt"), 20)
     assert [int(held_out[rows].sum()) for rows in (*sets, pool)] == [20, 1, 0, 8]
 
 
 def test_nested_sets_have_about_their_share() -> None:
     """A closure within a closure within a closure, as WordNet's are."""
     sets = [np.arange(size, dtype=np.int32) for size in (10, 100, 1000)]
-    held_out = choose_held_out(sets, [], lots(keys(1000), "salt"), 25)
+    held_out = choose_held_out(sets, [], hash_priorities(keys(1000), "salt"), 25)
     assert [int(held_out[rows].sum()) for rows in sets] == [2, 25, 250]
 
 
 def test_nothing_is_held_out_unless_asked() -> None:
-    assert not choose_held_out([np.arange(5, dtype=np.int32)], [], lots(keys(5), ""), 0).any()
+    assert not choose_held_out([np.arange(5, dtype=np.int32)], [], hash_priorities(keys(5), ""), 0).any()

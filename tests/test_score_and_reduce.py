@@ -137,7 +137,7 @@ def test_a_shared_pool_scores_as_the_same_negatives_listed(tmp_path: Path, tiny_
         run_all(run, ("serial", Cluster()), ("serial", Cluster()), top_k=20)
         store = Store(run, plan)
         scores.append({name: store.read_scores("max", name, range(plan.layout.units)) for name in STATISTICS})
-        index = {c["name"]: (c["positives"], c["negatives"]) for c in Experts.load(run).facts["concepts"]}
+        index = {c["name"]: (c["positives"], c["negatives"]) for c in Experts.load(run).metadata["concepts"]}
         assert index == {c.name: (len(c.positives), len(c.negatives)) for c in listed}
     for name in STATISTICS:
         np.testing.assert_array_equal(scores[0][name], scores[1][name], err_msg=name)

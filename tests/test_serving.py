@@ -360,7 +360,7 @@ def test_concepts_are_listed_and_told(standing: Client, experts: Experts) -> Non
     assert [each["name"] for each in standing.get("/v1/concepts?limit=1&offset=1")[1]["data"]] == ["tool"]
     assert standing.get("/v1/concepts?search=nothing")[1]["data"] == []
     _, told = standing.get("/v1/concepts/" + quote("animal", safe=""))
-    assert told["positives"] == experts.concept_facts("animal")["positives"]
+    assert told["positives"] == experts.concept_metadata("animal")["positives"]
     assert [each["unit"] for each in told["experts"]] == [expert.unit for expert in experts["animal"].top(20)]
     status, document = standing.get("/v1/concepts/" + quote("anim/al", safe=""))
     assert status == 404

@@ -189,9 +189,9 @@ def test_a_hookpoint_of_another_model_is_refused() -> None:
 def test_an_encoder_is_mined_but_not_generated_with(mined: Path, tmp_path: Path) -> None:
     shutil.copytree(mined / "experts", tmp_path / "experts")
     loaded = load_model(str(save_model("bert", tmp_path / "model")))
-    facts = json.loads((tmp_path / "experts" / "index.json").read_text())
-    facts["model"] = asdict(loaded.identity)
-    (tmp_path / "experts" / "index.json").write_text(json.dumps(facts))
+    metadata = json.loads((tmp_path / "experts" / "index.json").read_text())
+    metadata["model"] = asdict(loaded.identity)
+    (tmp_path / "experts" / "index.json").write_text(json.dumps(metadata))
     with pytest.raises(UserError, match="BertForMaskedLM, which writes no text"):
         Generator(tmp_path / "experts", "cpu")
 
@@ -221,7 +221,7 @@ def test_the_index_can_be_moved_and_its_damage_is_noticed(
     table.write_bytes(table.read_bytes()[:-1])
     with pytest.raises(UserError, match=r"does not match index\.json's checksum"):
         Experts.load(folder)
-    edit_json(folder / "index.json", lambda facts: facts.update(format=99))
+    edit_json(folder / "index.json", lambda metadata: metadata.update(format=99))
     with pytest.raises(UserError, match="not an expert index of format"):
         Experts.load(folder)
 
@@ -348,9 +348,9 @@ def test_a_row_is_done_at_its_own_length_or_when_its_request_is_told() -> None:
 def writer(mined: Path, tmp_path_factory: pytest.TempPathFactory) -> Generator:
     """The embedded model, which ends its texts; without experts of its own."""
     folder = Path(shutil.copytree(mined / "experts", tmp_path_factory.mktemp("writer") / "experts"))
-    facts = json.loads((folder / "index.json").read_text())
-    facts["model"] = asdict(load_model("embedded", device="cpu").identity)
-    (folder / "index.json").write_text(json.dumps(facts))
+    metadata = json.loads((folder / "index.json").read_text())
+    metadata["model"] = asdict(load_model("embedded", device="cpu").identity)
+    (folder / "index.json").write_text(json.dumps(metadata))
     return Generator(folder, "cpu")
 
 
@@ -417,9 +417,9 @@ def test_a_request_whose_units_have_no_value_is_refused_before_the_others_are_wr
         table.set_column(at, table.schema.field(at), pa.nulls(len(table), pa.float32()).fill_null(float("nan"))),
         folder / "random.parquet",
     )
-    facts = json.loads((folder / "index.json").read_text())
-    facts["checksums"]["random"] = sha256_file(folder / "random.parquet")
-    (folder / "index.json").write_text(json.dumps(facts))
+    metadata = json.loads((folder / "index.json").read_text())
+    metadata["checksums"]["random"] = sha256_file(folder / "random.parquet")
+    (folder / "index.json").write_text(json.dumps(metadata))
     generator = Generator(folder, "cpu")
     bad = GenerationRequest(("animal",), Steering(5), units="random")
     for refuse in (generator.check, generator, lambda asked: generator.write([MIXED[0], asked])):
@@ -462,9 +462,9 @@ def test_impossible_settings_are_refused(changes: dict[str, object], message: st
 
 def test_a_model_that_was_moved_is_found_where_one_says(mined: Path, tiny_model: Path, tmp_path: Path) -> None:
     shutil.copytree(mined / "experts", tmp_path / "index")
-    facts = json.loads((tmp_path / "index" / "index.json").read_text())
-    facts["model"]["name"] = "/nowhere/of/old"
-    (tmp_path / "index" / "index.json").write_text(json.dumps(facts))
+    metadata = json.loads((tmp_path / "index" / "index.json").read_text())
+    metadata["model"]["name"] = "/nowhere/of/old"
+    (tmp_path / "index" / "index.json").write_text(json.dumps(metadata))
     moved = shutil.copytree(tiny_model, tmp_path / "model")
     with pytest.raises(UserError, match="cannot be loaded"):
         Generator(tmp_path / "index", "cpu")

@@ -33,7 +33,7 @@ from expertmine.mining import extract
 from expertmine.model.hookpoints import find_hookpoints
 from expertmine.model.hooks import reading
 from expertmine.model.load import EMBEDDED, EMBEDDED_FOLDER, load_model
-from expertmine.model.responses import Batch, filling, forward_passes, make_batches, prepare
+from expertmine.model.responses import Batch, forward_passes, make_batches, padding_id, prepare
 from expertmine.run import sentences
 from expertmine.runtime import serial
 from expertmine.specs.settings import ResponseSpec
@@ -128,7 +128,7 @@ def test_extraction_against_the_bare_forward_pass(autocast: Any, tmp_path: Path)
     worker = extract.Extractor(run, "cpu")
     loaded = worker.loaded
     texts = [text for task in tasks for text in sentences.texts(run, plan, task)]
-    fill = filling(loaded.tokenizer)
+    fill = padding_id(loaded.tokenizer)
     batches: list[Batch] = []
     for task in tasks:
         tokenised, kept = prepare(loaded.tokenizer, sentences.texts(run, plan, task), plan.responses)
@@ -212,7 +212,7 @@ def test_codecs_on_real_responses() -> None:
     tokenised, kept = prepare(loaded.tokenizer, texts, spec)
     responses = np.zeros((len(texts), sum(hookpoint.width for hookpoint in hookpoints)), np.float16)
     with forward_passes(loaded.model, hookpoints, spec) as forward:
-        for batch in make_batches(tokenised, kept, spec, filling(loaded.tokenizer)):
+        for batch in make_batches(tokenised, kept, spec, padding_id(loaded.tokenizer)):
             responses[list(batch.rows)] = forward(batch).responses[0].numpy()
     responses = responses[:, : responses.shape[1] // 256 * 256]
     shape = responses.shape

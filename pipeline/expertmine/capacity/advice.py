@@ -17,7 +17,7 @@ from expertmine.telemetry.formats import size
 
 KEPT = 16
 """Units of a block whose statistics are kept, best and worst each, where fewer are proposed."""
-MOST_STEPS = 8
+MAX_STEPS = 8
 """Changes one on top of the other that are tried to halve the time."""
 
 
@@ -56,7 +56,7 @@ def advice(load: Workload, hardware: Hardware, costs: UnitCosts = MEASURED) -> A
 def _steps(load: Workload, hardware: Hardware, costs: UnitCosts, until: float, giving_up: bool) -> tuple[Change, ...]:
     """The best change, then the best on top of it, and so on until so many seconds; none when that is not reached."""
     taken: list[Change] = []
-    for _ in range(MOST_STEPS):
+    for _ in range(MAX_STEPS):
         given_up = {step.what for step in taken if step.gives_up}
         options = [
             option

@@ -18,7 +18,7 @@ from expertmine.run.store import encoded_size
 from expertmine.specs.settings import Codec, Compression, StoredType
 from expertmine_kernels import ConceptRows, expertise
 
-MOST_ROWS = 1_000_000
+MAX_ROWS = 1_000_000
 ROUNDS = 5
 _RESPONSES = 2_000_000
 """Made-up responses, of as many units as that gives."""
@@ -33,7 +33,7 @@ def measure(dtype: StoredType, codec: Codec, rows: int, costs: UnitCosts) -> Uni
     """Unit costs with what this machine takes in place of what was measured elsewhere.
 
     Args:
-        rows: sentences that a unit is ranked over; of more than MOST_ROWS, those of so many are measured.
+        rows: sentences that a unit is ranked over; of more than MAX_ROWS, those of so many are measured.
         costs: that what is not measured here is taken from: all but kernels and compression.
     """
     here = f"measured on this machine ({platform.machine()})"
@@ -45,12 +45,12 @@ def measure(dtype: StoredType, codec: Codec, rows: int, costs: UnitCosts) -> Uni
 
 
 def measure_kernels(dtype: StoredType, rows: int) -> KernelCosts:
-    """What kernels take for units of so many sentences, or of `MOST_ROWS`: three sizes of work, and their differences.
+    """What kernels take for units of so many sentences, or of `MAX_ROWS`: three sizes of work, and their differences.
 
     Args:
         rows: 2,000 at least are measured.
     """
-    rows = min(max(rows, 2_000), MOST_ROWS)
+    rows = min(max(rows, 2_000), MAX_ROWS)
     units = max(4, _RESPONSES // rows)
     more, larger = min(max(200, rows // 500), 2_000), min(max(_FEW, rows // 2_500), 400)
     responses = _made_up(rows, units, dtype)

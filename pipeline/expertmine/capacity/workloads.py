@@ -28,7 +28,7 @@ from expertmine.run.ledger import load_plan, missing_tasks, open_corpus, read_re
 from expertmine.run.sentences import texts
 from expertmine.specs.plan import Plan, Stage
 from expertmine.specs.settings import PlanRequest, ResponseSpec, ScoringSpec
-from expertmine.storage.locations import Place
+from expertmine.storage.locations import Location
 
 SAMPLE_PARTITIONS = 4
 """Partitions of a run whose sentences tell how many tokens one has, where none was extracted yet."""
@@ -105,7 +105,7 @@ class Sizes:
             )
 
 
-def shape_of(name: str, revision: str | None = None, patterns: tuple[str, ...] = ()) -> Shape:
+def model_dimensions(name: str, revision: str | None = None, patterns: tuple[str, ...] = ()) -> Shape:
     """The shape of a model, from its configuration alone.
 
     Args:
@@ -201,7 +201,7 @@ def _model_costs(shape: Shape, spec: ResponseSpec) -> dict[str, int]:
     }
 
 
-def workload_of_run(run: Place, bill: Bill | None = None) -> Workload:
+def workload_of_run(run: Location, bill: Bill | None = None) -> Workload:
     """What is left to be done of a run that is planned.
 
     Args:
@@ -239,11 +239,11 @@ def workload_of_run(run: Place, bill: Bill | None = None) -> Workload:
         scoring=plan.scoring,
         compressed=bill.stored_bytes / bill.response_bytes if bill and bill.response_bytes else None,
         forward_seconds=None if bill is None else bill.extract_seconds,
-        **_model_costs(shape_of(plan.model.name, plan.model.revision, plan.patterns), spec),
+        **_model_costs(model_dimensions(plan.model.name, plan.model.revision, plan.patterns), spec),
     )
 
 
-def _tokens_a_sentence(run: Place, plan: Plan) -> float:
+def _tokens_a_sentence(run: Location, plan: Plan) -> float:
     """As extracted partitions have it, or else a few that are not."""
     done = list(read_receipts(run, plan, "extract"))
     if done:

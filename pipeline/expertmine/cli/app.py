@@ -30,7 +30,7 @@ from expertmine.cli.options import (
 from expertmine.cli.show import console as show
 from expertmine.cli.show import run as show_run
 from expertmine.errors import UserError
-from expertmine.storage.locations import place
+from expertmine.storage.locations import location
 from expertmine.telemetry.logs import LogFormat, configure
 from expertmine.telemetry.progress import console
 
@@ -75,7 +75,7 @@ def log(
 
 @app.command()
 def demo(
-    out: Annotated[Where, typer.Option(parser=place, metavar="RUN", help="Run folder.")] = Path("demo-run"),
+    out: Annotated[Where, typer.Option(parser=location, metavar="RUN", help="Run folder.")] = Path("demo-run"),
     concepts: Annotated[int, typer.Option(help="How many WordNet concepts to mine.", min=20)] = 240,
 ) -> None:
     """The whole job on the embedded model and WordNet: mine, look at experts, steer.

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from expertmine.capacity.unit_costs import UnitCosts
     from expertmine.mining.planning import Bill
     from expertmine.specs.plan import Plan
-    from expertmine.storage.locations import Place
+    from expertmine.storage.locations import Location
 
 CLUSTER_HELP = (
     f"Estimate the job on a cluster such as `{EXAMPLE}`; further: gpu-memory, gpu-flops, utilisation, gpus-each, "
@@ -66,7 +66,7 @@ def estimate(
     Example: `expertmine estimate --model gpt2-xl --autocast bfloat16 --sentences 1000000 --concepts 1344 --cluster
     gpus=64,cpus=512,store-bandwidth=10GB/s`
     """
-    from expertmine.capacity.workloads import Shape, Sizes, paper_workload, shape_of
+    from expertmine.capacity.workloads import Shape, Sizes, model_dimensions, paper_workload
 
     hardware = parse_cluster(cluster)
     asked = request(units_, responses, scoring, scoring_memory)
@@ -76,11 +76,11 @@ def estimate(
     if unit_count is not None and parameters is not None:
         shape = Shape.on_paper(unit_count, parameters)
     else:
-        shape = shape_of(units_.model, units_.revision, asked.patterns)
+        shape = model_dimensions(units_.model, units_.revision, asked.patterns)
     _tell(paper_workload(shape, sizes, asked), hardware, measure, as_json)
 
 
-def of_plan(run: Place, plan: Plan, bill: Bill | None, hardware: Hardware, measure: bool, as_json: bool) -> None:
+def of_plan(run: Location, plan: Plan, bill: Bill | None, hardware: Hardware, measure: bool, as_json: bool) -> None:
     """What is left of a planned run, on a cluster; behind the bill, or as JSON with it."""
     from expertmine.capacity.workloads import workload_of_run
 

@@ -24,7 +24,7 @@ from expertmine.concepts.kinds import (
     known,
 )
 from expertmine.errors import UserError
-from expertmine.storage.locations import place, same
+from expertmine.storage.locations import location, same
 
 if TYPE_CHECKING:
     from expertmine.concepts.labelling import Labelling
@@ -51,7 +51,7 @@ Out = Annotated[
     Where,
     typer.Option(
         "--out",
-        parser=place,
+        parser=location,
         metavar="CORPUS",
         help="Corpus folder to write; may be s3://….",
         show_default=False,
@@ -60,7 +60,7 @@ Out = Annotated[
     ),
 ]
 CorpusArgument = Annotated[
-    Where, typer.Argument(parser=place, metavar="CORPUS", help="Corpus folder; may be s3://….", show_default=False)
+    Where, typer.Argument(parser=location, metavar="CORPUS", help="Corpus folder; may be s3://….", show_default=False)
 ]
 HeldOut = Annotated[
     float, typer.Option("--held-out", help="Per cent of each concept's sentences that mining will not see.")
@@ -287,7 +287,7 @@ def from_lexical_sample(
 @app.command("merge")
 def merge_corpora(
     corpora: Annotated[
-        list[Where], typer.Argument(parser=place, metavar="CORPUS…", help="Corpus folders.", show_default=False)
+        list[Where], typer.Argument(parser=location, metavar="CORPUS…", help="Corpus folders.", show_default=False)
     ],
     out: Out,
     same_name: Annotated[
@@ -307,7 +307,7 @@ def merge_corpora(
     from expertmine.concepts.merge import merge
 
     opened = [_other_than(out, path) for path in corpora]
-    share = max(corpus.facts["held_out_percent"] for corpus in opened) if held_out is None else held_out
+    share = max(corpus.metadata["held_out_percent"] for corpus in opened) if held_out is None else held_out
     _write(merge(opened, same_name, min_positives), out, share, seed)
 
 

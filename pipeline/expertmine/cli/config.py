@@ -19,7 +19,7 @@ from typer.core import TyperArgument, TyperGroup, TyperOption
 
 from expertmine.cli.job_file import Entry, Job, Setting, Value, Vocabulary, read_job, without_password
 from expertmine.errors import UserError
-from expertmine.storage.locations import place
+from expertmine.storage.locations import location
 
 Option: TypeAlias = TyperOption | TyperArgument
 
@@ -37,7 +37,7 @@ def _take(ctx: typer.Context, value: str | None) -> str | None:
     """Let the job file be the defaults of the options that are parsed after this one."""
     if value is not None and not ctx.resilient_parsing:
         commands = _Commands.of(ctx)
-        job = read_job(place(value), commands.vocabulary())
+        job = read_job(location(value), commands.vocabulary())
         commands.check(job, ctx)
         ctx.default_map = commands.defaults(job, ctx)
         ctx.meta[_JOB] = job

@@ -22,7 +22,7 @@ from expertmine.serving.offline import run_generate
 from expertmine.specs.settings import PlanRequest
 from expertmine.steering.assignment import Steering
 from expertmine.steering.generation import GenerationRequest
-from expertmine.storage.locations import Place
+from expertmine.storage.locations import Location
 
 SHOWN = ("bird.n.01", "disease.n.01", "food.n.02", "musician.n.01", "clothing.n.01", "weather.n.01")
 OF_PARITY = ("man.n.01", "woman.n.01")
@@ -31,7 +31,7 @@ LADDER = (30, 100, 200)
 HELD_OUT_PERCENT = 33
 
 
-def run_demo(run: Place, count: int) -> None:
+def run_demo(run: Location, count: int) -> None:
     """Mine `count` WordNet concepts or more, and show six of them: experts, and text along a ladder of k.
 
     Raises:

@@ -14,7 +14,7 @@ from expertmine.errors import UserError
 from expertmine.index.distribution import Grouping
 from expertmine.index.units import Units
 from expertmine.specs.settings import Pooling
-from expertmine.storage.locations import place
+from expertmine.storage.locations import location
 
 if TYPE_CHECKING:
     from expertmine.index.experts import Experts
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 COMPARED_K = 100
 """Experts a concept that are compared unless told."""
 
-Place = Annotated[
+IndexSource = Annotated[
     str,
     typer.Argument(
         metavar="RUN", help="Run folder, expert index or pack; or a pack on the hub, as user/name.", show_default=False
@@ -98,12 +98,12 @@ def distribution(
     index = Experts.load(run, pooling)
     show_experts.tell_if_stale(run, index)
     if concept is not None:
-        index.concept_facts(concept)  # refuses one that is not there
+        index.concept_metadata(concept)  # refuses one that is not there
     show_experts.distribution(grouped(index.distribution, concept, by), concept, by, as_json)
 
 
 def unit(
-    run: Place,
+    run: IndexSource,
     which: Annotated[
         str | None,
         typer.Argument(
@@ -132,7 +132,7 @@ def unit(
 
 
 def hookpoint(
-    run: Place,
+    run: IndexSource,
     pattern: Annotated[
         str, typer.Argument(help="A hookpoint, or a glob such as 'transformer.h.3.*'.", show_default=False)
     ],
@@ -151,7 +151,7 @@ def hookpoint(
 
 
 def compare(
-    run: Place,
+    run: IndexSource,
     concept: Annotated[str, typer.Argument(help="Concept name.", show_default=False)],
     other: Annotated[str, typer.Argument(help="Concept name.", show_default=False)],
     k: ComparedK = None,
@@ -171,7 +171,7 @@ def compare(
 
 
 def nearest(
-    run: Place,
+    run: IndexSource,
     concept: Annotated[str, typer.Argument(help="Concept name.", show_default=False)],
     k: ComparedK = None,
     count: Count = 20,
@@ -190,7 +190,7 @@ def nearest(
 
 
 def export(
-    run: Place,
+    run: IndexSource,
     out: Annotated[
         Path, typer.Option("--out", help="Folder of a selfcond export; file of a table.", show_default=False)
     ],
@@ -219,14 +219,14 @@ def export(
     if form == "selfcond":
         if units is not None or k is not None:
             raise UserError("--format selfcond writes every unit of the model; leave --units and -k out")
-        show_index.exported(out, export_selfcond(place(run), out, chosen, pooling), as_json)
+        show_index.exported(out, export_selfcond(location(run), out, chosen, pooling), as_json)
     else:
         rows = export_table(_open(run, pooling), out, form, chosen, units or "experts", k)
         show_index.exported_table(out, rows, as_json)
 
 
 def pack(
-    run: Place,
+    run: IndexSource,
     out: Annotated[Path, typer.Option("--out", help="Folder to write.", show_default=False)],
     top_k: Annotated[
         int | None, typer.Option("--top-k", help="Experts a concept. [default: all in the index]", min=1)
@@ -268,5 +268,5 @@ def _open(run: str, pooling: Pooling | None) -> Experts:
     from expertmine.index.experts import Experts
 
     index = Experts.load(run, pooling)
-    show_experts.tell_if_stale(place(run), index)
+    show_experts.tell_if_stale(location(run), index)
     return index

@@ -16,10 +16,10 @@ from typing import Any
 import yaml
 
 from expertmine.errors import UserError
-from expertmine.storage.files import persistently
-from expertmine.storage.locations import Place
+from expertmine.storage.files import with_retries
+from expertmine.storage.locations import Location
 
-MOST_BYTES = 1 << 16
+MAX_BYTES = 1 << 16
 """Largest job file that is read."""
 
 Value = str | tuple[str, ...]
@@ -54,7 +54,7 @@ class Entry:
 class Job:
     """What a job file says."""
 
-    where: Place
+    where: Location
     settings: Mapping[str, Entry]
     """By the setting that a key stands for, in the file's order."""
 
@@ -86,7 +86,7 @@ class _Node:
     value: Value | dict[str, _Node] | None
 
 
-def read_job(where: Place, vocabulary: Vocabulary) -> Job:
+def read_job(where: Location, vocabulary: Vocabulary) -> Job:
     """Read a job file.
 
     Raises:
@@ -123,11 +123,11 @@ def without_password(text: str) -> str:
     return re.sub(r"://[^/@\s]+@", "://***@", text)
 
 
-def _wrong(where: Place, line: int, what: str) -> UserError:
+def _wrong(where: Location, line: int, what: str) -> UserError:
     return UserError(f"{where}, line {line}: {what}")
 
 
-def _section(where: Place, key: str, node: _Node) -> dict[str, _Node]:
+def _section(where: Location, key: str, node: _Node) -> dict[str, _Node]:
     if node.value is None:  # all of it commented out
         return {}
     if not isinstance(node.value, dict):
@@ -151,20 +151,20 @@ def _unknown(key: str, section: str | None, vocabulary: Vocabulary) -> str:
     return f"unknown key {key!r}{f' in the section {section}' if section else ''}; {hint}"
 
 
-def _text(where: Place) -> str:
+def _text(where: Location) -> str:
     def read() -> bytes:
         with where.open("rb") as file:
-            found: bytes = file.read(MOST_BYTES + 1)
+            found: bytes = file.read(MAX_BYTES + 1)
             return found
 
     try:
-        content = persistently(where, read)
+        content = with_retries(where, read)
     except FileNotFoundError:
         raise UserError(f"{where}: no such file; --config takes a job file in YAML") from None
     except OSError as error:
         raise UserError(f"{where}: cannot be read ({error.strerror or error})") from None
-    if len(content) > MOST_BYTES:
-        raise UserError(f"{where}: more than {MOST_BYTES:,} bytes; expected a job file, which is a page of options")
+    if len(content) > MAX_BYTES:
+        raise UserError(f"{where}: more than {MAX_BYTES:,} bytes; expected a job file, which is a page of options")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -172,7 +172,7 @@ def _text(where: Place) -> str:
         raise _wrong(where, line, "not UTF-8 text; expected a job file in YAML") from None
 
 
-def _document(where: Place, text: str) -> dict[str, _Node]:
+def _document(where: Location, text: str) -> dict[str, _Node]:
     """The one mapping of the file.
 
     Raises:
@@ -214,7 +214,7 @@ def _as_written(tag: str) -> str:
 class _Events:
     """The parser's events, taken one after the other and put together no deeper than a job file goes."""
 
-    def __init__(self, where: Place, events: Iterable[Any]) -> None:
+    def __init__(self, where: Location, events: Iterable[Any]) -> None:
         self._where = where
         self._events: Iterator[Any] = iter(events)
         self.take()  # the stream's start

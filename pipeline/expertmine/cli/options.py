@@ -27,18 +27,18 @@ from expertmine.specs.settings import (
     WeightsType,
 )
 from expertmine.steering.assignment import Conflicts, Steering, Tokens
-from expertmine.storage.locations import place
+from expertmine.storage.locations import location
 
 if TYPE_CHECKING:
-    from expertmine.storage.locations import Place
+    from expertmine.storage.locations import Location
 
-    Where: TypeAlias = Place
+    Where: TypeAlias = Location
 else:
-    Where = Path  # typer takes no unions; the places themselves come from `place`
-"""Type of an option for a folder that may be on an object store; goes with ``parser=place``."""
+    Where = Path  # typer takes no unions; the places themselves come from `location`
+"""Type of an option for a folder that may be on an object store; goes with ``parser=location``."""
 
 Run = Annotated[
-    Where, typer.Argument(parser=place, metavar="RUN", help="Run folder; may be s3://….", show_default=False)
+    Where, typer.Argument(parser=location, metavar="RUN", help="Run folder; may be s3://….", show_default=False)
 ]
 TopK = Annotated[
     int | None, typer.Option("--top-k", help=f"Experts to keep a concept. [default: {DEFAULT_TOP_K}]", min=1)

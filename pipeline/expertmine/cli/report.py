@@ -40,9 +40,9 @@ def report(
 
     Example: `expertmine report run --out report.html`
     """
-    from expertmine.report.page import Asked, write_report
+    from expertmine.report.page import ReportOptions, write_report
 
-    asked = Asked(title, sentences, tuple(concept or ()), concepts, device)
+    asked = ReportOptions(title, sentences, tuple(concept or ()), concepts, device)
     _announce(write_report(run, out, asked, pooling))
 
 

@@ -33,13 +33,15 @@ from expertmine.mining.mine import (
     run_reduce,
     run_score,
 )
-from expertmine.storage.locations import place
+from expertmine.storage.locations import location
 
 # torch, transformers, ray and dask take seconds to import: commands import what they need.
 
 CorpusOption = Annotated[
     Where,
-    typer.Option("--corpus", parser=place, metavar="CORPUS", help="Corpus folder; may be s3://….", show_default=False),
+    typer.Option(
+        "--corpus", parser=location, metavar="CORPUS", help="Corpus folder; may be s3://….", show_default=False
+    ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Plan even what may not fit the disk or the memory.")]
 Workers = Annotated[int | None, typer.Option(help="Processes. [default: what the machine or cluster has]", min=1)]
@@ -172,9 +174,9 @@ def status(run: Run, as_json: AsJson = False) -> None:
 
     Example: `expertmine status run`
     """
-    from expertmine.run.inspection import drivers_of, progress_of, workers_of
+    from expertmine.run.inspection import attempts_of, progress_of, workers_of
 
-    show_run.status(run, progress_of(run), workers_of(run), drivers_of(run), as_json)
+    show_run.status(run, progress_of(run), workers_of(run), attempts_of(run), as_json)
 
 
 def verify(run: Run) -> None:

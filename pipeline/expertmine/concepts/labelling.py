@@ -14,7 +14,7 @@ import numpy as np
 
 from expertmine.concepts.kinds import Negatives
 from expertmine.corpus.drafts import Draft, DraftConcept, Refusal, Refusals, no_ids
-from expertmine.corpus.draws import Ids, draw, draw_names, draw_others, lots
+from expertmine.corpus.draws import Ids, draw, draw_names, draw_others, hash_priorities
 from expertmine.corpus.texts import Texts
 from expertmine.errors import UserError
 
@@ -28,7 +28,7 @@ class Candidate:
     description: str
     members: Ids
     """Every text that carries it."""
-    told_apart: Mapping[Negatives, Callable[[], Ids]] = field(default_factory=dict)
+    hard_negatives: Mapping[Negatives, Callable[[], Ids]] = field(default_factory=dict)
     """Texts for the kinds of negatives that only the source can tell (``listed``, ``sisters``, ``homographs``), found
     when asked for: most candidates are not within the bounds."""
     sense_keys: tuple[str, ...] = ()
@@ -102,8 +102,8 @@ class _Chooser:
     def __init__(self, texts: Texts, labelling: Labelling) -> None:
         self.labelling = labelling
         keys = texts.keys
-        self.lots = lots(keys, f"positives {labelling.seed}")
-        self.negative_lots = lots(keys, f"negatives {labelling.seed}")
+        self.lots = hash_priorities(keys, f"positives {labelling.seed}")
+        self.negative_lots = hash_priorities(keys, f"negatives {labelling.seed}")
         self.everything = np.arange(len(keys), dtype=np.int32)
         self.by_key = np.lexsort((keys[:, 1], keys[:, 0])).astype(np.int32)
         self.pools: list[Ids] = []
@@ -141,7 +141,7 @@ class _Chooser:
             return no_ids()
         if kind == "own":
             return draw_others(self.by_key, candidate.members, size, f"negatives {seed} {candidate.name}")
-        found = candidate.told_apart.get(kind, no_ids)()
+        found = candidate.hard_negatives.get(kind, no_ids)()
         if kind == "listed":
             return found
         drawn = draw(np.setdiff1d(found, candidate.members), size, self.negative_lots)

@@ -37,7 +37,7 @@ def merge(corpora: Sequence[Corpus], same_name: SameName = "refuse", min_positiv
         corpus.check()
         ids.append(_take_texts(corpus, texts))
         refusals.listed += [Refusal(**row) for row in corpus.table("refused").to_pylist()]
-        for refused in corpus.facts["refused"]:
+        for refused in corpus.metadata["refused"]:
             refusals.counts[refused["kind"], refused["reason"]] += refused["count"]
     id_of_key = {tuple(key): at for at, key in enumerate(texts.keys.tolist())}
     pools: list[Ids] = []
@@ -59,7 +59,7 @@ def merge(corpora: Sequence[Corpus], same_name: SameName = "refuse", min_positiv
         if len(concept.positives) < min_positives:
             count = f"{len(concept.positives):,}"
             refusals.add(Refusal("concept", concept.name, f"fewer than {min_positives:,} positives", count))
-    sources = dict.fromkeys(sorted(chain.from_iterable(corpus.facts["sources"] for corpus in corpora)))
+    sources = dict.fromkeys(sorted(chain.from_iterable(corpus.metadata["sources"] for corpus in corpora)))
     return Draft(texts, kept, list(sources), pools, refusals)
 
 

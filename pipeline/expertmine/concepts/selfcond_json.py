@@ -60,7 +60,7 @@ def read_concept(path: Path, texts: Texts, refusals: Refusals) -> Candidate:
         group=remark(document.get("group")),
         description=remark(document.get("description", document.get("source"))),
         members=sides[0],
-        told_apart={"listed": lambda: sides[1]},
+        hard_negatives={"listed": lambda: sides[1]},
     )
 
 

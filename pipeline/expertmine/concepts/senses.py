@@ -133,13 +133,13 @@ def _by_key(carried: SenseTexts, wordnet: WordNet, selection: Selection, refusal
         if fault := name_fault(key):
             refusals.add(Refusal("sense key", key, fault, _sentences(members)))
             continue
-        told_apart: dict[Negatives, Callable[[], Ids]] = {
+        hard_negatives: dict[Negatives, Callable[[], Ids]] = {
             "homographs": partial(_without, carried, of_lemma[_lemma(key)], key)
         }
         if name is not None:
-            told_apart["sisters"] = partial(_of_sister_keys, carried, wordnet, name)
+            hard_negatives["sisters"] = partial(_of_sister_keys, carried, wordnet, name)
         definition = wordnet.synsets[name].definition if name else ""
-        yield Candidate(key, "sense", definition, members, told_apart, (key,))
+        yield Candidate(key, "sense", definition, members, hard_negatives, (key,))
 
 
 def _of_sister_keys(carried: SenseTexts, wordnet: WordNet, name: str) -> Ids:
@@ -167,11 +167,11 @@ def _by_synset(carried: SenseTexts, wordnet: WordNet, selection: Selection, refu
         if not len(members):
             continue
         same_words = [other for lemma in synset.lemmas for other in of_lemma[lemma.lower()]]
-        told_apart: dict[Negatives, Callable[[], Ids]] = {
+        hard_negatives: dict[Negatives, Callable[[], Ids]] = {
             "sisters": partial(of_sisters, synset.name),
             "homographs": partial(_without, of_synset, same_words, synset.name),
         }
-        yield Candidate(synset.name, "wordnet", synset.definition, members, told_apart, synset.sense_keys)
+        yield Candidate(synset.name, "wordnet", synset.definition, members, hard_negatives, synset.sense_keys)
 
 
 def _without(texts: SenseTexts, senses: Iterable[str], one: str) -> Ids:

@@ -99,7 +99,7 @@ def read_tables(paths: Sequence[Path], columns: Columns, texts: Texts, refusals:
             group=min(rows_.groups - {""}, default=""),
             description=min(rows_.descriptions - {""}, default=""),
             members=np.asarray(rows_.positives, np.int32),
-            told_apart={"listed": partial(np.asarray, rows_.negatives, np.int32)},
+            hard_negatives={"listed": partial(np.asarray, rows_.negatives, np.int32)},
         )
         for name, rows_ in found.items()
         if name == normalise(name)  # other spellings of a name lead to the same rows

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 Ids = NDArray[np.int32]
 
 
-def lots(keys: NDArray[np.uint64], salt: str) -> NDArray[np.uint64]:
+def hash_priorities(keys: NDArray[np.uint64], salt: str) -> NDArray[np.uint64]:
     """(texts,) the lots of texts by their content hashes (texts, 2)."""
     # The finaliser of SplitMix64 (Steele, Lea and Flood 2014): a bijection that scatters the salted hashes anew.
     mixed = keys[:, 1] ^ np.uint64(salted_number(salt))

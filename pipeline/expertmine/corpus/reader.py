@@ -35,7 +35,7 @@ from expertmine.corpus.texts import text_key
 from expertmine.errors import UnknownConcept, UserError
 from expertmine.specs.identity import CorpusIdentity
 from expertmine.storage.files import read_json
-from expertmine.storage.locations import Place
+from expertmine.storage.locations import Location
 from expertmine.storage.tables import read_table
 from expertmine.storage.untrusted import mismatch
 
@@ -67,7 +67,7 @@ SCHEMAS = {
 COLUMNS = {name: schema.names for name, schema in SCHEMAS.items()}
 FILES = ("corpus.json", *(f"{name}.parquet" for name in COLUMNS))
 """What a corpus folder consists of."""
-FACTS: dict[str, Any] = {
+METADATA: dict[str, Any] = {
     "format": int,
     "fingerprint": str,
     "sentences": int,
@@ -162,25 +162,25 @@ def _digest_texts(digest: hashlib._Hash, column: pa.ChunkedArray) -> None:
 class Corpus:
     """A corpus folder, opened; tables are read when first asked for."""
 
-    path: Place
-    facts: dict[str, Any]
+    path: Location
+    metadata: dict[str, Any]
     """``corpus.json``."""
 
     @classmethod
-    def open(cls, path: Place) -> Corpus:
+    def open(cls, path: Location) -> Corpus:
         """Open a corpus folder.
 
         Raises:
             UserError: there is none, or it is of another format.
         """
-        facts = read_json(path / "corpus.json", "a corpus made by `expertmine concepts …`")
-        wrong = mismatch(facts, FACTS)
-        if wrong or facts["format"] != FORMAT:
+        metadata = read_json(path / "corpus.json", "a corpus made by `expertmine concepts …`")
+        wrong = mismatch(metadata, METADATA)
+        if wrong or metadata["format"] != FORMAT:
             raise UserError(
                 f"{path / 'corpus.json'}: not a corpus of format {FORMAT}{f' ({wrong})' if wrong else ''}; "
                 "build it again"
             )
-        corpus = cls(path, facts)
+        corpus = cls(path, metadata)
         try:
             _ = corpus.identity
         except UserError as error:
@@ -189,7 +189,7 @@ class Corpus:
 
     @property
     def identity(self) -> CorpusIdentity:
-        return CorpusIdentity(self.facts["fingerprint"], self.facts["sentences"], self.facts["concepts"])
+        return CorpusIdentity(self.metadata["fingerprint"], self.metadata["sentences"], self.metadata["concepts"])
 
     def check(self) -> None:
         """Compare the tables with the recorded fingerprint, and every text with its key.
@@ -300,7 +300,7 @@ class Corpus:
         Raises:
             UserError: it is missing, torn, or not what corpus.json promises.
         """
-        promised = None if name == "refused" else {**self.facts, "pools": sum(self.facts["pools"])}.get(name)
+        promised = None if name == "refused" else {**self.metadata, "pools": sum(self.metadata["pools"])}.get(name)
         try:
             table = read_table(self.path / f"{name}.parquet", schema=SCHEMAS[name], rows=promised)
         except (OSError, pa.ArrowException) as error:
@@ -310,7 +310,7 @@ class Corpus:
         counts = {"concept_id": "concepts", "sentence_id": "sentences", "pool_id": "pools", "pool": "pools"}
         for column in table.column_names:
             if column in counts and table.num_rows:
-                of = self.facts[counts[column]]
+                of = self.metadata[counts[column]]
                 self._require_ids(name, table[column], len(of) if isinstance(of, list) else of)
         return table
 

@@ -16,21 +16,21 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from expertmine.corpus.drafts import Draft, DraftConcept, Keys, Refusals, brief, name_fault, no_keys, storable
-from expertmine.corpus.draws import Ids, lots
+from expertmine.corpus.draws import Ids, hash_priorities
 from expertmine.corpus.held_out import choose_held_out
 from expertmine.corpus.reader import FORMAT, fingerprint, membership
 from expertmine.corpus.texts import key_text
 from expertmine.errors import UserError
 from expertmine.specs.identity import CorpusIdentity
 from expertmine.storage.files import exists, remove, write_json, writing
-from expertmine.storage.locations import Place, absolute, is_remote
+from expertmine.storage.locations import Location, absolute, is_remote
 from expertmine.storage.tables import write_table
 
 _NEW = ".new-"
 _NOBODY = np.iinfo(np.int32).max
 
 
-def write_corpus(draft: Draft, out: Place, held_out_percent: float = 0.0, seed: int = 0) -> CorpusIdentity:
+def write_corpus(draft: Draft, out: Location, held_out_percent: float = 0.0, seed: int = 0) -> CorpusIdentity:
     """Write a corpus folder; without ``corpus.json``, which comes last, there is no corpus.
 
     What a concept calls both positive and negative is positive, and what it calls both negative and neither is neither;
@@ -59,7 +59,7 @@ def write_corpus(draft: Draft, out: Place, held_out_percent: float = 0.0, seed: 
     held_out = choose_held_out(
         [rows for concept in concepts for rows in (concept.positives, concept.negatives)],
         pools,
-        lots(keys[order], f"held out {seed}"),
+        hash_priorities(keys[order], f"held out {seed}"),
         held_out_percent,
     )
     _require_both_kinds(concepts, pools, held_out)
@@ -72,7 +72,7 @@ def write_corpus(draft: Draft, out: Place, held_out_percent: float = 0.0, seed: 
         "refused": _refused(draft.refusals),
     }
     identity = CorpusIdentity(fingerprint(tables), len(order), len(concepts))
-    facts = {
+    metadata = {
         "format": FORMAT,
         "fingerprint": identity.fingerprint,
         "sentences": identity.sentences,
@@ -89,11 +89,11 @@ def write_corpus(draft: Draft, out: Place, held_out_percent: float = 0.0, seed: 
             for (kind, reason), count in sorted(draft.refusals.counts.items())
         ],
     }
-    _write_files(out, tables, facts)
+    _write_files(out, tables, metadata)
     return identity
 
 
-def require_place(out: Place) -> None:
+def require_place(out: Location) -> None:
     """Refuse a place where no corpus should be written.
 
     Raises:
@@ -109,7 +109,7 @@ def require_place(out: Place) -> None:
         raise UserError(f"{out} is there and is no folder; give the corpus a folder of its own")
 
 
-def _write_files(out: Place, tables: dict[str, pa.Table], facts: dict[str, Any]) -> None:
+def _write_files(out: Location, tables: dict[str, pa.Table], metadata: dict[str, Any]) -> None:
     """All files under other names first, and then in their places: a full disk leaves what was there.
 
     On an object store, which is not full and renames nothing, one by one; ``corpus.json`` comes last there as well.
@@ -118,7 +118,7 @@ def _write_files(out: Place, tables: dict[str, pa.Table], facts: dict[str, Any])
         remove(out / "corpus.json")
         for name, table in tables.items():
             write_table(out / f"{name}.parquet", table)
-        write_json(out / "corpus.json", facts)
+        write_json(out / "corpus.json", metadata)
         return
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
@@ -127,7 +127,7 @@ def _write_files(out: Place, tables: dict[str, pa.Table], facts: dict[str, Any])
         with TemporaryDirectory(dir=out, prefix=_NEW) as new:
             for name, table in tables.items():
                 write_table(Path(new) / f"{name}.parquet", table)
-            write_json(Path(new) / "corpus.json", facts)
+            write_json(Path(new) / "corpus.json", metadata)
             (out / "corpus.json").unlink(missing_ok=True)
             for file in (*(f"{name}.parquet" for name in tables), "corpus.json"):
                 (Path(new) / file).replace(out / file)

@@ -16,7 +16,16 @@ from expertmine.errors import UserError
 from expertmine.evaluate import cells as measured
 from expertmine.evaluate.cells import CellSettings, NewMeasurer, decisive, provenance
 from expertmine.evaluate.concept import drawn_concepts
-from expertmine.evaluate.results import Ablation, Cell, Comparison, Success, Variant, rebuilt, result_path, write_result
+from expertmine.evaluate.results import (
+    Ablation,
+    CellResult,
+    Comparison,
+    Success,
+    Variant,
+    rebuilt,
+    result_path,
+    write_result,
+)
 from expertmine.evaluate.statistics import interval, sign_flip_p
 from expertmine.evaluate.tasks import Runtime, run_tasks
 from expertmine.index.experts import DEFAULT_K, Experts
@@ -25,7 +34,7 @@ from expertmine.run.ledger import load_plan, open_corpus
 from expertmine.run.links import require_own
 from expertmine.specs.settings import Pooling
 from expertmine.steering.assignment import assign, usual_k
-from expertmine.storage.locations import Place, absolute
+from expertmine.storage.locations import Location, absolute
 
 UNSTEERED, EXPERTS = "unsteered", "experts"
 FRESH = 2**31
@@ -50,7 +59,7 @@ def variants(index: Experts, most_k: int) -> tuple[Variant, ...]:
 
 
 def evaluate(
-    run: Place,
+    run: Location,
     names: Sequence[str],
     count: int,
     k: int | None,
@@ -89,7 +98,7 @@ def evaluate(
     )
     compared = variants(index, max(ks.values()))
     asked = [
-        measured.Cell(name, ks[name], each.units, each.block) if each.block else measured.Cell(name, 0)
+        measured.SteeringCell(name, ks[name], each.units, each.block) if each.block else measured.SteeringCell(name, 0)
         for name in concepts
         for each in compared
     ]
@@ -103,14 +112,15 @@ def evaluate(
     successes = [rebuilt(Success, each["success"]) for each in documents]
     names_of = [variant.name for _ in concepts for variant in compared]
     cells = tuple(
-        Cell(one.concept, one.k, name, success) for one, name, success in zip(asked, names_of, successes, strict=True)
+        CellResult(one.concept, one.k, name, success)
+        for one, name, success in zip(asked, names_of, successes, strict=True)
     )
     result = Ablation(found, k_rule, compared, cells, compare(cells, compared, settings.seed))
     write_result(run, result)
     return result
 
 
-def compare(cells: Sequence[Cell], compared: Sequence[Variant], seed: int) -> tuple[Comparison, ...]:
+def compare(cells: Sequence[CellResult], compared: Sequence[Variant], seed: int) -> tuple[Comparison, ...]:
     """Each variant over all concepts, beside the experts."""
     by_variant: dict[str, dict[str, Success]] = defaultdict(dict)
     for cell in cells:

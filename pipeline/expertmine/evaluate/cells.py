@@ -14,14 +14,14 @@ from expertmine.evaluate.diversity import distinct, self_bleu
 from expertmine.evaluate.lexical import Lemmas, lemmas_of
 from expertmine.evaluate.perplexity import losses, perplexity
 from expertmine.evaluate.results import Provenance, Success
-from expertmine.evaluate.tasks import Answer, Asked
+from expertmine.evaluate.tasks import TaskRequest, TaskResult
 from expertmine.index.experts import Experts
 from expertmine.index.units import Units
 from expertmine.run.ledger import load_plan, open_corpus
 from expertmine.specs.settings import Pooling
 from expertmine.steering.assignment import Steering
 from expertmine.steering.generation import GenerationRequest, Generator
-from expertmine.storage.locations import Place
+from expertmine.storage.locations import Location
 
 EXAMPLES = 5
 """Texts of a cell that are kept."""
@@ -30,7 +30,7 @@ _JUDGES = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
+class SteeringCell:
     """Which units of a concept are set."""
 
     concept: str
@@ -58,8 +58,8 @@ def provenance(index: Experts, settings: CellSettings) -> Provenance:
     return Provenance(
         model=index.model.name,
         weights=index.model.weights,
-        experts=index.facts["checksums"]["experts"],
-        pooling=index.facts["pooling"],
+        experts=index.metadata["checksums"]["experts"],
+        pooling=index.metadata["pooling"],
         forcing=settings.steering.forcing,
         strength=settings.steering.strength,
         tokens=settings.steering.tokens,
@@ -74,9 +74,9 @@ def provenance(index: Experts, settings: CellSettings) -> Provenance:
 
 def decisive(index: Experts, settings: CellSettings) -> Mapping[str, Any]:
     """All that decides what a cell finds, beside the cell."""
-    checksums = {name: index.facts["checksums"][name] for name in ("experts", "worst", "random", "matched")}
+    checksums = {name: index.metadata["checksums"][name] for name in ("experts", "worst", "random", "matched")}
     return {
-        "index": {"checksums": checksums, "plan": index.facts["plan"], "model": asdict(index.model)},
+        "index": {"checksums": checksums, "plan": index.metadata["plan"], "model": asdict(index.model)},
         "settings": asdict(replace(settings, steering=replace(settings.steering, k=0, block=1))),
         "expertmine": version("expertmine"),
     }
@@ -86,7 +86,7 @@ def decisive(index: Experts, settings: CellSettings) -> Mapping[str, Any]:
 class NewMeasurer:
     """Makes a `Measurer` wherever it is called."""
 
-    run: Place
+    run: Location
     pooling: Pooling | None
     settings: CellSettings
 
@@ -97,7 +97,7 @@ class NewMeasurer:
 class Measurer:
     """Writes the texts of a cell and measures them; holds the model and the judges of the concepts at hand."""
 
-    def __init__(self, run: Place, pooling: Pooling | None, settings: CellSettings) -> None:
+    def __init__(self, run: Location, pooling: Pooling | None, settings: CellSettings) -> None:
         from expertmine.model.load import load_model
 
         self.generator = Generator(run, pooling=pooling)
@@ -110,9 +110,9 @@ class Measurer:
         found = self.corpus.concept(concept)
         return train(self.corpus, found.concept_id, self.settings.seed), lemmas_of(found.name, found.sense_keys)
 
-    def __call__(self, asked: Asked) -> Answer:
+    def __call__(self, asked: TaskRequest) -> TaskResult:
         """Raises UserError: too few held-out sentences of the concept, or no such units."""
-        cell: Cell = asked.task
+        cell: SteeringCell = asked.task
         settings = self.settings
         steering = replace(settings.steering, k=cell.k, block=cell.block)
         request = GenerationRequest(
@@ -137,7 +137,7 @@ class Measurer:
             self_bleu_4=self_bleu(written, 4, seed=settings.seed),
             examples=tuple(texts[:EXAMPLES]),
         )
-        return Answer(
+        return TaskResult(
             asked.key,
             {
                 "success": asdict(success),

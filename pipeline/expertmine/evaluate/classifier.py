@@ -22,7 +22,7 @@ from expertmine.evaluate.results import ClassifierQuality
 FALSE_POSITIVES = 0.01
 """Share of negatives that the judge may call positive; sets its threshold."""
 FOLDS = 5
-FEWEST = 10
+MIN_POSITIVES = 10
 """Sentences of each kind that a judge needs."""
 
 
@@ -51,10 +51,10 @@ def train(corpus: Corpus, concept_id: int, seed: int) -> Classifier:
     """
     positives, negatives = _sentences(corpus, concept_id)
     for kind, texts in (("positives", positives), ("negatives", negatives)):
-        if len(texts) < FEWEST:
+        if len(texts) < MIN_POSITIVES:
             raise UserError(
                 f"concept {corpus.concepts[concept_id].name!r} has {len(texts)} held-out {kind} and a classifier "
-                f"needs {FEWEST}; build the corpus with --held-out 33, say"
+                f"needs {MIN_POSITIVES}; build the corpus with --held-out 33, say"
             )
     texts = [*positives, *negatives]
     labels = np.repeat([1, 0], [len(positives), len(negatives)])

@@ -10,8 +10,8 @@ from scipy.stats import fisher_exact
 
 from expertmine.corpus.reader import Corpus
 from expertmine.errors import UserError
-from expertmine.evaluate.cells import Cell, CellSettings, NewMeasurer, decisive, provenance
-from expertmine.evaluate.classifier import FEWEST
+from expertmine.evaluate.cells import CellSettings, NewMeasurer, SteeringCell, decisive, provenance
+from expertmine.evaluate.classifier import MIN_POSITIVES
 from expertmine.evaluate.results import (
     ClassifierQuality,
     ConceptCurve,
@@ -28,7 +28,7 @@ from expertmine.index.units import require_k
 from expertmine.run.ledger import load_plan, open_corpus
 from expertmine.run.links import require_own
 from expertmine.specs.settings import Pooling
-from expertmine.storage.locations import Place, absolute
+from expertmine.storage.locations import Location, absolute
 
 LADDER = (0, 10, 20, 30, 50, 70, 100, 150, 200, 300)
 FLUENCY = 3.0
@@ -77,22 +77,22 @@ def drawn_concepts(corpus: Corpus, index: Experts, names: Sequence[str], count: 
         UserError: an unknown concept, or none to draw from.
     """
     for name in names:
-        index.concept_facts(name)
+        index.concept_metadata(name)
     if names:
         return list(dict.fromkeys(names))
     positives, negatives = corpus.counts(corpus.held_out)
-    able = np.minimum(positives, negatives) >= FEWEST
+    able = np.minimum(positives, negatives) >= MIN_POSITIVES
     among = [concept.name for concept in corpus.concepts if able[concept.concept_id]]
     if not among:
         raise UserError(
-            f"no concept has {FEWEST} held-out positives and negatives, which its judge learns from; build the corpus "
+            f"no concept has {MIN_POSITIVES} held-out positives and negatives, which its judge learns from; build the corpus "
             "with --held-out 33, say"
         )
     return sorted(random.Random(seed).sample(among, min(count, len(among))))
 
 
 def evaluate(
-    run: Place,
+    run: Location,
     names: Sequence[str],
     count: int,
     ladder: Sequence[int] = LADDER,
@@ -119,7 +119,7 @@ def evaluate(
     require_k(ks[-1], index.top_k)
     concepts = drawn_concepts(open_corpus(run, load_plan(run)), index, names, count, settings.seed)
     found = provenance(index, settings)
-    cells = [Cell(concept, k) for concept in concepts for k in ks]
+    cells = [SteeringCell(concept, k) for concept in concepts for k in ks]
     folder = result_path(run, found.pooling, ConceptEvaluation).parent
     worker = NewMeasurer(run, pooling, settings)
     documents = run_tasks(folder, decisive(index, settings), worker, cells, runtime or Runtime(), "evaluate")
@@ -128,7 +128,7 @@ def evaluate(
         own = documents[at * len(ks) : (at + 1) * len(ks)]
         points = tuple(Point(k, rebuilt(Success, each["success"])) for k, each in zip(ks, own, strict=True))
         quality = rebuilt(ClassifierQuality, own[0]["classifier"])
-        description = index.concept_facts(concept)["description"]
+        description = index.concept_metadata(concept)["description"]
         curves.append(
             ConceptCurve(
                 concept, description, quality, own[0]["lemmas"], points, choose_k(points, settings.samples, fluency)

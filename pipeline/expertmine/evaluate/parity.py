@@ -29,14 +29,14 @@ from expertmine.evaluate.results import (
     result_path,
     write_result,
 )
-from expertmine.evaluate.tasks import Answer, Asked, Runtime, run_tasks
+from expertmine.evaluate.tasks import Runtime, TaskRequest, TaskResult, run_tasks
 from expertmine.index.experts import Experts
 from expertmine.index.units import require_k
 from expertmine.run.links import require_own
 from expertmine.specs.settings import Pooling
 from expertmine.steering.generation import GenerationRequest, Generator
 from expertmine.steering.interventions import Steered, steer_rows
-from expertmine.storage.locations import Place, absolute
+from expertmine.storage.locations import Location, absolute
 
 LEANS: tuple[Lean, ...] = ("she", "he", "none")
 LADDER = (0, 1, 3, 10, 30, 60, 100, 300)
@@ -70,7 +70,7 @@ class ContextTask:
 class NewExperimenter:
     """Makes an `Experimenter` wherever it is called."""
 
-    run: Place
+    run: Location
     pooling: Pooling | None
     settings: CellSettings
 
@@ -81,14 +81,14 @@ class NewExperimenter:
 class Experimenter:
     """Takes one context along the ladder of k; holds the model and the index."""
 
-    def __init__(self, run: Place, pooling: Pooling | None, settings: CellSettings) -> None:
+    def __init__(self, run: Location, pooling: Pooling | None, settings: CellSettings) -> None:
         from expertmine.model.load import load_model
 
         self.generator = Generator(run, pooling=pooling)
         self.settings = settings
         self.fluency = load_model(settings.judge_model) if settings.judge_model else self.generator.loaded
 
-    def __call__(self, asked: Asked) -> Answer:
+    def __call__(self, asked: TaskRequest) -> TaskResult:
         task: ContextTask = asked.task
         found: dict[str, Any] = {}
         if "exact" in task.estimates:
@@ -96,7 +96,7 @@ class Experimenter:
         if "sampled" in task.estimates:
             curve, texts = self.sampled(task)
             found["sampled"] = {"curve": asdict(curve), "texts": texts}
-        return Answer(asked.key, found)
+        return TaskResult(asked.key, found)
 
     def exact(self, task: ContextTask) -> ContextCurve:
         """By the probability mass of the words as next tokens."""
@@ -221,7 +221,7 @@ def _at(ladder: Sequence[int], values: Sequence[float | None], point: float | No
 
 
 def evaluate(
-    run: Place,
+    run: Location,
     pair: Pair | None = None,
     which: Sequence[Context] | None = None,
     ladder: Sequence[int] = LADDER,

@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from expertmine.model.load import LoadedModel, tokenise
-from expertmine.model.responses import filling, make_batches
+from expertmine.model.responses import make_batches, padding_id
 from expertmine.specs.settings import ResponseSpec
 
 DEFAULT = ResponseSpec()
@@ -42,7 +42,7 @@ def losses(loaded: LoadedModel, texts: Sequence[str], spec: ResponseSpec = DEFAU
     limit = getattr(loaded.model.config, "max_position_embeddings", None)
     tokenised = [text.without_end() for text in tokenise(loaded.tokenizer, texts, limit)]
     kept = [row for row, text in enumerate(tokenised) if len(text.ids) > 1 and any(text.real)]
-    for batch in make_batches(tokenised, kept, spec, filling(loaded.tokenizer)):
+    for batch in make_batches(tokenised, kept, spec, padding_id(loaded.tokenizer)):
         ids = batch.ids.to(loaded.model.device)
         attended = torch.ones_like(ids) if batch.attended is None else batch.attended.to(ids)
         logits = loaded.model(input_ids=ids, attention_mask=attended, use_cache=False).logits[:, :-1]

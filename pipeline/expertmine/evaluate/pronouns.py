@@ -8,7 +8,7 @@ import torch
 
 from expertmine.errors import UserError
 from expertmine.model.load import LoadedModel, tokenise
-from expertmine.model.responses import filling
+from expertmine.model.responses import padding_id
 
 SHE = ("she", "her")
 HE = ("he", "his")
@@ -63,7 +63,7 @@ def next_word_mass(
     # The last token of a word is predicted, not read. Words of one token thus share one row, the prompt.
     readings = list(dict.fromkeys(tuple(word[:-1]) for word in words))
     longest = len(prompt) + max(map(len, readings))
-    fill = filling(loaded.tokenizer)
+    fill = padding_id(loaded.tokenizer)
     rows = [[*prompt, *read] for read in readings]
     ids = torch.tensor([row + [fill] * (longest - len(row)) for row in rows], device=loaded.model.device)
     mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=loaded.model.device)

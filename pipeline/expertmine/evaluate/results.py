@@ -13,7 +13,7 @@ from expertmine.errors import UserError
 from expertmine.index.units import Forcing, Units
 from expertmine.steering.assignment import Tokens
 from expertmine.storage.files import exists, read_json, write_json
-from expertmine.storage.locations import Place
+from expertmine.storage.locations import Location
 
 FORMAT = 1
 
@@ -128,7 +128,7 @@ class Variant:
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
+class CellResult:
     """One concept with one variant's units set."""
 
     concept: str
@@ -171,7 +171,7 @@ class Ablation:
     k_rule: str
     """Where each concept's k is from, in words."""
     variants: tuple[Variant, ...]
-    cells: tuple[Cell, ...]
+    cells: tuple[CellResult, ...]
     comparisons: tuple[Comparison, ...]
 
 
@@ -239,12 +239,12 @@ Result = TypeVar("Result", ConceptEvaluation, Ablation, Parity)
 _FILES = {ConceptEvaluation: "concept.json", Ablation: "ablation.json", Parity: "parity.json"}
 
 
-def result_path(run: Place, pooling: str, kind: type[ConceptEvaluation] | type[Ablation] | type[Parity]) -> Place:
+def result_path(run: Location, pooling: str, kind: type[ConceptEvaluation] | type[Ablation] | type[Parity]) -> Location:
     """Where an evaluation's result is kept."""
     return run / "evaluation" / pooling / _FILES[kind]
 
 
-def write_result(run: Place, result: ConceptEvaluation | Ablation | Parity) -> Place:
+def write_result(run: Location, result: ConceptEvaluation | Ablation | Parity) -> Location:
     """Keep a result, in place of an earlier one; returns its path.
 
     Raises:
@@ -255,7 +255,7 @@ def write_result(run: Place, result: ConceptEvaluation | Ablation | Parity) -> P
     return path
 
 
-def read_result(run: Place, pooling: str, kind: type[Result]) -> Result | None:
+def read_result(run: Location, pooling: str, kind: type[Result]) -> Result | None:
     """A result that was kept; None where there is none.
 
     Raises:

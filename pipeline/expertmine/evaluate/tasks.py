@@ -17,7 +17,7 @@ from expertmine.errors import UserError
 from expertmine.runtime import serial
 from expertmine.runtime.failures import Failed
 from expertmine.storage.files import children, read_json, write_json
-from expertmine.storage.locations import Place
+from expertmine.storage.locations import Location
 from expertmine.telemetry.progress import track
 
 Executor = Literal["serial", "ray"]
@@ -30,7 +30,7 @@ class Task(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class TaskRequest:
     """A task on its way to a worker."""
 
     task: Any
@@ -38,7 +38,7 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class TaskResult:
     """What a worker makes of it, as JSON has it."""
 
     key: str
@@ -63,9 +63,9 @@ def key_of(settings: Mapping[str, Any], task: Task) -> str:
 
 
 def run_tasks(
-    folder: Place,
+    folder: Location,
     settings: Mapping[str, Any],
-    make_worker: Callable[[], Callable[[Asked], Answer]],
+    make_worker: Callable[[], Callable[[TaskRequest], TaskResult]],
     tasks: Sequence[Task],
     runtime: Runtime,
     label: str,
@@ -77,7 +77,7 @@ def run_tasks(
     """
     keys = [key_of(settings, task) for task in tasks]
     there = {path.name.removesuffix(".json") for path in children(folder / "tasks")}
-    missing = {key: Asked(task, key) for key, task in zip(keys, tasks, strict=True) if key not in there}
+    missing = {key: TaskRequest(task, key) for key, task in zip(keys, tasks, strict=True) if key not in there}
     if missing:
         done = len(tasks) - sum(key in missing for key in keys)
         for answer in track(_run(make_worker, list(missing.values()), runtime), label, done + len(missing), done):
@@ -87,19 +87,19 @@ def run_tasks(
     return [read_json(_path(folder, key), "what a task of an evaluation has found") for key in keys]
 
 
-def _path(folder: Place, key: str) -> Place:
+def _path(folder: Location, key: str) -> Location:
     return folder / "tasks" / f"{key}.json"
 
 
 def _run(
-    make_worker: Callable[[], Callable[[Asked], Answer]], asked: Sequence[Asked], runtime: Runtime
-) -> Iterator[Answer | Failed]:
+    make_worker: Callable[[], Callable[[TaskRequest], TaskResult]], request: Sequence[TaskRequest], runtime: Runtime
+) -> Iterator[TaskResult | Failed]:
     if runtime.executor == "serial":
-        yield from serial.run(make_worker, asked)
+        yield from serial.run(make_worker, request)
         return
     from expertmine.runtime import ray
 
     with ray.cluster(runtime.address, None if runtime.address else (runtime.workers or os.cpu_count())):
         gpus_each = 1.0 if ray.gpus() else 0.0
         actors = runtime.workers or max(1, ray.gpus() or ray.cpus())
-        yield from ray.run(make_worker, asked, min(actors, len(asked)), cpus_each=1, gpus_each=gpus_each)
+        yield from ray.run(make_worker, request, min(actors, len(request)), cpus_each=1, gpus_each=gpus_each)

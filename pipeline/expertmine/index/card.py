@@ -29,7 +29,7 @@ def card(experts: Experts, place: str, title: str | None, license_: str | None) 
         title: its heading, if not of the model.
         license_: of the pack, where it is known.
     """
-    model, facts = experts.model, experts.facts
+    model, metadata = experts.model, experts.metadata
     name = _text(model_label(model.name))
     sections = [
         _front_matter(model.name, license_),
@@ -49,7 +49,7 @@ def card(experts: Experts, place: str, title: str | None, license_: str | None) 
         _summary(experts),
         _table(experts),
         "## Provenance",
-        _provenance(facts),
+        _provenance(metadata),
         "## Licence",
         f"{_text(license_)}, as stated by whoever packed this."
         if license_
@@ -149,13 +149,13 @@ def _summary(experts: Experts) -> str:
         f"The best unit of a concept has an AP of {np.median(best):.3f} in the median, {best.min():.3f} to "
         f"{best.max():.3f} over all {len(best):,}."
     )
-    thresholds = [concept["chance"]["threshold"] for concept in experts.facts["concepts"]]
+    thresholds = [concept["chance"]["threshold"] for concept in experts.metadata["concepts"]]
     known = [at for at, threshold in enumerate(thresholds) if threshold is not None]
     if known:
         above = sum(best[at] > thresholds[at] for at in known)
         text += (
             f" For {above:,} of {len(known):,} it is above the threshold that the best of all "
-            f"{experts.facts['units']:,} units passes with a chance of {experts.facts['scoring']['alpha']:.0%} when "
+            f"{experts.metadata['units']:,} units passes with a chance of {experts.metadata['scoring']['alpha']:.0%} when "
             "labels are shuffled."
         )
     return text
@@ -169,7 +169,7 @@ def _table(experts: Experts) -> str:
     places = np.unique(np.linspace(0, len(order) - 1, min(LISTED, len(order))).round().astype(int))
     lines = ["| concept | description | positives | best AP | held out | threshold |", "|---|---|--:|--:|--:|--:|"]
     for at in order[places].tolist():
-        concept = experts.facts["concepts"][at]
+        concept = experts.metadata["concepts"][at]
         threshold = concept["chance"]["threshold"]
         cells = [
             _text(concept["name"]),
@@ -185,28 +185,28 @@ def _table(experts: Experts) -> str:
     return "\n".join(lines)
 
 
-def _provenance(facts: Mapping[str, Any]) -> str:
-    model, corpus, responses, scoring = (facts[name] for name in ("model", "corpus", "responses", "scoring"))
-    packed = facts["packed"]
+def _provenance(metadata: Mapping[str, Any]) -> str:
+    model, corpus, responses, scoring = (metadata[name] for name in ("model", "corpus", "responses", "scoring"))
+    packed = metadata["packed"]
     rows: Sequence[tuple[str, object]] = (
         ("model", f"{model_label(model['name'])}, {model['architecture']}"),
         ("revision", model["revision"] or "the default"),
         ("weights", f"SHA-256 {model['weights']}"),
         ("tokenizer", f"SHA-256 {model['tokenizer']}"),
-        ("units", f"{facts['units']:,} in {len(facts['hookpoints'])} hookpoints"),
+        ("units", f"{metadata['units']:,} in {len(metadata['hookpoints'])} hookpoints"),
         ("corpus", f"{corpus['sentences']:,} sentences, {corpus['concepts']:,} concepts, {corpus['fingerprint']}"),
         (
             "responses",
-            f"{facts['pooling']} over at most {responses['max_tokens']} tokens, stored as {responses['dtype']}",
+            f"{metadata['pooling']} over at most {responses['max_tokens']} tokens, stored as {responses['dtype']}",
         ),
         (
             "chance",
             f"labels shuffled {scoring['permutations']} times, sentences drawn anew {scoring['resamples']} times",
         ),
-        ("plan", facts["plan"]),
+        ("plan", metadata["plan"]),
         (
             "packed",
-            f"{len(facts['concepts']):,} of {packed['from']['concepts']:,} concepts, {facts['top_k']} of "
+            f"{len(metadata['concepts']):,} of {packed['from']['concepts']:,} concepts, {metadata['top_k']} of "
             f"{packed['from']['top_k']} experts each, by expertmine {packed['expertmine']}",
         ),
     )

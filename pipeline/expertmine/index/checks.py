@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from expertmine.errors import UserError
 from expertmine.specs.settings import Pooling
-from expertmine.storage.locations import Place
+from expertmine.storage.locations import Location
 from expertmine.storage.tables import TableFile, read_all
 from expertmine.storage.untrusted import EVERY, mismatch
 
@@ -52,36 +52,36 @@ _SHAPE = {
 }
 
 
-def check_facts(facts: Any, path: Place) -> None:
+def check_metadata(metadata: Any, path: Location) -> None:
     """Refuse an ``index.json`` that no reader could trust.
 
     Raises:
         UserError: says what is wrong, and where in the document.
     """
-    wrong = mismatch(facts, _SHAPE) or _contradiction(facts)
+    wrong = mismatch(metadata, _SHAPE) or _contradiction(metadata)
     if wrong:
         raise UserError(f"{path} is damaged, or is no expert index: {wrong}; reduce the run, or get the pack, again")
 
 
-def _contradiction(facts: Mapping[str, Any]) -> str | None:
+def _contradiction(metadata: Mapping[str, Any]) -> str | None:
     """What does not fit together in a document of the right shape."""
-    if facts["pooling"] not in get_args(Pooling):
-        return f"pooling is {facts['pooling']!r}"
+    if metadata["pooling"] not in get_args(Pooling):
+        return f"pooling is {metadata['pooling']!r}"
     first = 0
-    for hookpoint in facts["hookpoints"]:
+    for hookpoint in metadata["hookpoints"]:
         if hookpoint["first_unit"] != first or hookpoint["width"] < 1:
             return f"the units of hookpoint {hookpoint['name']!r} do not follow those before it"
         first += hookpoint["width"]
-    if not 0 < first == facts["units"]:
-        return f"units are {facts['units']}, but the hookpoints have {first}"
-    if len({hookpoint["name"] for hookpoint in facts["hookpoints"]}) < len(facts["hookpoints"]):
+    if not 0 < first == metadata["units"]:
+        return f"units are {metadata['units']}, but the hookpoints have {first}"
+    if len({hookpoint["name"] for hookpoint in metadata["hookpoints"]}) < len(metadata["hookpoints"]):
         return "two hookpoints have the same name"
-    if not 1 <= facts["top_k"] <= facts["units"]:
-        return f"top_k is {facts['top_k']}, of {facts['units']} units"
-    concepts = facts["concepts"]
+    if not 1 <= metadata["top_k"] <= metadata["units"]:
+        return f"top_k is {metadata['top_k']}, of {metadata['units']} units"
+    concepts = metadata["concepts"]
     if not concepts:
         return "it has no concepts"
-    for named in (*facts["hookpoints"], *concepts):
+    for named in (*metadata["hookpoints"], *concepts):
         if not named["name"].isprintable():
             return f"the name {named['name'][:80]!r} cannot be printed"
     if len({concept["name"] for concept in concepts}) < len(concepts):
@@ -115,14 +115,14 @@ def check_rows(table: TableFile, rows: int, schema: pa.Schema) -> None:
         )
 
 
-def read_units(file: TableFile, facts: Mapping[str, Any], schema: pa.Schema) -> pa.Table:
+def read_units(file: TableFile, metadata: Mapping[str, Any], schema: pa.Schema) -> pa.Table:
     """A table of units, a row for each concept and rank, as it must be.
 
     Raises:
         UserError: it is not.
     """
     path = file.path
-    kept, concepts = facts["top_k"], [concept["name"] for concept in facts["concepts"]]
+    kept, concepts = metadata["top_k"], [concept["name"] for concept in metadata["concepts"]]
     table = _read(file, kept * len(concepts), schema)
     if any(column.null_count for column in table.columns):
         raise _damaged(path, "it has gaps")
@@ -131,11 +131,11 @@ def read_units(file: TableFile, facts: Mapping[str, Any], schema: pa.Schema) -> 
     if (table["rank"].to_numpy().reshape(-1, kept) != np.arange(1, kept + 1)).any():
         raise _damaged(path, "its ranks do not count from 1")
     units = table["unit"].to_numpy()
-    if units.min() < 0 or units.max() >= facts["units"]:
-        raise _damaged(path, f"it names units that are not among the model's {facts['units']:,}")
-    starts = np.array([hookpoint["first_unit"] for hookpoint in facts["hookpoints"]])
+    if units.min() < 0 or units.max() >= metadata["units"]:
+        raise _damaged(path, f"it names units that are not among the model's {metadata['units']:,}")
+    starts = np.array([hookpoint["first_unit"] for hookpoint in metadata["hookpoints"]])
     at = np.searchsorted(starts, units, side="right") - 1
-    names = [hookpoint["name"] for hookpoint in facts["hookpoints"]]
+    names = [hookpoint["name"] for hookpoint in metadata["hookpoints"]]
     if (_places(table["hookpoint"], names) != at).any() or (table["channel"].to_numpy() != units - starts[at]).any():
         raise _damaged(path, "units are not where their hookpoints and channels say")
     if kept > 1 and (np.diff(np.sort(units.reshape(-1, kept), axis=1), axis=1) == 0).any():
@@ -143,15 +143,15 @@ def read_units(file: TableFile, facts: Mapping[str, Any], schema: pa.Schema) -> 
     return table
 
 
-def read_distribution(file: TableFile, facts: Mapping[str, Any], schema: pa.Schema) -> pa.Table:
+def read_distribution(file: TableFile, metadata: Mapping[str, Any], schema: pa.Schema) -> pa.Table:
     """The table of how average precision is distributed, as it must be.
 
     Raises:
         UserError: it is not.
     """
     path = file.path
-    concepts = [concept["name"] for concept in facts["concepts"]]
-    hookpoints = [hookpoint["name"] for hookpoint in facts["hookpoints"]]
+    concepts = [concept["name"] for concept in metadata["concepts"]]
+    hookpoints = [hookpoint["name"] for hookpoint in metadata["hookpoints"]]
     table = _read(file, len(concepts) * len(hookpoints), schema)
     if any(table[name].null_count for name in schema.names if name not in ("layer", "above_chance")):
         raise _damaged(path, "it has gaps")
@@ -159,7 +159,7 @@ def read_distribution(file: TableFile, facts: Mapping[str, Any], schema: pa.Sche
         raise _damaged(path, "its concepts are not those of index.json, in that order")
     if (_places(table["hookpoint"], hookpoints) != np.tile(np.arange(len(hookpoints)), len(concepts))).any():
         raise _damaged(path, "its hookpoints are not those of index.json, in that order")
-    widths = np.tile([hookpoint["width"] for hookpoint in facts["hookpoints"]], len(concepts))
+    widths = np.tile([hookpoint["width"] for hookpoint in metadata["hookpoints"]], len(concepts))
     bins = table["bins"].combine_chunks().flatten()
     if bins.null_count or (table["units"].to_numpy() != widths).any():
         raise _damaged(path, "its hookpoints have other widths")
@@ -187,5 +187,5 @@ def _read(table: TableFile, rows: int, schema: pa.Schema) -> pa.Table:
     return found
 
 
-def _damaged(path: Place, why: str) -> UserError:
+def _damaged(path: Location, why: str) -> UserError:
     return UserError(f"{path} is damaged: {why}; reduce the run, or get the pack, again")

@@ -22,13 +22,13 @@ import pyarrow as pa
 
 from expertmine.errors import UnknownConcept, UserError
 from expertmine.index import hub
-from expertmine.index.checks import check_facts, check_rows, read_distribution, read_units
+from expertmine.index.checks import check_metadata, check_rows, read_distribution, read_units
 from expertmine.index.distribution import SCHEMA as DISTRIBUTION_SCHEMA
 from expertmine.index.units import SCHEMA, UNITS, ConceptExperts, Expert, Units
 from expertmine.specs.identity import ModelIdentity
 from expertmine.specs.settings import Pooling
 from expertmine.storage.files import exists, read_json, write_json
-from expertmine.storage.locations import Place, place
+from expertmine.storage.locations import Location, location
 from expertmine.storage.tables import TableFile
 from expertmine.storage.untrusted import EVERY, mismatch
 
@@ -46,14 +46,14 @@ MANNER_BY_DEFAULT: Mapping[str, Any] = {"forcing": "mean", "strength": 1.0, "tok
 class Experts(Mapping[str, ConceptExperts]):
     """The expert index, by concept name."""
 
-    def __init__(self, folder: Place, facts: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Location, metadata: Mapping[str, Any]) -> None:
         self.folder = folder
-        self.facts = facts
+        self.metadata = metadata
         self._tables: dict[str, pa.Table] = {}
-        self.model = ModelIdentity(**{each.name: facts["model"][each.name] for each in fields(ModelIdentity)})
+        self.model = ModelIdentity(**{each.name: metadata["model"][each.name] for each in fields(ModelIdentity)})
 
     @classmethod
-    def load(cls, path: str | Place, pooling: Pooling | None = None) -> Experts:
+    def load(cls, path: str | Location, pooling: Pooling | None = None) -> Experts:
         """Open a run folder, an expert index, or one on the Hugging Face hub.
 
         Args:
@@ -71,21 +71,23 @@ class Experts(Mapping[str, ConceptExperts]):
             folder = folder / "experts"
         elif exists(folder / "plan.json"):
             raise UserError(f"{folder} has no expert index yet; run `expertmine mine {folder}` or `reduce` to its end")
-        facts = read_json(folder / "index.json", "an expert index, or a run folder that holds one")
-        if not isinstance(facts, dict) or facts.get("format") != FORMAT:
+        metadata = read_json(folder / "index.json", "an expert index, or a run folder that holds one")
+        if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
             raise UserError(f"{folder / 'index.json'}: not an expert index of format {FORMAT}; reduce the run again")
-        check_facts(facts, folder / "index.json")
-        rows = facts["top_k"] * len(facts["concepts"])
-        check_rows(_require_table(folder, facts, "experts"), rows, SCHEMA)
-        if pooling not in (None, facts["pooling"]):
-            raise UserError(f"{path} has no experts by {pooling} pooling; those of {folder} are by {facts['pooling']}")
-        return cls(folder, facts)
+        check_metadata(metadata, folder / "index.json")
+        rows = metadata["top_k"] * len(metadata["concepts"])
+        check_rows(_require_table(folder, metadata, "experts"), rows, SCHEMA)
+        if pooling not in (None, metadata["pooling"]):
+            raise UserError(
+                f"{path} has no experts by {pooling} pooling; those of {folder} are by {metadata['pooling']}"
+            )
+        return cls(folder, metadata)
 
     def __len__(self) -> int:
-        return len(self.facts["concepts"])
+        return len(self.metadata["concepts"])
 
     def __iter__(self) -> Iterator[str]:
-        return (concept["name"] for concept in self.facts["concepts"])
+        return (concept["name"] for concept in self.metadata["concepts"])
 
     def __contains__(self, concept: object) -> bool:
         return concept in self._places
@@ -104,10 +106,10 @@ class Experts(Mapping[str, ConceptExperts]):
         Raises:
             UnknownConcept: there is none of that name; suggests the nearest.
         """
-        kept = self.facts["top_k"]
+        kept = self.metadata["top_k"]
         at = self._place_of(concept)
         rows = self._read(which).slice(at * kept, kept).drop_columns(["concept", "group"]).to_pylist()
-        description = self.facts["concepts"][at]["description"]
+        description = self.metadata["concepts"][at]["description"]
         return ConceptExperts(concept, description, self.model, tuple(Expert(**row) for row in rows))
 
     def chosen_k(self, concept: str, under: Mapping[str, Any] | None = None) -> int | None:
@@ -144,14 +146,14 @@ class Experts(Mapping[str, ConceptExperts]):
         chosen = self.chosen_k(concepts[0], manner) if len(concepts) == 1 and manner is not None else None
         return (min(DEFAULT_K, self.top_k), False) if chosen is None else (chosen, True)
 
-    def concept_facts(self, concept: str) -> dict[str, Any]:
+    def concept_metadata(self, concept: str) -> dict[str, Any]:
         """What is known of a concept: counts of its sentences, what chance does, how stable its best units are.
 
         Raises:
             UnknownConcept: there is none of that name.
         """
-        facts: dict[str, Any] = self.facts["concepts"][self._place_of(concept)]
-        return facts
+        metadata: dict[str, Any] = self.metadata["concepts"][self._place_of(concept)]
+        return metadata
 
     def _place_of(self, concept: str) -> int:
         if concept not in self._places:
@@ -161,7 +163,7 @@ class Experts(Mapping[str, ConceptExperts]):
     @property
     def top_k(self) -> int:
         """Experts kept a concept."""
-        return int(self.facts["top_k"])
+        return int(self.metadata["top_k"])
 
     @property
     def table(self) -> pa.Table:
@@ -192,7 +194,7 @@ class Experts(Mapping[str, ConceptExperts]):
         if not exists(path):
             return nothing
         document = read_json(path, "the k that evaluation chose for each concept")
-        if not isinstance(document, dict) or document.get("experts") != self.facts["checksums"]["experts"]:
+        if not isinstance(document, dict) or document.get("experts") != self.metadata["checksums"]["experts"]:
             return nothing
         wrong = mismatch(document, {"rule": str, "k": {EVERY: (int, None)}, "under": {"forcing": str, "tokens": str}})
         chosen: dict[str, int | None] = {} if wrong else document["k"]
@@ -215,7 +217,7 @@ class Experts(Mapping[str, ConceptExperts]):
         before = self.steering_document
         kept = before["k"] if (before["rule"], before["under"]) == (rule, dict(under)) else {}
         together = dict(sorted({**kept, **chosen}.items()))
-        checksum = self.facts["checksums"]["experts"]
+        checksum = self.metadata["checksums"]["experts"]
         write_json(self.folder / STEERING, {"experts": checksum, "rule": rule, "under": dict(under), "k": together})
         self.__dict__.pop("steering_document", None)
 
@@ -244,29 +246,29 @@ class Experts(Mapping[str, ConceptExperts]):
 
     def _read(self, name: str) -> pa.Table:
         if name not in self._tables:
-            table = _require_table(self.folder, self.facts, name)
+            table = _require_table(self.folder, self.metadata, name)
             if name == "distribution":
-                self._tables[name] = read_distribution(table, self.facts, DISTRIBUTION_SCHEMA)
+                self._tables[name] = read_distribution(table, self.metadata, DISTRIBUTION_SCHEMA)
             else:
-                self._tables[name] = read_units(table, self.facts, SCHEMA)
+                self._tables[name] = read_units(table, self.metadata, SCHEMA)
         return self._tables[name]
 
     @cached_property
     def _places(self) -> dict[str, int]:
-        return {concept["name"]: at for at, concept in enumerate(self.facts["concepts"])}
+        return {concept["name"]: at for at, concept in enumerate(self.metadata["concepts"])}
 
 
-def _find(path: str | Place) -> Place:
+def _find(path: str | Location) -> Location:
     """The folder that a path, a URL or the name of a repository on the hub means."""
     if not isinstance(path, str | Path):
         return path
     repository = hub.repository(str(path))
     if repository and (str(path).startswith("hf:") or not Path(path).exists()):
         return hub.fetch(repository)
-    return place(path)
+    return location(path)
 
 
-def _require_table(folder: Place, facts: Mapping[str, Any], name: str) -> TableFile:
+def _require_table(folder: Location, metadata: Mapping[str, Any], name: str) -> TableFile:
     """An index's table.
 
     Raises:
@@ -275,6 +277,6 @@ def _require_table(folder: Place, facts: Mapping[str, Any], name: str) -> TableF
     path = folder / f"{name}.parquet"
     with suppress(FileNotFoundError):
         table = TableFile.of(path)
-        if table.checksum() == facts["checksums"].get(name):
+        if table.checksum() == metadata["checksums"].get(name):
             return table
     raise UserError(f"{path} is missing or does not match index.json's checksum; reduce the run again")

@@ -60,7 +60,7 @@ def cut(experts: Experts, table: pa.Table, concepts: Sequence[str], k: int) -> p
         UnknownConcept: there is none of a name.
     """
     for name in concepts:
-        experts.concept_facts(name)  # refuses one that is not there
+        experts.concept_metadata(name)  # refuses one that is not there
     wanted = set(concepts or experts)
     chosen = np.array([name in wanted for name in experts])
     return table.filter(pa.array((chosen[:, np.newaxis] & (np.arange(experts.top_k) < k)).ravel()))

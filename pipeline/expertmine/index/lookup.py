@@ -19,12 +19,12 @@ from expertmine.errors import UserError
 from expertmine.index.experts import Experts
 from expertmine.index.units import require_k
 
-FEWEST_SHARED = 3
+MIN_SHARED = 3
 """Shared experts that a rank correlation takes: of two it could be nothing but 1 or -1."""
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Location:
     """Where a unit is in the model."""
 
     unit: int
@@ -162,13 +162,13 @@ def expert_units(experts: Experts, k: int | None = None) -> NDArray[np.int64]:
     return units[:, : k_or_all(experts, k)]
 
 
-def find_unit(experts: Experts, text: str) -> Place:
+def find_unit(experts: Experts, text: str) -> Location:
     """The unit that a text names: its id, or its hookpoint and channel as ``transformer.h.4.mlp.c_fc:979``.
 
     Raises:
         UserError: the model has no such unit.
     """
-    hookpoints, units = experts.facts["hookpoints"], experts.facts["units"]
+    hookpoints, units = experts.metadata["hookpoints"], experts.metadata["units"]
     if text.isascii() and text.isdecimal():
         unit = int(text) if len(text) <= len(str(units)) else units
         if unit >= units:
@@ -186,16 +186,16 @@ def find_unit(experts: Experts, text: str) -> Place:
         )
     if not (channel.isascii() and channel.isdecimal() and len(channel) < 16 and int(channel) < found["width"]):
         raise UserError(f"{name} has no channel {channel!r}; expected 0 to {found['width'] - 1}")
-    return Place(found["first_unit"] + int(channel), name, int(channel))
+    return Location(found["first_unit"] + int(channel), name, int(channel))
 
 
-def place_of(experts: Experts, unit: int) -> Place:
+def place_of(experts: Experts, unit: int) -> Location:
     """Where a unit that the model has is."""
     found = max(
-        (hookpoint for hookpoint in experts.facts["hookpoints"] if hookpoint["first_unit"] <= unit),
+        (hookpoint for hookpoint in experts.metadata["hookpoints"] if hookpoint["first_unit"] <= unit),
         key=lambda hookpoint: int(hookpoint["first_unit"]),
     )
-    return Place(unit, found["name"], unit - found["first_unit"])
+    return Location(unit, found["name"], unit - found["first_unit"])
 
 
 def concepts_of(experts: Experts, unit: int, k: int | None = None) -> list[Service]:
@@ -247,7 +247,7 @@ def at_hookpoints(experts: Experts, pattern: str, k: int | None = None) -> AtHoo
     Raises:
         UserError: it matches nothing, or k is out of range.
     """
-    hookpoints = experts.facts["hookpoints"]
+    hookpoints = experts.metadata["hookpoints"]
     exact = [hookpoint for hookpoint in hookpoints if hookpoint["name"] == pattern]
     matched = exact or [hookpoint for hookpoint in hookpoints if fnmatchcase(hookpoint["name"], pattern)]
     if not matched:
@@ -257,7 +257,7 @@ def at_hookpoints(experts: Experts, pattern: str, k: int | None = None) -> AtHoo
             f"{pattern!r} matches none of the {len(names)} hookpoints of {experts.model.name!r}, such as "
             f"{', '.join(near)}"
         )
-    here = np.zeros(experts.facts["units"], np.bool_)
+    here = np.zeros(experts.metadata["units"], np.bool_)
     for hookpoint in matched:
         here[hookpoint["first_unit"] : hookpoint["first_unit"] + hookpoint["width"]] = True
     units = expert_units(experts, k)
@@ -310,7 +310,7 @@ def compare(experts: Experts, concept: str, other: str, k: int | None = None) ->
         k=k,
         shared=shared,
         jaccard=len(shared) / (2 * k - len(shared)),
-        expected=k * k / experts.facts["units"],
+        expected=k * k / experts.metadata["units"],
         rank_correlation=_spearman([expert.other_rank for expert in shared]),
     )
 
@@ -318,7 +318,7 @@ def compare(experts: Experts, concept: str, other: str, k: int | None = None) ->
 def _spearman(ranks: Sequence[int]) -> float:
     """Spearman's correlation of distinct ranks with the order in which they stand; NaN for fewer than three."""
     count = len(ranks)
-    if count < FEWEST_SHARED:
+    if count < MIN_SHARED:
         return math.nan
     distances = np.argsort(np.argsort(ranks)) - np.arange(count)
     return float(1 - 6 * (distances**2).sum() / (count * (count * count - 1)))
@@ -334,9 +334,9 @@ def nearest(experts: Experts, concept: str, count: int, k: int | None = None) ->
         UnknownConcept: there is none of that name.
         UserError: k out of range.
     """
-    experts.concept_facts(concept)  # refuses one that is not there
+    experts.concept_metadata(concept)  # refuses one that is not there
     units, names = expert_units(experts, k), list(experts)
-    own = np.zeros(experts.facts["units"], np.bool_)
+    own = np.zeros(experts.metadata["units"], np.bool_)
     own[units[names.index(concept)]] = True
     shared = own[units].sum(axis=1)
     shared[names.index(concept)] = 0
@@ -367,7 +367,7 @@ def overlaps(
     names, units = list(experts), expert_units(experts, k)
     if concepts is not None:
         for concept in concepts:
-            experts.concept_facts(concept)  # refuses one that is not there
+            experts.concept_metadata(concept)  # refuses one that is not there
         places = {name: at for at, name in enumerate(names)}
         names = list(concepts)
         units = units[[places[name] for name in names]]

@@ -21,7 +21,7 @@ from expertmine.index.lookup import k_or_all
 from expertmine.index.units import UNITS
 from expertmine.index.writer import write_tables
 from expertmine.storage.files import read_json, write_atomically, write_json, writing
-from expertmine.storage.locations import Place, same
+from expertmine.storage.locations import Location, same
 
 README = "README.md"
 FILES = (*(f"{name}.parquet" for name in TABLES), "index.json", STEERING, README)
@@ -90,12 +90,12 @@ def pack(experts: Experts, out: Path, request: PackRequest | None = None) -> Pac
         )
     wanted = set(request.concepts or experts)
     tables: dict[str, pa.Table] = {name: cut(experts, experts.units_table(name), request.concepts, k) for name in UNITS}
-    of_wanted = np.repeat([name in wanted for name in experts], len(experts.facts["hookpoints"]))
+    of_wanted = np.repeat([name in wanted for name in experts], len(experts.metadata["hookpoints"]))
     tables["distribution"] = experts.distribution.filter(pa.array(of_wanted))
-    facts = {
-        **{name: each for name, each in experts.facts.items() if name not in ("checksums", "top_k")},
-        "model": {**experts.facts["model"], "name": model},
-        "concepts": [concept for concept in experts.facts["concepts"] if concept["name"] in wanted],
+    metadata = {
+        **{name: each for name, each in experts.metadata.items() if name not in ("checksums", "top_k")},
+        "model": {**experts.metadata["model"], "name": model},
+        "concepts": [concept for concept in experts.metadata["concepts"] if concept["name"] in wanted],
         "packed": {
             "expertmine": version("expertmine"),
             "title": request.title,
@@ -107,7 +107,7 @@ def pack(experts: Experts, out: Path, request: PackRequest | None = None) -> Pac
         out.mkdir(parents=True, exist_ok=True)
         for old in (STEERING, README):
             (out / old).unlink(missing_ok=True)
-    write_tables(out, tables, facts)
+    write_tables(out, tables, metadata)
     left_out = _write_steering(experts, out, wanted, k)
     made = Experts.load(out)
     place = request.repository or out.resolve().name
@@ -123,7 +123,7 @@ def pack(experts: Experts, out: Path, request: PackRequest | None = None) -> Pac
     )
 
 
-def _require_place(out: Path, source: Place) -> None:
+def _require_place(out: Path, source: Location) -> None:
     """Refuse a place where a pack would harm something.
 
     Raises:

@@ -12,29 +12,29 @@ from expertmine.index.experts import FORMAT, TABLES
 from expertmine.specs.plan import Plan
 from expertmine.specs.settings import Pooling
 from expertmine.storage.files import write_json
-from expertmine.storage.locations import Place
+from expertmine.storage.locations import Location
 from expertmine.storage.tables import write_table
 
 
-def index_folder(run: Place, plan: Plan, pooling: Pooling) -> Place:
+def index_folder(run: Location, plan: Plan, pooling: Pooling) -> Location:
     """Where the index of one of a run's poolings is."""
     return run / ("experts" if pooling == plan.responses.poolings[0] else f"experts-{pooling}")
 
 
 def write_index(
-    folder: Place,
+    folder: Location,
     tables: Mapping[str, pa.Table],
     plan: Plan,
     pooling: Pooling,
     concepts: list[dict[str, Any]],
     alpha: float,
-) -> Place:
+) -> Location:
     """Write an index folder of a run.
 
     Args:
         alpha: of the thresholds that concepts are said to have.
     """
-    facts = {
+    metadata = {
         "units": plan.layout.units,
         "plan": plan.fingerprint,
         "pooling": pooling,
@@ -45,15 +45,15 @@ def write_index(
         "hookpoints": [asdict(hookpoint) for hookpoint in plan.hookpoints],
         "concepts": concepts,
     }
-    return write_tables(folder, tables, facts)
+    return write_tables(folder, tables, metadata)
 
 
-def write_tables(folder: Place, tables: Mapping[str, pa.Table], facts: Mapping[str, Any]) -> Place:
+def write_tables(folder: Location, tables: Mapping[str, pa.Table], metadata: Mapping[str, Any]) -> Location:
     """Write an index folder; ``index.json`` comes last and makes it whole.
 
     Args:
         tables: each of `TABLES`.
-        facts: what the index says of itself; format, checksums and top_k are those of the tables.
+        metadata: what the index says of itself; format, checksums and top_k are those of the tables.
 
     Raises:
         UserError: the disk is full or refuses.
@@ -61,7 +61,7 @@ def write_tables(folder: Place, tables: Mapping[str, pa.Table], facts: Mapping[s
     own = {
         "format": FORMAT,
         "checksums": {name: write_table(folder / f"{name}.parquet", tables[name]) for name in TABLES},
-        "top_k": tables["experts"].num_rows // len(facts["concepts"]),
+        "top_k": tables["experts"].num_rows // len(metadata["concepts"]),
     }
-    write_json(folder / "index.json", {**own, **{name: each for name, each in facts.items() if name not in own}})
+    write_json(folder / "index.json", {**own, **{name: each for name, each in metadata.items() if name not in own}})
     return folder

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from expertmine.corpus.draws import salted_number
 from expertmine.mining.allocator import keep_freed_memory
 from expertmine.mining.ranking import best_units
-from expertmine.mining.scored_rows import Side, mined_and_held_out
-from expertmine.mining.scoring_memory import Room, Work, strips
+from expertmine.mining.scored_rows import LabelSplit, mined_and_held_out
+from expertmine.mining.scoring_memory import MemoryBudget, Work, strips
 from expertmine.run.ledger import (
     Receipt,
     load_plan,
@@ -35,16 +35,16 @@ from expertmine.run.ledger import (
 from expertmine.run.side_tables import has_selection, read_selection, write_assessment, write_selection
 from expertmine.run.store import Store
 from expertmine.specs.settings import ASSESSED, Pooling
-from expertmine.storage.locations import Place
+from expertmine.storage.locations import Location
 from expertmine_kernels import draw_with_replacement, resampled_average_precision
 
-MOST_NEGATIVES = 10_000
+MAX_NEGATIVES = 10_000
 """Of more negatives than these, each resample has every one once: their own chance adds next to nothing then."""
 INTERVAL = (2.5, 97.5)
 """Percentiles of the resamples that bound the interval."""
 
 
-def plan(run: Place) -> list[int]:
+def plan(run: Location) -> list[int]:
     """Write down which units are assessed, and list the tasks that are still to be done.
 
     Raises:
@@ -61,7 +61,7 @@ def plan(run: Place) -> list[int]:
     return missing
 
 
-def finish(run: Place) -> None:
+def finish(run: Location) -> None:
     """Check that every block has its receipt.
 
     Raises:
@@ -74,7 +74,7 @@ def finish(run: Place) -> None:
 class NewAssessor:
     """Makes an `Assessor` wherever it is called; travels to workers in its stead."""
 
-    run: Place
+    run: Location
     memory: int | None = None
     threads: int = 1
 
@@ -85,14 +85,14 @@ class NewAssessor:
 class Assessor:
     """Holds the labels and which units are assessed; each call does one block, pooled in one way."""
 
-    def __init__(self, run: Place, memory: int | None = None, threads: int = 1) -> None:
+    def __init__(self, run: Location, memory: int | None = None, threads: int = 1) -> None:
         """Open the store; `memory` and `threads` are as a `Scorer` takes them.
 
         Raises:
             UserError: responses are lost, or the selection cannot be read.
             StageError: the memory is too little for one unit.
         """
-        room = Room(run, memory, threads)
+        budget = MemoryBudget(run, memory, threads)
         keep_freed_memory()
         self.run = run
         self.plan = load_plan(run)
@@ -104,7 +104,7 @@ class Assessor:
         self.has_held_out = set(self.held_out.concepts.tolist())
         layout = self.plan.layout
         work = Work(layout.padded_shape[0], 0, 0, self.plan.responses.dtype)
-        self.strip_units = room.strip_units(work, layout.block_units)
+        self.strip_units = budget.strip_units(work, layout.block_units)
         self._done = 0
 
     def __call__(self, task: int) -> Receipt:
@@ -159,7 +159,12 @@ class Assessor:
         return owners, places, resampled, interval
 
     def _resample(
-        self, side: Side, responses: NDArray[np.floating[Any]], concept_id: int, columns: NDArray[np.int64], salt: str
+        self,
+        side: LabelSplit,
+        responses: NDArray[np.floating[Any]],
+        concept_id: int,
+        columns: NDArray[np.int64],
+        salt: str,
     ) -> NDArray[np.float64]:
         """(columns, resamples) average precision of units; positives and negatives are drawn each among themselves."""
         spec = self.plan.scoring
@@ -170,7 +175,7 @@ class Assessor:
         counts = [
             draw_with_replacement(len(ids), spec.resamples, salted_number(f"{kind} {salt}"))
             for kind, ids in (("positives", positives), ("negatives", negatives))
-            if kind == "positives" or len(ids) <= MOST_NEGATIVES
+            if kind == "positives" or len(ids) <= MAX_NEGATIVES
         ]
         labels = np.arange(len(rows)) < len(positives)
         return resampled_average_precision(responses[np.ix_(rows, columns)], labels, np.concatenate(counts))

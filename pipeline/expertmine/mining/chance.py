@@ -32,7 +32,7 @@ def expected_ap(positives: NDArray[np.integer], negatives: NDArray[np.integer]) 
     return found
 
 
-def brought_over(
+def transferred_null(
     max_ap: NDArray[np.float64], expected: NDArray[np.float64], own_expected: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """What the best unit under shuffled labels of a class would have reached with a concept of it.

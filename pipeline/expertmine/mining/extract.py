@@ -2,8 +2,8 @@
 
 Knows the run folder and a task's index; nothing of who runs it. Running a task again writes the same bytes.
 
-A partition goes through three rooms: its texts are tokenised, its batches run through the model, its responses encoded
-and written. Each room takes one partition at a time, so that a process that is given `IN_FLIGHT` of them at once, in
+A partition goes through three phases: its texts are tokenised, its batches run through the model, its responses encoded
+and written. Each phase takes one partition at a time, so that a process that is given `IN_FLIGHT` of them at once, in
 threads, keeps the model at work while the next is tokenised and the last is written, and never holds more than that.
 """
 
@@ -29,9 +29,9 @@ from expertmine.model.responses import (
     TYPES,
     Batch,
     Pooled,
-    filling,
     forward_passes,
     make_batches,
+    padding_id,
     pooled_tokens,
     prepare,
     refuse_nan,
@@ -49,21 +49,21 @@ from expertmine.run.ledger import (
     write_receipt,
 )
 from expertmine.run.store import Store, create_store
-from expertmine.storage.locations import Place
+from expertmine.storage.locations import Location
 
 ROOMS = ("tokenising", "running", "writing")
 IN_FLIGHT = len(ROOMS)
-"""Partitions that a process should be given at once: one a room."""
+"""Partitions that a process should be given at once: one a budget."""
 
 
-def plan(run: Place) -> list[int]:
+def plan(run: Location) -> list[int]:
     """Make the store and list the partitions that are still to be run."""
     frozen = load_plan(run)
     create_store(run, frozen)
     return missing_tasks(run, frozen, "extract")
 
 
-def finish(run: Place) -> None:
+def finish(run: Location) -> None:
     """Check that every partition has its receipt.
 
     Raises:
@@ -72,7 +72,7 @@ def finish(run: Place) -> None:
     require_complete(run, load_plan(run), "extract")
 
 
-def failure(run: Place, partition: int, reason: str, attempts: int) -> Failure:
+def failure(run: Location, partition: int, reason: str, attempts: int) -> Failure:
     """The report of a partition that was given up, with its sentences."""
     try:
         texts = sentences.texts(run, load_plan(run), partition)
@@ -85,7 +85,7 @@ def failure(run: Place, partition: int, reason: str, attempts: int) -> Failure:
 class NewExtractor:
     """Makes an `Extractor` wherever it is called; travels to workers in its stead."""
 
-    run: Place
+    run: Location
     device: str | None = None
 
     def __call__(self) -> Extractor:
@@ -123,7 +123,7 @@ class _Extracted:
 class Extractor:
     """Holds the model; each call runs one partition, and calls may come from several threads at once."""
 
-    def __init__(self, run: Place, device: str | None = None) -> None:
+    def __init__(self, run: Location, device: str | None = None) -> None:
         """Load the model of the plan.
 
         Args:
@@ -161,11 +161,11 @@ class Extractor:
             UserError: a response is NaN, a single sentence is too much for the memory, or the disk is full.
         """
         started = time.perf_counter()
-        with self._room("tokenising", partition):
+        with self._phase("tokenising", partition):
             prepared = self._prepare(partition)
-        with self._room("running", partition):
+        with self._phase("running", partition):
             extracted = self.passes.submit(self._run, prepared.batches).result()
-        with self._room("writing", partition):
+        with self._phase("writing", partition):
             checksums = self._write(partition, prepared, extracted)
             receipt = Receipt(
                 stage="extract",
@@ -183,8 +183,8 @@ class Extractor:
         return receipt
 
     @contextmanager
-    def _room(self, name: str, partition: int) -> Iterator[None]:
-        """Hold one of the rooms, and say so to whoever asks for the run's status."""
+    def _phase(self, name: str, partition: int) -> Iterator[None]:
+        """Hold one of the phases, and say so to whoever asks for the run's status."""
         with self._rooms[name]:
             self._inside[name] = partition
             self._report()
@@ -205,7 +205,7 @@ class Extractor:
         tokenised, kept = prepare(tokenizer, texts, spec)
         tokens = np.zeros(len(texts), np.int32)
         tokens[kept] = [pooled_tokens(tokenised[row], spec) for row in kept]
-        return _Prepared(texts, make_batches(tokenised, kept, spec, filling(tokenizer)), tokens)
+        return _Prepared(texts, make_batches(tokenised, kept, spec, padding_id(tokenizer)), tokens)
 
     def _run(self, batches: list[Batch]) -> _Extracted:
         """Every batch through the model; the last may still be on its way when this returns."""

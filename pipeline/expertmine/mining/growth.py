@@ -27,10 +27,10 @@ from expertmine.run.store import Store
 from expertmine.specs.plan import Plan
 from expertmine.specs.settings import PlanRequest
 from expertmine.storage.files import exists
-from expertmine.storage.locations import Place
+from expertmine.storage.locations import Location
 
 
-def plan_run(run: Place, corpus: Corpus, request: PlanRequest, force: bool) -> tuple[Plan, Bill | None]:
+def plan_run(run: Location, corpus: Corpus, request: PlanRequest, force: bool) -> tuple[Plan, Bill | None]:
     """Make the plan of a run folder, or find it there; when the corpus is another by
     now, or its pairs are to be scored otherwise, the run goes on with that.
 
@@ -58,7 +58,7 @@ def plan_run(run: Place, corpus: Corpus, request: PlanRequest, force: bool) -> t
     return _go_on(run, frozen, replace(frozen, scoring=scoring), corpus, force)
 
 
-def begin(run: Place, plan: Plan, corpus: Corpus) -> None:
+def begin(run: Location, plan: Plan, corpus: Corpus) -> None:
     """Make the run folder of a new plan: its sentences, its own copy of the corpus, and then the plan.
 
     Raises:
@@ -68,7 +68,7 @@ def begin(run: Place, plan: Plan, corpus: Corpus) -> None:
     freeze(run, plan, corpus)
 
 
-def _require_same(run: Place, frozen: Plan, request: PlanRequest) -> None:
+def _require_same(run: Location, frozen: Plan, request: PlanRequest) -> None:
     named = frozen.model.name in (request.model, str(Path(request.model).resolve()))
     pairs = {
         "model": (frozen.model.name, frozen.model.name if named else request.model),
@@ -89,7 +89,7 @@ def _fields(request: PlanRequest) -> tuple[str, ...]:
     return tuple(request.responses.__dataclass_fields__)
 
 
-def _go_on(run: Place, frozen: Plan, wanted: Plan, corpus: Corpus, force: bool) -> tuple[Plan, Bill]:
+def _go_on(run: Location, frozen: Plan, wanted: Plan, corpus: Corpus, force: bool) -> tuple[Plan, Bill]:
     """Go on with another corpus, or have its pairs scored otherwise; all scores are made anew.
 
     Responses stay where they are, those that are not there yet come behind them. Loads no model, and where no sentence
@@ -122,7 +122,7 @@ def _go_on(run: Place, frozen: Plan, wanted: Plan, corpus: Corpus, force: bool) 
     return plan, bill
 
 
-def _kept(run: Place, plan: Plan, receipts: list[Receipt]) -> NDArray[np.bool_]:
+def _kept(run: Location, plan: Plan, receipts: list[Receipt]) -> NDArray[np.bool_]:
     """(rows,) whether the sentence there was run, or may yet be: what has no receipt counts as kept."""
     kept = np.ones(plan.layout.padded_shape[0], np.bool_)
     if receipts:
@@ -133,7 +133,7 @@ def _kept(run: Place, plan: Plan, receipts: list[Receipt]) -> NDArray[np.bool_]:
     return kept
 
 
-def _so_far(run: Place, plan: Plan, receipts: list[Receipt]) -> Sample:
+def _so_far(run: Location, plan: Plan, receipts: list[Receipt]) -> Sample:
     """What the run has shown of speed and compression; nothing where it has not begun."""
     if not receipts:
         return Sample(None, 1.0)

@@ -14,7 +14,7 @@ from expertmine.corpus.reader import Corpus
 from expertmine.errors import UserError
 from expertmine.index.experts import Experts
 from expertmine.mining import assess, reduce, score
-from expertmine.mining.monitor import Watch, watching
+from expertmine.mining.monitor import Watch, monitor_stage
 from expertmine.run.lease import Lease, driving, held
 from expertmine.run.ledger import (
     Failure,
@@ -32,7 +32,7 @@ from expertmine.runtime.failures import Failed
 from expertmine.specs.plan import Plan, Stage
 from expertmine.specs.settings import PlanRequest
 from expertmine.storage.files import exists
-from expertmine.storage.locations import Place, absolute
+from expertmine.storage.locations import Location, absolute
 from expertmine.telemetry import logs
 from expertmine.telemetry import metrics as meters
 from expertmine.telemetry.progress import console, track
@@ -73,7 +73,7 @@ class _Scoring:
 
 
 _SCORING: tuple[
-    tuple[Stage, ModuleType, Callable[[Place, int | None, int], Callable[[], Callable[[int], Receipt]]]], ...
+    tuple[Stage, ModuleType, Callable[[Location, int | None, int], Callable[[], Callable[[int], Receipt]]]], ...
 ] = (
     ("score", score, score.NewScorer),
     ("assess", assess, assess.NewAssessor),
@@ -94,7 +94,7 @@ class Cluster:
     """Bytes that a scoring process may hold; None for what a block takes, as it was planned."""
 
 
-def freeze_plan(run: Place, corpus: Place, request: PlanRequest, force: bool = False) -> tuple[Plan, Bill | None]:
+def freeze_plan(run: Location, corpus: Location, request: PlanRequest, force: bool = False) -> tuple[Plan, Bill | None]:
     """Make the plan of a run folder, find the same one there, or let the run go on with a corpus that has grown.
 
     Args:
@@ -114,7 +114,7 @@ def freeze_plan(run: Place, corpus: Place, request: PlanRequest, force: bool = F
 
 
 @contextmanager
-def driven(run: Place, command: str) -> Iterator[Lease]:
+def driven(run: Location, command: str) -> Iterator[Lease]:
     """While open, no other process plans a run, hands out its tasks or writes its index.
 
     Raises:
@@ -128,12 +128,12 @@ def driven(run: Place, command: str) -> Iterator[Lease]:
         require_new_folder(run)  # before anything is left there
     with driving(run, f"expertmine {command}", partial(console.print, markup=False, highlight=False)) as lease:
         follows = None if lease.after is None else str(lease.after)
-        logs.event("run driven", run=str(run), command=command, term=lease.driver.term, follows=follows)
+        logs.event("run driven", run=str(run), command=command, term=lease.holder.term, follows=follows)
         yield lease
 
 
 @contextmanager
-def _planned(run: Place, command: str) -> Iterator[tuple[Plan, Lease]]:
+def _planned(run: Location, command: str) -> Iterator[tuple[Plan, Lease]]:
     """While open, this process drives a run that was planned before.
 
     Raises:
@@ -144,7 +144,7 @@ def _planned(run: Place, command: str) -> Iterator[tuple[Plan, Lease]]:
         yield load_plan(run), lease
 
 
-def run_extract(run: Place, executor: ExtractExecutor, cluster: Cluster) -> None:
+def run_extract(run: Location, executor: ExtractExecutor, cluster: Cluster) -> None:
     """Stage 1 to its end.
 
     Raises:
@@ -155,13 +155,13 @@ def run_extract(run: Place, executor: ExtractExecutor, cluster: Cluster) -> None
         _extract(run, plan, executor, cluster, lease)
 
 
-def _extract(run: Place, plan: Plan, executor: ExtractExecutor, cluster: Cluster, lease: Lease) -> None:
+def _extract(run: Location, plan: Plan, executor: ExtractExecutor, cluster: Cluster, lease: Lease) -> None:
     from expertmine.mining import extract
 
     tasks = extract.plan(run)
     if tasks:
         total, threads = plan.tasks("extract"), plan.responses.threads
-        with watching(run, "extract", total, len(tasks), executor) as watch:
+        with monitor_stage(run, "extract", total, len(tasks), executor) as watch:
             if executor == "serial":
                 watch.began(meters.recorder(watch.tags), threads, None)
                 results = serial.run(extract.NewExtractor(run), tasks, extract.IN_FLIGHT, tell=watch.tell)
@@ -172,7 +172,7 @@ def _extract(run: Place, plan: Plan, executor: ExtractExecutor, cluster: Cluster
     extract.finish(run)
 
 
-def run_score(run: Place, executor: ScoreExecutor, cluster: Cluster) -> None:
+def run_score(run: Location, executor: ScoreExecutor, cluster: Cluster) -> None:
     """Stage 2 to its end: every pair is scored, then the best units are assessed.
 
     Raises:
@@ -183,7 +183,7 @@ def run_score(run: Place, executor: ScoreExecutor, cluster: Cluster) -> None:
         _score(run, plan, executor, cluster, lease)
 
 
-def _score(run: Place, plan: Plan, executor: ScoreExecutor, cluster: Cluster, lease: Lease) -> None:
+def _score(run: Location, plan: Plan, executor: ScoreExecutor, cluster: Cluster, lease: Lease) -> None:
     most = max(len(missing_tasks(run, plan, "score")), len(missing_tasks(run, plan, "assess")))
     with ExitStack() as open_clusters:
         scoring: _Scoring | None = None
@@ -193,7 +193,7 @@ def _score(run: Place, plan: Plan, executor: ScoreExecutor, cluster: Cluster, le
             if tasks:
                 # One cluster for both, and none where nothing is left to do.
                 scoring = scoring or open_clusters.enter_context(_scoring_on(executor, cluster, most))
-                with watching(run, stage, plan.tasks(stage), len(tasks), executor) as watch:
+                with monitor_stage(run, stage, plan.tasks(stage), len(tasks), executor) as watch:
                     watch.began(scoring.recorder(watch.tags), scoring.threads, 0.0, scoring.metrics)
                     results = scoring.run(new_worker(run, cluster.memory, scoring.threads), tasks, tell=watch.tell)
                     failed = _drain(lease.keep(results), watch, plan.tasks(stage))
@@ -202,7 +202,7 @@ def _score(run: Place, plan: Plan, executor: ScoreExecutor, cluster: Cluster, le
             module.finish(run)
 
 
-def run_reduce(run: Place, top_k: int | None) -> list[Place]:
+def run_reduce(run: Location, top_k: int | None) -> list[Location]:
     """Stage 3; returns the folders of the expert indexes, one for each pooling.
 
     Args:
@@ -213,21 +213,21 @@ def run_reduce(run: Place, top_k: int | None) -> list[Place]:
         return reduce.reduce(run, _top_k(run, top_k))
 
 
-def _top_k(run: Place, asked: int | None) -> int:
+def _top_k(run: Location, asked: int | None) -> int:
     if asked is not None:
         return asked
     before = DEFAULT_TOP_K
     with suppress(UserError):  # no index yet, or one that was torn and is made anew now
         before = Experts.load(run).top_k
-    return min(before, reduce.most_experts(load_plan(run)))
+    return min(before, reduce.max_experts(load_plan(run)))
 
 
 def run_all(
-    run: Place,
+    run: Location,
     extract_on: tuple[ExtractExecutor, Cluster],
     score_on: tuple[ScoreExecutor, Cluster],
     top_k: int | None = None,
-) -> list[Place]:
+) -> list[Location]:
     """Every stage of a planned run; what is done already is not done again. Returns the folders of the indexes.
 
     Raises:
@@ -240,7 +240,7 @@ def run_all(
         return run_reduce(run, top_k)
 
 
-def _extract_on_ray(run: Place, tasks: Sequence[int], threads: int, cluster: Cluster, watch: Watch) -> _Results:
+def _extract_on_ray(run: Location, tasks: Sequence[int], threads: int, cluster: Cluster, watch: Watch) -> _Results:
     from expertmine.mining.extract import IN_FLIGHT, NewExtractor
     from expertmine.runtime import ray
 
@@ -294,8 +294,8 @@ def _drain(results: _Results, watch: Watch, total: int) -> list[Failed]:
                 watch.finished(result)
                 yield result
 
-    driver = watch.driver
-    for _ in track(done(), driver.stage, total, total - driver.tasks, _amount):
+    attempt = watch.attempt
+    for _ in track(done(), attempt.stage, total, total - attempt.tasks, _amount):
         pass
     return failed
 
@@ -305,7 +305,7 @@ def _amount(receipt: Receipt) -> tuple[int, str]:
     return next(((receipt.counts[name], name) for name in FOLLOWED if name in receipt.counts), (0, ""))
 
 
-def _report(run: Place, failures: Sequence[Failure], tasks: int) -> None:
+def _report(run: Location, failures: Sequence[Failure], tasks: int) -> None:
     """Tell of the tasks that were given up, after all others were done.
 
     Raises:

@@ -13,12 +13,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from expertmine.run.attempts import Driver, write_driver
+from expertmine.run.attempts import StageAttempt, write_attempt
 from expertmine.run.ledger import Receipt, now, worker_name
 from expertmine.runtime.events import Event, Joined, Lost, Queue, Retried
 from expertmine.runtime.failures import Failed
 from expertmine.specs.plan import Stage
-from expertmine.storage.locations import Place
+from expertmine.storage.locations import Location
 from expertmine.telemetry import logs
 from expertmine.telemetry.metrics import Meter, Record, unrecorded
 
@@ -47,15 +47,15 @@ SECONDS = Meter(
 )
 
 RECORD_INTERVAL = 5.0
-"""Seconds between records of a driver that meets trouble."""
+"""Seconds between records of a attempt that meets trouble."""
 
 
 class Watch:
-    """Everything that one driver tells of one stage."""
+    """Everything that one attempt tells of one stage."""
 
-    def __init__(self, run: Place, driver: Driver) -> None:
+    def __init__(self, run: Location, attempt: StageAttempt) -> None:
         self.run = run
-        self.driver = driver
+        self.attempt = attempt
         self.record: Record = unrecorded
         self.done = 0
         self._retried: set[Any] = set()
@@ -64,7 +64,7 @@ class Watch:
     @property
     def tags(self) -> dict[str, str]:
         """Of every metric: few values, however long a cluster lives."""
-        return {"stage": self.driver.stage, "run": self.run.name}
+        return {"stage": self.attempt.stage, "run": self.run.name}
 
     def began(self, record: Record, cpus_each: float, gpus_each: float | None, metrics: Sequence[str] = ()) -> None:
         """Workers can be had now.
@@ -74,7 +74,7 @@ class Watch:
             metrics: where Prometheus finds what `record` keeps.
         """
         self.record = record
-        held = replace(self.driver, cpus_each=cpus_each, gpus_each=gpus_each, metrics=tuple(metrics))
+        held = replace(self.attempt, cpus_each=cpus_each, gpus_each=gpus_each, metrics=tuple(metrics))
         logs.event("cluster ready", executor=held.executor, cpus_each=cpus_each, gpus_each=gpus_each, metrics=metrics)
         self._now_is(held, at_once=True)
 
@@ -89,12 +89,12 @@ class Watch:
             self.record(LOST, 1)
             worker = event.worker or None
             logs.event("worker lost", logging.WARNING, worker=worker, tasks=event.tasks, reason=event.reason)
-            self._now_is(replace(self.driver, lost=self.driver.lost + 1))
+            self._now_is(replace(self.attempt, lost=self.attempt.lost + 1))
         elif isinstance(event, Retried):
             self.record(RETRIED, 1)
             self._retried.add(event.task)
             logs.event("task retried", logging.WARNING, task=event.task, worker=event.worker or None)
-            self._now_is(replace(self.driver, retried=len(self._retried)))
+            self._now_is(replace(self.attempt, retried=len(self._retried)))
 
     def finished(self, receipt: Receipt) -> None:
         """Take a receipt."""
@@ -114,28 +114,28 @@ class Watch:
         logs.event(
             "task failed", logging.ERROR, task=failed.task, worker=worker, attempts=attempts, reason=failed.reason
         )
-        self._now_is(replace(self.driver, failed=self.driver.failed + 1))
+        self._now_is(replace(self.attempt, failed=self.attempt.failed + 1))
 
     def ended(self) -> None:
         """Nothing more is to come."""
-        self._now_is(replace(self.driver, ended=now()), at_once=True)
+        self._now_is(replace(self.attempt, ended=now()), at_once=True)
 
-    def _now_is(self, driver: Driver, at_once: bool = False) -> None:
-        self.driver = driver
+    def _now_is(self, attempt: StageAttempt, at_once: bool = False) -> None:
+        self.attempt = attempt
         if at_once or time.monotonic() - self._written > RECORD_INTERVAL:
             self._written = time.monotonic()
-            write_driver(self.run, driver)
+            write_attempt(self.run, attempt)
 
 
 @contextmanager
-def watching(run: Place, stage: Stage, total: int, tasks: int, executor: str) -> Iterator[Watch]:
+def monitor_stage(run: Location, stage: Stage, total: int, tasks: int, executor: str) -> Iterator[Watch]:
     """While open, a stage runs, and what is logged within is about it.
 
     Args:
         total: tasks of the stage.
         tasks: those among them that are still to be done.
     """
-    watch = Watch(run, Driver(stage, worker_name(), executor, began=now(), tasks=tasks))
+    watch = Watch(run, StageAttempt(stage, worker_name(), executor, began=now(), tasks=tasks))
     with logs.about(run=str(run), stage=stage):
         logs.event("stage started", tasks=tasks, total=total, executor=executor)
         stopped = True
@@ -144,8 +144,8 @@ def watching(run: Place, stage: Stage, total: int, tasks: int, executor: str) ->
             stopped = False
         finally:
             watch.ended()
-            driver = watch.driver
-            trouble = {"failed": driver.failed, "retried": driver.retried, "lost": driver.lost}
-            seconds = round((driver.ended or driver.began) - driver.began, 3)
-            name = "stage stopped" if stopped or driver.failed else "stage finished"
+            attempt = watch.attempt
+            trouble = {"failed": attempt.failed, "retried": attempt.retried, "lost": attempt.lost}
+            seconds = round((attempt.ended or attempt.began) - attempt.began, 3)
+            name = "stage stopped" if stopped or attempt.failed else "stage finished"
             logs.event(name, done=watch.done, **trouble, seconds=seconds)

@@ -20,19 +20,19 @@ from expertmine.mining.scored_rows import null_classes
 from expertmine.mining.scoring_memory import GOOD_BYTES, NARROWEST_BLOCK, WIDEST_BLOCK, Work
 from expertmine.model.hookpoints import find_hookpoints, left_out_experts
 from expertmine.model.load import LoadedModel, load_model
-from expertmine.model.responses import TYPES, filling, forward_passes, make_batches, prepare
+from expertmine.model.responses import TYPES, forward_passes, make_batches, padding_id, prepare
 from expertmine.run import sentences
 from expertmine.run.store import STATISTICS, encoded_size, statistics_of
 from expertmine.specs.layout import Layout
 from expertmine.specs.plan import Plan
 from expertmine.specs.settings import PlanRequest, ResponseSpec, ScoringSpec
-from expertmine.storage.locations import Place, absolute, is_remote
+from expertmine.storage.locations import Location, absolute, is_remote
 from expertmine.telemetry.formats import size
 
 PARTITION_BYTES = 256 * 2**20
 """Most responses that an extracting process gathers before it writes them."""
 SHARD_BYTES = 64 * 2**20
-FEWEST_ROWS = 512
+MIN_ROWS = 512
 """Sentences of a partition, where that many fit."""
 SAMPLE_SENTENCES = 256
 """Sentences of the timing sample."""
@@ -178,7 +178,7 @@ def make_bill(
     )
 
 
-def refuse_what_will_not_fit(run: Place, bill: Bill) -> None:
+def refuse_what_will_not_fit(run: Location, bill: Bill) -> None:
     """Compare a bill with this machine: the disk under the run folder, if that is on one, and the memory of a process.
 
     Raises:
@@ -255,7 +255,7 @@ def make_layout(sentences_: int, units: int, itemsize: int, widest_block: int) -
         min(widest_block // NARROWEST_BLOCK * NARROWEST_BLOCK, -(-units // 8)), narrowest, narrowest, WIDEST_BLOCK
     )
     # Sentences of a batch should be of nearly one length, which takes some hundreds to choose among.
-    rows = _multiple(min(PARTITION_BYTES // (units * itemsize), max(-(-sentences_ // 8), FEWEST_ROWS)), 32, 32, 2048)
+    rows = _multiple(min(PARTITION_BYTES // (units * itemsize), max(-(-sentences_ // 8), MIN_ROWS)), 32, 32, 2048)
     rows = min(rows, _multiple(sentences_, 32, 32, rows))
     blocks_a_shard = max(1, min(SHARD_BYTES // (rows * block * itemsize), -(-units // block)))
     return Layout((sentences_,), units, partition_rows=rows, block_units=block, shard_units=block * blocks_a_shard)
@@ -306,7 +306,7 @@ def _run_sample(loaded: LoadedModel, plan: Plan, texts: Sequence[str]) -> Sample
     """Run some sentences as extraction does, and compress what comes; the first pass is not timed."""
     spec, tokenizer = plan.responses, loaded.tokenizer
     tokenised, kept = prepare(tokenizer, texts, spec)
-    batches = make_batches(tokenised, kept, spec, filling(tokenizer))
+    batches = make_batches(tokenised, kept, spec, padding_id(tokenizer))
     threads = torch.get_num_threads()
     torch.set_num_threads(spec.threads)
     try:

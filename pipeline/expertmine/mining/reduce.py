@@ -17,24 +17,24 @@ from expertmine.errors import UserError
 from expertmine.index.distribution import Distribution
 from expertmine.index.units import SCHEMA
 from expertmine.index.writer import index_folder, write_index
-from expertmine.mining.chance import ALPHA, brought_over, expected_ap, p_values, thresholds
+from expertmine.mining.chance import ALPHA, expected_ap, p_values, thresholds, transferred_null
 from expertmine.mining.controls import controls
 from expertmine.mining.ranking import Extremes
-from expertmine.mining.scored_rows import NullClasses, Side, mined_and_held_out, null_classes
+from expertmine.mining.scored_rows import LabelSplit, NullClasses, mined_and_held_out, null_classes
 from expertmine.run import lease as locks
 from expertmine.run.ledger import load_plan, open_corpus, require_complete
 from expertmine.run.side_tables import read_assessments, read_null
 from expertmine.run.store import KEPT, STATISTICS, Store
 from expertmine.specs.plan import Plan
 from expertmine.specs.settings import Pooling
-from expertmine.storage.locations import Place
+from expertmine.storage.locations import Location
 from expertmine.telemetry.progress import track
 
 STABILITY_AT = (10, 50)
 """Values of k for which it is told how many of the k best stay among them when sentences are drawn anew."""
 
 
-def most_experts(plan: Plan) -> int:
+def max_experts(plan: Plan) -> int:
     """How many experts a concept the index may hold: all units, or as many as statistics were kept of."""
     return plan.layout.units if plan.kept_columns is None else min(plan.kept_columns // 2, plan.layout.units)
 
@@ -45,13 +45,13 @@ def require_top_k(plan: Plan, kept: int) -> None:
     Raises:
         UserError: more than there are, or none.
     """
-    most = most_experts(plan)
+    most = max_experts(plan)
     if not 1 <= kept <= most:
         why = "the model's units" if most == plan.layout.units else "as many as --keep had statistics stored of"
         raise UserError(f"--top-k is {kept}: expected 1 to {most}, {why}")
 
 
-def reduce(run: Place, kept: int) -> list[Place]:
+def reduce(run: Location, kept: int) -> list[Location]:
     """Write the expert index of a scored run, one for each pooling; returns their folders.
 
     Raises:
@@ -67,8 +67,8 @@ def reduce(run: Place, kept: int) -> list[Place]:
 
 
 def _reduce(
-    run: Place, plan: Plan, pooling: Pooling, store: Store, corpus: Corpus, chance: _Chance, kept: int
-) -> Place:
+    run: Location, plan: Plan, pooling: Pooling, store: Store, corpus: Corpus, chance: _Chance, kept: int
+) -> Location:
     null = chance.null(run, plan, pooling)
     best, worst = Extremes(plan.corpus.concepts, kept), Extremes(plan.corpus.concepts, kept, worst=True)
     distribution = Distribution(plan.corpus.concepts, plan.hookpoints, thresholds(null))
@@ -92,16 +92,16 @@ def _reduce(
         values["held_out_low"], values["held_out_high"] = np.moveaxis(assessed, 2, 0)
         tables[name] = _table(plan, corpus, units_, values)
     concepts = _concepts(corpus, chance)
-    for at, facts in enumerate(concepts):
+    for at, metadata in enumerate(concepts):
         threshold = distribution.thresholds[at]
         known = not np.isnan(threshold)
-        facts["chance"] = {
+        metadata["chance"] = {
             "expected_ap": float(chance.expected[at]),
             "threshold": float(threshold) if known else None,
             "units_above": int(distribution.above[at].sum()) if known else None,
             "labels_of": corpus.concepts[chance.classes.shuffled[at]].name if plan.scoring.permutations else None,
         }
-        facts["stability"] = {str(k): float(shares[at]) for k, shares in stability.items()}
+        metadata["stability"] = {str(k): float(shares[at]) for k, shares in stability.items()}
     locks.require(run)
     return write_index(index_folder(run, plan, pooling), tables, plan, pooling, concepts, ALPHA)
 
@@ -110,19 +110,19 @@ def _reduce(
 class _Chance:
     """What shuffled labels say, the same for every pooling but for the maxima."""
 
-    mined: Side
-    held_out: Side
+    mined: LabelSplit
+    held_out: LabelSplit
     expected: NDArray[np.float64]
     """(concepts,) average precision that a random order is expected to have."""
     classes: NullClasses
 
     @classmethod
-    def of(cls, run: Place, plan: Plan, corpus: Corpus, store: Store) -> _Chance:
+    def of(cls, run: Location, plan: Plan, corpus: Corpus, store: Store) -> _Chance:
         mined, held_out, _ = mined_and_held_out(run, plan, corpus, store)
         classes = null_classes(mined.positives, mined.negatives, plan.scoring.null)
         return cls(mined, held_out, expected_ap(mined.positives, mined.negatives), classes)
 
-    def null(self, run: Place, plan: Plan, pooling: Pooling) -> NDArray[np.float64]:
+    def null(self, run: Location, plan: Plan, pooling: Pooling) -> NDArray[np.float64]:
         """(concepts, permutations) average precision of the best of all units under shuffled labels."""
         permutations = plan.scoring.permutations
         if not permutations:
@@ -131,11 +131,11 @@ class _Chance:
         place_of = np.empty(len(self.expected), np.int64)
         place_of[shuffled[::permutations]] = np.arange(len(shuffled) // permutations)
         of_class = max_ap.reshape(-1, permutations)[place_of[self.classes.shuffled]]
-        return brought_over(of_class, expected_ap(self.classes.positives, self.classes.negatives), self.expected)
+        return transferred_null(of_class, expected_ap(self.classes.positives, self.classes.negatives), self.expected)
 
 
 def _assessed(
-    run: Place, plan: Plan, pooling: Pooling, kept: int
+    run: Location, plan: Plan, pooling: Pooling, kept: int
 ) -> tuple[NDArray[np.float64], dict[int, NDArray[np.float64]]]:
     """Intervals on held-out sentences, (concepts, kept, 2), and for some k the share that stays, (concepts,)."""
     interval = np.full((plan.corpus.concepts, kept, 2), np.nan)

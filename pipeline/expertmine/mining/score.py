@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from expertmine.mining.allocator import keep_freed_memory
 from expertmine.mining.scored_rows import mined_and_held_out, scored_rows
-from expertmine.mining.scoring_memory import Room, Work, strips
+from expertmine.mining.scoring_memory import MemoryBudget, Work, strips
 from expertmine.run.ledger import (
     Receipt,
     load_plan,
@@ -32,11 +32,11 @@ from expertmine.run.ledger import (
 )
 from expertmine.run.side_tables import write_null
 from expertmine.run.store import KEPT, STATISTICS, Store, create_store
-from expertmine.storage.locations import Place
+from expertmine.storage.locations import Location
 from expertmine_kernels import ConceptRows, expertise
 
 
-def plan(run: Place) -> list[int]:
+def plan(run: Location) -> list[int]:
     """Make room for the scores, and list the tasks that are still to be done: a block of units and a pooling each.
 
     Raises:
@@ -48,7 +48,7 @@ def plan(run: Place) -> list[int]:
     return missing_tasks(run, frozen, "score")
 
 
-def finish(run: Place) -> None:
+def finish(run: Location) -> None:
     """Check that every block has its receipt.
 
     Raises:
@@ -61,7 +61,7 @@ def finish(run: Place) -> None:
 class NewScorer:
     """Makes a `Scorer` wherever it is called; travels to workers in its stead."""
 
-    run: Place
+    run: Location
     memory: int | None = None
     threads: int = 1
 
@@ -72,7 +72,7 @@ class NewScorer:
 class Scorer:
     """Holds the labels; each call scores one block of units, pooled in one way."""
 
-    def __init__(self, run: Place, memory: int | None = None, threads: int = 1) -> None:
+    def __init__(self, run: Location, memory: int | None = None, threads: int = 1) -> None:
         """Open the store and lay the labels out.
 
         Args:
@@ -83,7 +83,7 @@ class Scorer:
             UserError: a concept has no positive or no negative sentence left, or responses are lost.
             StageError: the memory is too little for one unit.
         """
-        room = Room(run, memory, threads)
+        budget = MemoryBudget(run, memory, threads)
         keep_freed_memory()  # blocks follow blocks of the same size
         self.run = run
         self.plan = load_plan(run)
@@ -100,7 +100,7 @@ class Scorer:
         layout, dtype = self.plan.layout, self.plan.responses.dtype
         _compile(dtype)  # first: that takes memory too
         work = Work(layout.padded_shape[0], self.concepts, self.rows.concepts, dtype)
-        self.strip_units = room.strip_units(work, layout.block_units)
+        self.strip_units = budget.strip_units(work, layout.block_units)
         self._done = 0
 
     def __call__(self, task: int) -> Receipt:

@@ -12,21 +12,21 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from expertmine.corpus.draws import Ids, lots
+from expertmine.corpus.draws import Ids, hash_priorities
 from expertmine.corpus.reader import Corpus, membership
 from expertmine.errors import UserError
 from expertmine.run import sentences
 from expertmine.run.store import Store
 from expertmine.specs.plan import Plan
 from expertmine.specs.settings import Null, ScoringSpec
-from expertmine.storage.locations import Place
+from expertmine.storage.locations import Location
 
 CLASS_RATIO = 1.5
 """Concepts whose numbers of positives, and of negatives, differ by less than this factor may share a null
 distribution."""
 
 
-class Side:
+class LabelSplit:
     """The labels of every concept among some of a corpus's sentences: those mined, or those held out."""
 
     def __init__(self, corpus: Corpus, usable: NDArray[np.bool_]) -> None:
@@ -107,7 +107,9 @@ class ScoredRows:
     """The concept whose labels are shuffled, for each further set; as many sets for each as there are permutations."""
 
 
-def mined_and_held_out(run: Place, plan: Plan, corpus: Corpus, store: Store) -> tuple[Side, Side, NDArray[np.int64]]:
+def mined_and_held_out(
+    run: Location, plan: Plan, corpus: Corpus, store: Store
+) -> tuple[LabelSplit, LabelSplit, NDArray[np.int64]]:
     """The two sides of a run's corpus, among the sentences that the model was run on, and the row of each sentence.
 
     Raises:
@@ -115,16 +117,16 @@ def mined_and_held_out(run: Place, plan: Plan, corpus: Corpus, store: Store) -> 
     """
     rows_of = sentences.rows_of(run, plan, corpus)
     ran = (rows_of >= 0) & (store.read_tokens() > 0)[rows_of]
-    mined = Side(corpus, ran & ~corpus.held_out)
+    mined = LabelSplit(corpus, ran & ~corpus.held_out)
     for concept_id in np.setdiff1d(np.arange(len(corpus.concepts)), mined.concepts):
         raise UserError(
             f"concept {corpus.concepts[concept_id].name!r} has no positive or no negative sentence of at most "
             f"{plan.responses.max_tokens} tokens; raise --max-tokens, or use --too-long truncate"
         )
-    return mined, Side(corpus, ran & corpus.held_out), rows_of
+    return mined, LabelSplit(corpus, ran & corpus.held_out), rows_of
 
 
-def scored_rows(mined: Side, held_out: Side, rows_of: NDArray[np.int64], spec: ScoringSpec) -> ScoredRows:
+def scored_rows(mined: LabelSplit, held_out: LabelSplit, rows_of: NDArray[np.int64], spec: ScoringSpec) -> ScoredRows:
     """Lay out every set of labels."""
     sets = RowSets(rows_of)
     for tag, side in (("mined", mined), ("held out", held_out)):
@@ -175,7 +177,7 @@ def null_classes(positives: NDArray[np.int64], negatives: NDArray[np.int64], nul
     return found
 
 
-def _add_shuffled(sets: RowSets, mined: Side, concept_id: int, negatives: int, spec: ScoringSpec) -> None:
+def _add_shuffled(sets: RowSets, mined: LabelSplit, concept_id: int, negatives: int, spec: ScoringSpec) -> None:
     """Add a concept's sentences as often as there are permutations, each time with as many other positives.
 
     Args:
@@ -201,6 +203,6 @@ def _add_shuffled(sets: RowSets, mined: Side, concept_id: int, negatives: int, s
 def _lowest(ids: Ids, count: int, salt: str) -> NDArray[np.bool_]:
     """(ids,) whether each is among the `count` of lowest lot."""
     numbers = ids.astype(np.uint64)
-    tickets = lots(np.stack([numbers, numbers], axis=1), salt)
+    tickets = hash_priorities(np.stack([numbers, numbers], axis=1), salt)
     among: NDArray[np.bool_] = tickets <= np.partition(tickets, count - 1)[count - 1]
     return among

@@ -11,7 +11,7 @@ import numpy as np
 from expertmine.errors import StageError
 from expertmine.mining.allocator import resident_bytes
 from expertmine.specs.settings import StoredType
-from expertmine.storage.locations import Place
+from expertmine.storage.locations import Location
 from expertmine.telemetry.formats import size
 
 WIDEST_BLOCK = 256
@@ -82,10 +82,10 @@ class Work:
         return min(block_units, (room - self.ranks - block_units * self.block_unit) // self.strip_unit)
 
 
-class Room:
+class MemoryBudget:
     """How much memory a process has for blocks, of what it may hold."""
 
-    def __init__(self, run: Place, memory: int | None, threads: int) -> None:
+    def __init__(self, run: Location, memory: int | None, threads: int) -> None:
         """Begin before anything is loaded.
 
         Args:

@@ -144,7 +144,7 @@ class _WatchedForward:
 
 
 @contextmanager
-def watching(module: nn.Module, maps: Sequence[Map], on_map: OnMap, on_done: OnDone) -> Iterator[None]:
+def intercept_expert_maps(module: nn.Module, maps: Sequence[Map], on_map: OnMap, on_done: OnDone) -> Iterator[None]:
     """While open, `on_map` is called at each run of a map that some token is routed to, and the module runs eagerly.
 
     Args:

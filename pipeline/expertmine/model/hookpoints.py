@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from expertmine.errors import UserError
 from expertmine.model.fused_experts import expert_maps, is_fused, is_readable, map_width
-from expertmine.model.hooks import Place, observing
+from expertmine.model.hooks import Location, observing
 from expertmine.specs.hookpoints import Hookpoint
 
 
@@ -120,7 +120,7 @@ def _glob(paths: dict[str, str], pattern: str) -> list[str]:
 
 
 def _map_names(path: str, module: nn.Module) -> list[str]:
-    return [Place(path, parameter, expert).name for parameter, expert in expert_maps(module)]
+    return [Location(path, parameter, expert).name for parameter, expert in expert_maps(module)]
 
 
 def _no_match(model: PreTrainedModel, pattern: str, paths: Iterable[str]) -> str:
@@ -156,7 +156,7 @@ def find_hookpoints(model: PreTrainedModel, patterns: Sequence[str] = ()) -> tup
     names = matching_names(model, patterns) if patterns else default_names(model)
     if not names:
         raise UserError(f"{type(model).__name__} has no Linear or Conv1D inside transformer blocks; name hookpoints")
-    places = [Place.of(name) for name in names]
+    places = [Location.of(name) for name in names]
     widths: dict[str, int] = {}
 
     def record(name: str, response: torch.Tensor) -> None:
@@ -171,27 +171,27 @@ def find_hookpoints(model: PreTrainedModel, patterns: Sequence[str] = ()) -> tup
     hookpoints: list[Hookpoint] = []
     for name, width in _ordered(model, places, widths).items():
         first = hookpoints[-1].units.stop if hookpoints else 0
-        run = Place.of(name).run
-        only = runs.runs[Place.of(name).path] == 1
+        run = Location.of(name).run
+        only = runs.runs[Location.of(name).path] == 1
         hookpoints.append(Hookpoint(name.removesuffix(f"#{run}") if only else name, width, first))
     return tuple(hookpoints)
 
 
-def _ordered(model: PreTrainedModel, places: Sequence[Place], widths: dict[str, int]) -> dict[str, int]:
+def _ordered(model: PreTrainedModel, places: Sequence[Location], widths: dict[str, int]) -> dict[str, int]:
     """Widths in an order that does not hang on the tokens run: experts that none reached stand among the others."""
-    maps: dict[str, list[Place]] = {}
+    maps: dict[str, list[Location]] = {}
     for place in places:
         if place.parameter is not None:
             maps.setdefault(place.path, []).append(place)
     ordered: dict[str, int] = {}
     for name, width in widths.items():
-        place = Place.of(name)
+        place = Location.of(name)
         if place.parameter is None:
             ordered[name] = width
             continue
         for each in maps[place.path]:
             module = model.get_submodule(each.path)
             ordered.setdefault(
-                Place(each.path, each.parameter, each.expert, place.run).name, map_width(module, str(each.parameter))
+                Location(each.path, each.parameter, each.expert, place.run).name, map_width(module, str(each.parameter))
             )
     return ordered

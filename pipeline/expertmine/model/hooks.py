@@ -21,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils.generic import ModelOutput
 
 from expertmine.errors import UserError
-from expertmine.model.fused_experts import Map, watching
+from expertmine.model.fused_experts import Map, intercept_expert_maps
 
 Recorder = Callable[[str, torch.Tensor], None]
 """Takes a hookpoint's name and what it gives: (batch, tokens, channels) or (batch × tokens, channels)."""
@@ -34,7 +34,7 @@ _NAME = re.compile(r"(?P<path>.+?)(?:\[(?P<expert>\d+)\])?(?:#(?P<run>\d+))?")
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Location:
     """Where in a model a hookpoint is."""
 
     path: str
@@ -46,7 +46,7 @@ class Place:
     """From 1, for a module that runs more than once a pass; None for one that runs once."""
 
     @classmethod
-    def of(cls, name: str) -> Place:
+    def of(cls, name: str) -> Location:
         """The place that a hookpoint's name means."""
         parts = _NAME.fullmatch(name)
         assert parts is not None
@@ -168,7 +168,7 @@ def _counting(model: PreTrainedModel, runs: _Runs) -> Iterator[None]:
 
 
 @contextmanager
-def observing(model: PreTrainedModel, places: Sequence[Place], record: Recorder) -> Iterator[_Runs]:
+def observing(model: PreTrainedModel, places: Sequence[Location], record: Recorder) -> Iterator[_Runs]:
     """While open, `record(name, response)` is called at every run of the places' modules, whatever their `run` is.
 
     The names it is called with all end in the run's number, ``#1`` for the first. Yields the counts of the pass.
@@ -185,7 +185,7 @@ def observing(model: PreTrainedModel, places: Sequence[Place], record: Recorder)
     def reader(path: str) -> Callable[..., None]:
         def read(module: nn.Module, inputs: object, output: object) -> None:
             runs.runs[path] += 1
-            record(Place(path, run=runs.runs[path]).name, runs.check_shape(path, output, response_of(output)))
+            record(Location(path, run=runs.runs[path]).name, runs.check_shape(path, output, response_of(output)))
 
         return read
 
@@ -206,7 +206,7 @@ def _observing_experts(
     wanted = frozenset(maps)
 
     def name(found: Map) -> str:
-        return Place(path, *found, run=runs.runs[path] + 1).name
+        return Location(path, *found, run=runs.runs[path] + 1).name
 
     def on_map(found: Map, tokens: torch.Tensor, output: torch.Tensor, count: int) -> None:
         if found in wanted:
@@ -221,7 +221,7 @@ def _observing_experts(
                 record(name(found), stacked.new_zeros(1, 1).expand(count, stacked.shape[1]))
         runs.runs[path] += 1
 
-    with watching(module, maps, on_map, on_done):
+    with intercept_expert_maps(module, maps, on_map, on_done):
         yield
 
 
@@ -236,12 +236,12 @@ def reading(model: PreTrainedModel, names: Sequence[str], record: Recorder) -> I
         UserError: at the end of a pass, when a module ran another number of times than `names` say; within it, when
             its output is none over the pass's tokens.
     """
-    places = [Place.of(name) for name in names]
+    places = [Location.of(name) for name in names]
     expected: dict[str, int] = {}
     for place in places:
         expected[place.path] = max(expected.get(place.path, 1), place.run or 1)
     # A module's only run has no number in its name.
-    known = {Place(p.path, p.parameter, p.expert, p.run or 1).name: p.name for p in places}
+    known = {Location(p.path, p.parameter, p.expert, p.run or 1).name: p.name for p in places}
 
     def record_known(name: str, response: torch.Tensor) -> None:
         if name in known:
@@ -275,7 +275,7 @@ def changing(model: PreTrainedModel, changes: Mapping[str, Change]) -> Iterator[
     at_experts: dict[str, dict[tuple[Map, int | None], Change]] = defaultdict(dict)
     expected: dict[str, int] = {}
     for name, change in changes.items():
-        place = Place.of(name)
+        place = Location.of(name)
         expected[place.path] = max(expected.get(place.path, 1), place.run or 1)
         if place.parameter is None or place.expert is None:
             at_modules[place.path][place.run] = change
@@ -332,7 +332,7 @@ def _changing_experts(
     def on_done(ran: set[Map], count: int) -> None:
         runs.runs[path] += 1
 
-    with watching(module, [found for found, _ in by_map], on_map, on_done):
+    with intercept_expert_maps(module, [found for found, _ in by_map], on_map, on_done):
         yield
 
 

@@ -29,7 +29,7 @@ FEW_RUNS = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class TokenSpan:
     """Neighbouring sentences of a batch whose pooled tokens stand at the same places, without a gap."""
 
     rows: slice
@@ -48,7 +48,7 @@ class Batch:
     """(sentences, tokens) int64 attention mask; None when all have the same length."""
     pooled: torch.Tensor
     """(sentences, tokens) bool: the tokens that enter the pool."""
-    runs: tuple[Run, ...] | None
+    runs: tuple[TokenSpan, ...] | None
     """The same tokens as slices, which need no mask; None when some sentence's have a gap."""
 
     def halves(self) -> tuple[Batch, Batch]:
@@ -90,7 +90,7 @@ def pooled_tokens(text: TokenisedText, spec: ResponseSpec) -> int:
     return len(text.ids) if spec.special_tokens else sum(text.real)
 
 
-def filling(tokenizer: PreTrainedTokenizerBase) -> int:
+def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """The token that fills short sentences up: the tokenizer's own for it, or else that of the end."""
     candidates = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
     return next(token for token in candidates if isinstance(token, int))
@@ -130,7 +130,7 @@ def _batch(texts: Sequence[TokenisedText], rows: tuple[int, ...], spec: Response
     return Batch(rows, ids, attended, pooled, find_runs(pooled))
 
 
-def find_runs(pooled: torch.Tensor) -> tuple[Run, ...] | None:
+def find_runs(pooled: torch.Tensor) -> tuple[TokenSpan, ...] | None:
     """The pooled tokens (sentences, tokens) as slices, one for neighbours that are alike."""
     first = pooled.int().argmax(1)
     counts = pooled.sum(1)
@@ -138,11 +138,11 @@ def find_runs(pooled: torch.Tensor) -> tuple[Run, ...] | None:
     if not bool((last - first == counts).all()):
         return None
     spans = list(zip(first.tolist(), last.tolist(), strict=True))
-    runs: list[Run] = []
+    runs: list[TokenSpan] = []
     start = 0
     for span, alike in groupby(spans):
         stop = start + len(list(alike))
-        runs.append(Run(slice(start, stop), slice(*span)))
+        runs.append(TokenSpan(slice(start, stop), slice(*span)))
         start = stop
     return tuple(runs)
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from expertmine.index.distribution import BINS, EDGES
 from expertmine.index.experts import Experts
-from expertmine.report.facts import TOP, Best, Overlaps
+from expertmine.report.contents import TOP, Best, Overlaps
 from expertmine.report.style import (
     BLUE,
     FAINT,
@@ -109,7 +109,7 @@ class Whereabouts:
 
 def whereabouts(index: Experts) -> Whereabouts:
     """Count the experts of all concepts together."""
-    hookpoints = index.facts["hookpoints"]
+    hookpoints = index.metadata["hookpoints"]
     names = [hookpoint["name"] for hookpoint in hookpoints]
     kinds = list(dict.fromkeys(_kind(name) for name in names))
     layers = sorted({layer_of(name) for name in names}, key=lambda layer: (layer is None, layer or 0))

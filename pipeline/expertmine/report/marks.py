@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from expertmine.errors import UserError
 from expertmine.model.hooks import reading
 from expertmine.model.load import load_identical
-from expertmine.model.responses import LARGEST, TYPES, Batch, filling, make_batches, pool, prepare
+from expertmine.model.responses import LARGEST, TYPES, Batch, make_batches, padding_id, pool, prepare
 from expertmine.specs.hookpoints import Hookpoint
 from expertmine.specs.plan import Plan
 from expertmine.specs.settings import Pooling, ResponseSpec
@@ -48,13 +48,13 @@ class Marks:
     differing: int
     """Responses that came out differently than they were stored."""
     sentences: int
-    """Run through the model."""
+    """TokenSpan through the model."""
 
 
 def find_marks(
     plan: Plan, pooling: Pooling, texts: Mapping[int, str], wanted: Collection[Wanted], device: str | None = None
 ) -> Marks:
-    """Run sentences through the model of a plan and find the token that each response is from.
+    """TokenSpan sentences through the model of a plan and find the token that each response is from.
 
     That is the token of highest response; with mean pooling the one that adds most, with last pooling the last one.
 
@@ -89,7 +89,7 @@ def find_marks(
         for at, unit in enumerate(units):
             values[unit] = pooled[:, at].cpu(), places[:, at].cpu()
 
-    batches = make_batches(tokenised, kept, spec, filling(loaded.tokenizer))
+    batches = make_batches(tokenised, kept, spec, padding_id(loaded.tokenizer))
     with reading(loaded.model, list(channels), record):
         for batch in track(batches, "tokens", len(batches)):
             running[:] = [batch]

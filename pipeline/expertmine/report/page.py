@@ -24,7 +24,7 @@ from expertmine.evaluate.results import ConceptCurve, Success
 from expertmine.index.experts import Experts
 from expertmine.index.lookup import overlaps
 from expertmine.index.units import Expert
-from expertmine.report import evaluation_figures, facts, figures
+from expertmine.report import contents, evaluation_figures, figures
 from expertmine.report.marks import Marks, Span, Wanted, find_marks
 from expertmine.report.sentences import Shown, UnitSentences, extreme_sentences
 from expertmine.report.small_curve import small_curve
@@ -32,11 +32,11 @@ from expertmine.report.style import PANEL, Panel, alone, inline_svg
 from expertmine.run.ledger import open_corpus
 from expertmine.specs.settings import Pooling
 from expertmine.storage.files import write_atomically
-from expertmine.storage.locations import Place
+from expertmine.storage.locations import Location
 from expertmine.telemetry.formats import p_value
 
 HERE = Path(__file__).parent
-MOST_DETAILS = 300
+MAX_DETAILS = 300
 """Concepts shown in full unless more are asked for."""
 LOOKED_AT = 3
 """Best units of a concept whose sentences are shown."""
@@ -49,12 +49,12 @@ NEAREST = 6
 PAIRS = 100
 SAMPLED = 6
 """Concepts whose steered texts are shown outside of their details."""
-MOST_OVERLAPPING = 3000
+MAX_OVERLAPPING = 3000
 """Concepts of which all pairs are compared; of more, those shown in full."""
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class ReportOptions:
     """What a report is to show."""
 
     title: str | None = None
@@ -84,7 +84,7 @@ class Detail:
 
     name: str
     description: str
-    facts: Mapping[str, Any]
+    metadata: Mapping[str, Any]
     experts: tuple[Expert, ...]
     units: tuple[tuple[Expert, tuple[tuple[str, tuple[Sentence, ...]], ...]], ...]
     """Of each expert looked at: groups of sentences, with a heading each."""
@@ -106,7 +106,9 @@ class Written:
     """Why there are no sentences."""
 
 
-def write_report(run: Place, out: Path, asked: Asked = Asked(), pooling: Pooling | None = None) -> Written:
+def write_report(
+    run: Location, out: Path, asked: ReportOptions = ReportOptions(), pooling: Pooling | None = None
+) -> Written:
     """Write the report of a run, or of an expert index, as one HTML file; the same run gives the same bytes.
 
     Args:
@@ -116,11 +118,11 @@ def write_report(run: Place, out: Path, asked: Asked = Asked(), pooling: Pooling
         UserError: there is no index, an unknown concept was asked for, what is stored is damaged, or the model is not
             there.
     """
-    facts.require_counts(asked.sentences, asked.most_concepts or 0)
-    source = facts.open_source(run, Experts.load(run, pooling))
-    best = facts.Best.of(source.index)
-    most = MOST_DETAILS if asked.most_concepts is None else asked.most_concepts
-    chosen = facts.chosen_details(source, best, asked.concepts, most)
+    contents.require_counts(asked.sentences, asked.most_concepts or 0)
+    source = contents.open_source(run, Experts.load(run, pooling))
+    best = contents.Best.of(source.index)
+    most = MAX_DETAILS if asked.most_concepts is None else asked.most_concepts
+    chosen = contents.chosen_details(source, best, asked.concepts, most)
     units, marks, note = _sentences(source, chosen, asked)
     shared = _overlaps(source.index, chosen)
     details = [_detail(source, name, units.get(name, ()), marks, shared) for name in chosen]
@@ -130,14 +132,14 @@ def write_report(run: Place, out: Path, asked: Asked = Asked(), pooling: Pooling
 
 
 def _sentences(
-    source: facts.Source, chosen: Sequence[str], asked: Asked
+    source: contents.Source, chosen: Sequence[str], asked: ReportOptions
 ) -> tuple[dict[str, tuple[UnitSentences, ...]], Marks | None, str | None]:
     """Sentences of the best units of some concepts, where their tokens are, or why there are none."""
     if not asked.sentences:
         return {}, None, "they were not asked for (`--sentences 0`)"
     if source.plan is None or not chosen:
         return {}, None, source.note
-    pooling: Pooling = source.index.facts["pooling"]
+    pooling: Pooling = source.index.metadata["pooling"]
     experts = {name: source.index[name].top(min(LOOKED_AT, source.index.top_k)) for name in chosen}
     corpus = open_corpus(source.path, source.plan)
     found = extreme_sentences(source.path, source.plan, corpus, pooling, experts, asked.sentences)
@@ -153,18 +155,18 @@ def _sentences(
         raise UserError(f"{error} (`--sentences 0` makes a report without the model)") from error
 
 
-def _overlaps(index: Experts, chosen: Sequence[str]) -> facts.Overlaps:
-    k = min(facts.TOP, index.top_k)
-    names, jaccard = overlaps(index, k, None if len(index) <= MOST_OVERLAPPING else chosen)
-    return facts.Overlaps(tuple(names), jaccard, k)
+def _overlaps(index: Experts, chosen: Sequence[str]) -> contents.Overlaps:
+    k = min(contents.TOP, index.top_k)
+    names, jaccard = overlaps(index, k, None if len(index) <= MAX_OVERLAPPING else chosen)
+    return contents.Overlaps(tuple(names), jaccard, k)
 
 
 def _detail(
-    source: facts.Source,
+    source: contents.Source,
     name: str,
     units: Sequence[UnitSentences],
     marks: Marks | None,
-    shared: facts.Overlaps,
+    shared: contents.Overlaps,
 ) -> Detail:
     found = source.index[name]
     curve = source.curve(name)
@@ -174,13 +176,13 @@ def _detail(
     return Detail(
         name=name,
         description=found.description,
-        facts=source.index.concept_facts(name),
+        metadata=source.index.concept_metadata(name),
         experts=found.top(min(LISTED, len(found))),
         units=tuple((unit.expert, tuple(_groups(unit, marks))) for unit in units),
         nearest=tuple(shared.nearest(name, NEAREST)),
         curve=curve,
         drawing=Markup(drawing),  # figures alone
-        chosen_k=facts.chosen_success(source, name)[0],
+        chosen_k=contents.chosen_success(source, name)[0],
     )
 
 
@@ -207,24 +209,26 @@ def _marked(shown: Shown, span: Span | None) -> Sentence:
 
 
 def _render(
-    source: facts.Source,
-    best: facts.Best,
-    asked: Asked,
+    source: contents.Source,
+    best: contents.Best,
+    asked: ReportOptions,
     details: Sequence[Detail],
-    shared: facts.Overlaps,
+    shared: contents.Overlaps,
     marks: Marks | None,
     note: str | None,
 ) -> str:
-    rows = facts.concept_rows(source, best)
-    shown = facts.known_columns(rows)
+    rows = contents.concept_rows(source, best)
+    shown = contents.known_columns(rows)
     where = figures.whereabouts(source.index)
     script = (HERE / "page.js").read_text()
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["thousands"] = lambda value: f"{value:,}"
-    environment.filters["decimals"] = lambda value, places: facts.number(value, f",.{places}f").shown.replace("-", "−")
-    environment.filters["p"] = partial(_p_value, source.index.facts["scoring"]["permutations"])
+    environment.filters["decimals"] = lambda value, places: contents.number(value, f",.{places}f").shown.replace(
+        "-", "−"
+    )
+    environment.filters["p"] = partial(_p_value, source.index.metadata["scoring"]["permutations"])
     environment.filters["of_interval"] = lambda each: f"{each.mean:.2f} ({each.low:.2f}–{each.high:.2f})"
     return environment.get_template("page.html.j2").render(
         title=asked.title or f"Expert units of {_short(source.index.model.name)}",
@@ -233,10 +237,10 @@ def _render(
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         asked=asked,
         source=source,
-        facts=facts.run_facts(source),
-        scoring=source.index.facts["scoring"],
+        metadata=contents.run_metadata(source),
+        scoring=source.index.metadata["scoring"],
         best=best,
-        columns=[facts.COLUMNS[at] for at in shown],
+        columns=[contents.COLUMNS[at] for at in shown],
         shown=shown,
         rows=rows,
         static_rows=STATIC_ROWS,
@@ -252,7 +256,7 @@ def _render(
         shown_overlaps=min(figures.SHOWN_CONCEPTS, len(shared.names)),
         above=sum(row.above for row in rows),
         steering=source.steering,
-        steps=facts.group_success(source.steering) if source.steering else [],
+        steps=contents.group_success(source.steering) if source.steering else [],
         samples=_sampled(source, details),
         ablation=source.ablation,
         parity=source.parity,
@@ -266,7 +270,7 @@ def _short(model: str) -> str:
 
 
 def _drawings(
-    source: facts.Source, best: facts.Best, where: figures.Whereabouts, shared: facts.Overlaps
+    source: contents.Source, best: contents.Best, where: figures.Whereabouts, shared: contents.Overlaps
 ) -> dict[str, tuple[Iterable[Panel | Figure], tuple[float, float]]]:
     """Every figure of the page: its panels, or it itself, and how large a panel is."""
     found: dict[str, tuple[Iterable[Panel | Figure], tuple[float, float]]] = {
@@ -296,10 +300,10 @@ def _drawn(name: str, panels: Iterable[Panel | Figure], size: tuple[float, float
 
 
 def _p_value(permutations: int, value: float | None) -> str:
-    return facts.DASH if value is None else p_value(value, permutations)
+    return contents.DASH if value is None else p_value(value, permutations)
 
 
-def _table(rows: Sequence[facts.ConceptRow], shown: Sequence[int], details: Sequence[Detail]) -> dict[str, Any]:
+def _table(rows: Sequence[contents.ConceptRow], shown: Sequence[int], details: Sequence[Detail]) -> dict[str, Any]:
     """The table of concepts for the page's script: what is shown, and by what it is sorted where that is another.
 
     Args:
@@ -318,7 +322,7 @@ def _table(rows: Sequence[facts.ConceptRow], shown: Sequence[int], details: Sequ
     }
 
 
-def _cells(row: facts.ConceptRow, shown: Sequence[int]) -> list[facts.Cell]:
+def _cells(row: contents.ConceptRow, shown: Sequence[int]) -> list[contents.TableCell]:
     return [row.cells[at] for at in shown]
 
 
@@ -330,7 +334,9 @@ def _as_json(document: Any) -> Markup:
     return Markup(text)
 
 
-def _sampled(source: facts.Source, details: Sequence[Detail]) -> list[tuple[ConceptCurve, list[tuple[int, Success]]]]:
+def _sampled(
+    source: contents.Source, details: Sequence[Detail]
+) -> list[tuple[ConceptCurve, list[tuple[int, Success]]]]:
     """Evaluated concepts with steered texts: the most successful at their chosen k, at a few steps of it."""
 
     def success(curve: ConceptCurve) -> float:

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from expertmine.corpus.reader import Corpus
 from expertmine.index.units import Expert
-from expertmine.mining.scored_rows import Side, mined_and_held_out
+from expertmine.mining.scored_rows import LabelSplit, mined_and_held_out
 from expertmine.run.store import Store
 from expertmine.specs.plan import Plan
 from expertmine.specs.settings import Pooling
-from expertmine.storage.locations import Place
+from expertmine.storage.locations import Location
 from expertmine.telemetry.progress import track
 
 Label = Literal["positive", "negative", "neither"]
@@ -54,7 +54,7 @@ class UnitSentences:
 
 
 def extreme_sentences(
-    run: Place, plan: Plan, corpus: Corpus, pooling: Pooling, experts: Mapping[str, Sequence[Expert]], count: int
+    run: Location, plan: Plan, corpus: Corpus, pooling: Pooling, experts: Mapping[str, Sequence[Expert]], count: int
 ) -> dict[str, tuple[UnitSentences, ...]]:
     """Sentences of some experts, by concept, in the order given.
 
@@ -87,7 +87,7 @@ def extreme_sentences(
     return {concept: tuple(found[concept, expert.rank] for expert in chosen) for concept, chosen in experts.items()}
 
 
-def _labels(mined: Side, concept_id: int) -> NDArray[np.int8]:
+def _labels(mined: LabelSplit, concept_id: int) -> NDArray[np.int8]:
     """(sentences of the corpus,) 1 for a concept's mined positives, -1 for its mined negatives, 0 for neither."""
     labels = np.zeros(len(mined.usable), np.int8)
     _, pool, removed = mined.pool_of(concept_id)

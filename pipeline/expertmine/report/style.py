@@ -22,7 +22,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from expertmine.errors import UserError
 from expertmine.storage.files import write_atomically
-from expertmine.storage.locations import Place
+from expertmine.storage.locations import Location
 
 INK = "#262626"
 RULE = "#c9c9c9"
@@ -111,7 +111,7 @@ def side_by_side(panels: Sequence[Panel], size: tuple[float, float] = PANEL) -> 
     return figure
 
 
-def save(figure: Figure, path: Place) -> Place:
+def save(figure: Figure, path: Location) -> Location:
     """Write a figure as SVG, PNG or PDF, by the path's suffix; the same figure gives the same bytes.
 
     Raises:

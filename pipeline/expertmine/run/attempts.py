@@ -1,6 +1,6 @@
-"""What each driver of a stage had and met: how much of a machine a worker held, and what was lost on the way.
+"""What each attempt of a stage had and met: how much of a machine a worker held, and what was lost on the way.
 
-A driver is the process that hands a stage's tasks out. It leaves a record beside the news of the run's workers: for
+A attempt is the process that hands a stage's tasks out. It leaves a record beside the news of the run's workers: for
 people and for the bill of what a run has cost. It is news, not a promise: what cannot be written stays unsaid.
 """
 
@@ -13,12 +13,12 @@ from dataclasses import asdict, dataclass, replace
 from expertmine.errors import UserError
 from expertmine.run.ledger import read_records
 from expertmine.specs.plan import Stage
-from expertmine.storage.files import hastily, write_json
-from expertmine.storage.locations import Place
+from expertmine.storage.files import single_attempt, write_json
+from expertmine.storage.locations import Location
 
 
 @dataclass(frozen=True, slots=True)
-class Driver:
+class StageAttempt:
     """One attempt to run a stage to its end."""
 
     stage: Stage
@@ -46,23 +46,23 @@ class Driver:
     """Where Prometheus finds numbers while it runs."""
 
 
-def _folder(run: Place) -> Place:
+def _folder(run: Location) -> Location:
     return run / "workers" / "drivers"
 
 
-def write_driver(run: Place, driver: Driver) -> None:
+def write_attempt(run: Location, attempt: StageAttempt) -> None:
     """Leave a driver's record, in place of what it said before."""
-    with suppress(UserError), hastily():
-        write_json(_folder(run) / f"{driver.began:.3f}-{driver.stage}-{driver.process}.json", asdict(driver))
+    with suppress(UserError), single_attempt():
+        write_json(_folder(run) / f"{attempt.began:.3f}-{attempt.stage}-{attempt.process}.json", asdict(attempt))
 
 
-def read_drivers(run: Place) -> list[Driver]:
-    """Every driver that left a record, the earliest first."""
-    found = [replace(driver, metrics=tuple(driver.metrics)) for driver in read_records(_folder(run), Driver)]
-    return sorted(found, key=lambda driver: driver.began)
+def read_attempts(run: Location) -> list[StageAttempt]:
+    """Every attempt that left a record, the earliest first."""
+    found = [replace(attempt, metrics=tuple(attempt.metrics)) for attempt in read_records(_folder(run), StageAttempt)]
+    return sorted(found, key=lambda attempt: attempt.began)
 
 
-def driver_at(drivers: Sequence[Driver], stage: Stage, moment: float) -> Driver | None:
-    """Who drove a stage at a moment: of `drivers`, the earliest first, the last that had begun."""
-    begun = [driver for driver in drivers if driver.stage == stage and driver.began <= moment]
+def attempt_at(attempts: Sequence[StageAttempt], stage: Stage, moment: float) -> StageAttempt | None:
+    """Who drove a stage at a moment: of `attempts`, the earliest first, the last that had begun."""
+    begun = [attempt for attempt in attempts if attempt.stage == stage and attempt.began <= moment]
     return begun[-1] if begun else None

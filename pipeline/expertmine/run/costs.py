@@ -1,4 +1,4 @@
-"""What a stage has cost, from the receipts of its tasks and the records of its drivers.
+"""What a stage has cost, from the receipts of its tasks and the records of its attempts.
 
 Pure: reads nothing. But for those elapsed, seconds are those in which tasks were under way: making a worker and waiting
 for one are not in them. Tasks of one process overlap, so their seconds are joined, not added.
@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from expertmine.run.attempts import Driver, driver_at
+from expertmine.run.attempts import StageAttempt, attempt_at
 from expertmine.run.ledger import Receipt
 from expertmine.specs.plan import Stage
 
@@ -28,7 +28,7 @@ class Costs:
     workers: int
     """Processes that finished a task."""
     elapsed_seconds: float
-    """Of all drivers; one that was killed counts until its last task was done."""
+    """Of all attempts; one that was killed counts until its last task was done."""
     wall_seconds: float
     """In which any task was under way, by the clocks of the machines."""
     worker_seconds: float
@@ -51,31 +51,31 @@ class Costs:
     """Tasks that were given up, also such as were done later."""
 
 
-def costs_of(stage: Stage, receipts: Sequence[Receipt], drivers: Sequence[Driver], cpus: int) -> Costs:
+def costs_of(stage: Stage, receipts: Sequence[Receipt], attempts: Sequence[StageAttempt], cpus: int) -> Costs:
     """The costs of a stage.
 
     Args:
-        drivers: of any stage, the earliest first.
-        cpus: that a worker held where no driver says.
+        attempts: of any stage, the earliest first.
+        cpus: that a worker held where no attempt says.
     """
     held = defaultdict(list)
     for receipt in receipts:
-        held[receipt.worker, driver_at(drivers, stage, receipt.finished)].append(receipt)
+        held[receipt.worker, attempt_at(attempts, stage, receipt.finished)].append(receipt)
     worker_seconds = cpu_seconds = gpu_seconds = 0.0
-    for (_, driver), own in held.items():
+    for (_, attempt), own in held.items():
         seconds = _joined(own)
         worker_seconds += seconds
-        cpu_seconds += seconds * (cpus if driver is None or driver.cpus_each is None else driver.cpus_each)
-        gpu_seconds += seconds * _gpus(driver, own[0].platform)
+        cpu_seconds += seconds * (cpus if attempt is None or attempt.cpus_each is None else attempt.cpus_each)
+        gpu_seconds += seconds * _gpus(attempt, own[0].platform)
     wall = _joined(receipts)
     counts: Counter[str] = Counter()
     for receipt in receipts:
         counts.update(receipt.counts)
-    own_drivers = [driver for driver in drivers if driver.stage == stage]
+    own_drivers = [attempt for attempt in attempts if attempt.stage == stage]
     return Costs(
         tasks=len(receipts),
         workers=len({receipt.worker for receipt in receipts}),
-        elapsed_seconds=round(sum(_elapsed(driver, receipts, drivers) for driver in own_drivers), 3),
+        elapsed_seconds=round(sum(_elapsed(attempt, receipts, attempts) for attempt in own_drivers), 3),
         wall_seconds=round(wall, 3),
         worker_seconds=round(worker_seconds, 3),
         cpu_seconds=round(cpu_seconds, 3),
@@ -83,25 +83,25 @@ def costs_of(stage: Stage, receipts: Sequence[Receipt], drivers: Sequence[Driver
         counts=dict(counts),
         per_second={name: round(counts[name] / wall, 3) for name in RATED if counts[name] and wall},
         stored_bytes=counts[BYTES] if receipts and all(BYTES in receipt.counts for receipt in receipts) else None,
-        retried=sum(driver.retried for driver in own_drivers),
-        lost=sum(driver.lost for driver in own_drivers),
-        failed=sum(driver.failed for driver in own_drivers),
+        retried=sum(attempt.retried for attempt in own_drivers),
+        lost=sum(attempt.lost for attempt in own_drivers),
+        failed=sum(attempt.failed for attempt in own_drivers),
     )
 
 
-def _gpus(driver: Driver | None, platform: str) -> float:
-    """GPUs that a worker held; where no driver says, one if it computed on one."""
-    if driver is None or driver.gpus_each is None:
+def _gpus(attempt: StageAttempt | None, platform: str) -> float:
+    """GPUs that a worker held; where no attempt says, one if it computed on one."""
+    if attempt is None or attempt.gpus_each is None:
         return float("CUDA" in platform)
-    return driver.gpus_each
+    return attempt.gpus_each
 
 
-def _elapsed(driver: Driver, receipts: Sequence[Receipt], drivers: Sequence[Driver]) -> float:
+def _elapsed(attempt: StageAttempt, receipts: Sequence[Receipt], attempts: Sequence[StageAttempt]) -> float:
     """Seconds from a driver's begin to its end."""
-    if driver.ended is not None:
-        return driver.ended - driver.began
-    own = [each.finished for each in receipts if driver_at(drivers, driver.stage, each.finished) == driver]
-    return max(own, default=driver.began) - driver.began
+    if attempt.ended is not None:
+        return attempt.ended - attempt.began
+    own = [each.finished for each in receipts if attempt_at(attempts, attempt.stage, each.finished) == attempt]
+    return max(own, default=attempt.began) - attempt.began
 
 
 def _joined(receipts: Iterable[Receipt]) -> float:

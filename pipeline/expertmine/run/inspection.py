@@ -12,7 +12,7 @@ from expertmine.errors import UserError
 from expertmine.index.experts import Experts
 from expertmine.index.writer import index_folder
 from expertmine.run import sentences
-from expertmine.run.attempts import Driver, read_drivers
+from expertmine.run.attempts import StageAttempt, read_attempts
 from expertmine.run.costs import Costs, costs_of
 from expertmine.run.ledger import (
     Failure,
@@ -31,7 +31,7 @@ from expertmine.run.side_tables import is_table, tables_are_sound
 from expertmine.run.store import Store
 from expertmine.specs.plan import STAGES, Stage
 from expertmine.storage.files import exists
-from expertmine.storage.locations import Place
+from expertmine.storage.locations import Location
 
 RECENT = 600.0
 """Seconds before the last receipt over which the rate is taken."""
@@ -79,7 +79,7 @@ class Damage:
     task: int
 
 
-def progress_of(run: Place) -> list[StageProgress]:
+def progress_of(run: Location) -> list[StageProgress]:
     """Progress of each stage, from the receipts alone.
 
     Raises:
@@ -87,14 +87,14 @@ def progress_of(run: Place) -> list[StageProgress]:
     """
     require_own(run)
     plan = load_plan(run)
-    drivers = read_drivers(run)
+    attempts = read_attempts(run)
     found = [
         _progress(
             stage,
             receipts := list(read_receipts(run, plan, stage)),
             plan.tasks(stage),
             read_failures(run, stage),
-            costs_of(stage, receipts, drivers, plan.responses.threads if stage == "extract" else 1),
+            costs_of(stage, receipts, attempts, plan.responses.threads if stage == "extract" else 1),
         )
         for stage in STAGES
         if plan.tasks(stage)
@@ -104,15 +104,15 @@ def progress_of(run: Place) -> list[StageProgress]:
     return [*found, StageProgress("reduce", reduced, len(folders), 0.0, {}, {}, None, (), ())]
 
 
-def driven_here(run: Place) -> list[StageProgress]:
+def driven_here(run: Location) -> list[StageProgress]:
     """Progress of each stage if this process has driven one of them, for telling what that has cost; else none."""
-    return progress_of(run) if any(driver.process == worker_name() for driver in read_drivers(run)) else []
+    return progress_of(run) if any(attempt.process == worker_name() for attempt in read_attempts(run)) else []
 
 
-def drivers_of(run: Place) -> list[Driver]:
-    """The last driver of each stage, where it has not ended: it runs, or it was killed."""
-    last = {driver.stage: driver for driver in read_drivers(run)}
-    return [driver for driver in last.values() if driver.ended is None]
+def attempts_of(run: Location) -> list[StageAttempt]:
+    """The last attempt of each stage, where it has not ended: it runs, or it was killed."""
+    last = {attempt.stage: attempt for attempt in read_attempts(run)}
+    return [attempt for attempt in last.values() if attempt.ended is None]
 
 
 def _progress(
@@ -147,7 +147,7 @@ def _sum(receipts: Sequence[Receipt]) -> dict[str, int]:
     return dict(total)
 
 
-def workers_of(run: Place) -> list[Worker]:
+def workers_of(run: Location) -> list[Worker]:
     """Every process that said what it does on the run, the latest first."""
     here = socket.gethostname()
     return [
@@ -166,7 +166,7 @@ def _is_alive(process: int) -> bool:
     return True
 
 
-def verify(run: Place) -> Iterator[Damage | None]:
+def verify(run: Location) -> Iterator[Damage | None]:
     """Read all that was stored again and compare it with the receipts; yields None for each task that is sound.
 
     Raises:
@@ -189,8 +189,8 @@ def verify(run: Place) -> Iterator[Damage | None]:
             raise UserError(f"{folder} belongs to another plan; run `expertmine reduce {run}`")
 
 
-def _index_belongs(folder: Place, fingerprint: str) -> bool:
+def _index_belongs(folder: Location, fingerprint: str) -> bool:
     try:
-        return bool(Experts.load(folder).facts["plan"] == fingerprint)
+        return bool(Experts.load(folder).metadata["plan"] == fingerprint)
     except UserError:  # none yet, or one that a kill left torn: it is not this plan's
         return False

@@ -21,16 +21,16 @@ from threading import Event, Thread
 from typing import TypeVar
 
 from expertmine.errors import StageError, UserError
-from expertmine.storage.files import children, create, exists, hastily, read_each, remove, write_json
-from expertmine.storage.locations import Place, absolute
+from expertmine.storage.files import children, create, exists, read_each, remove, single_attempt, write_json
+from expertmine.storage.locations import Location, absolute
 from expertmine.storage.untrusted import record, visible
 
 Result = TypeVar("Result")
 
-BEAT = 10.0
-"""Seconds between two writings of a driver's file."""
+HEARTBEAT = 10.0
+"""Seconds between two writings of a holder's file."""
 STALE = 40.0
-"""Seconds without one after which a driver of another machine counts as gone."""
+"""Seconds without one after which a holder of another machine counts as gone."""
 POLL = 1.0
 """Seconds between two looks at a file that is watched."""
 FOLDER = "lock"
@@ -39,8 +39,8 @@ _LAST = 253402300799.0
 
 
 @dataclass(frozen=True, slots=True)
-class Driver:
-    """What a driver says of itself."""
+class LeaseHolder:
+    """What a holder says of itself."""
 
     term: int
     machine: str
@@ -52,7 +52,7 @@ class Driver:
     command: str
     since: float
     """Seconds since 1970, UTC."""
-    beats: int = 0
+    heartbeats: int = 0
     """How often the file was written."""
     ended: bool = False
 
@@ -68,13 +68,13 @@ _held: dict[str, Lease] = {}
 class Lease:
     """The right to drive a run, while it lasts."""
 
-    def __init__(self, run: Place, driver: Driver, after: Driver | None) -> None:
-        self.run, self.driver, self.after = run, driver, after
+    def __init__(self, run: Location, holder: LeaseHolder, after: LeaseHolder | None) -> None:
+        self.run, self.holder, self.after = run, holder, after
         self.made = False
         """Whether the run folder was not there before."""
-        self._overtaken: Driver | None = None
+        self._overtaken: LeaseHolder | None = None
         self._over = Event()
-        self._thread = Thread(target=self._beat, daemon=True, name="expertmine-lock")
+        self._thread = Thread(target=self._heartbeat, daemon=True, name="expertmine-lock")
 
     def keep(self, results: Iterator[Result]) -> Iterator[Result]:
         """Pass results on while the lease lasts.
@@ -94,22 +94,22 @@ class Lease:
             StageError: another drives the run by now.
         """
         latest = _latest(_files(self.run))
-        if latest is not None and latest.term > self.driver.term:
+        if latest is not None and latest.term > self.holder.term:
             raise _overtaken(self.run, latest)
 
-    def _beat(self) -> None:
-        while not self._over.wait(BEAT):
-            self.driver = replace(self.driver, beats=self.driver.beats + 1)
+    def _heartbeat(self) -> None:
+        while not self._over.wait(HEARTBEAT):
+            self.holder = replace(self.holder, heartbeats=self.holder.heartbeats + 1)
             # A full disk, a store that is away: they must not end what can go on. The next beat comes soon.
-            with suppress(UserError, OSError), hastily():
+            with suppress(UserError, OSError), single_attempt():
                 self._write()
 
     def _write(self) -> None:
         latest = _latest(_files(self.run))
-        if latest is not None and latest.term > self.driver.term:
+        if latest is not None and latest.term > self.holder.term:
             self._overtaken = latest
         else:
-            write_json(_path(self.run, self.driver.term), asdict(self.driver))
+            write_json(_path(self.run, self.holder.term), asdict(self.holder))
 
     def begin(self) -> None:
         self._thread.start()
@@ -118,15 +118,15 @@ class Lease:
         """Let others drive; where nothing was planned, leave nothing."""
         self._over.set()
         self._thread.join()
-        self.driver = replace(self.driver, ended=True)
-        with suppress(UserError, OSError), hastily():
+        self.holder = replace(self.holder, ended=True)
+        with suppress(UserError, OSError), single_attempt():
             if exists(self.run / "plan.json"):
                 self._write()
             else:
                 self._vanish()
 
     def _vanish(self) -> None:
-        path = _path(self.run, self.driver.term)
+        path = _path(self.run, self.holder.term)
         remove(path)
         with suppress(OSError):  # not empty
             if isinstance(path, Path):
@@ -136,7 +136,7 @@ class Lease:
 
 
 @contextmanager
-def driving(run: Place, command: str, tell: Callable[[str], None] = lambda _: None) -> Iterator[Lease]:
+def driving(run: Location, command: str, tell: Callable[[str], None] = lambda _: None) -> Iterator[Lease]:
     """While open, this process drives a run; one that does already goes on to.
 
     Args:
@@ -162,12 +162,12 @@ def driving(run: Place, command: str, tell: Callable[[str], None] = lambda _: No
         lease.end()
 
 
-def held(run: Place) -> Lease | None:
+def held(run: Location) -> Lease | None:
     """The lease of a run that this process drives; None where it does not."""
     return _held.get(str(absolute(run)))
 
 
-def require(run: Place) -> None:
+def require(run: Location) -> None:
     """Look whether a run that this process drives, if it does, is still its own to drive.
 
     Raises:
@@ -177,11 +177,11 @@ def require(run: Place) -> None:
         lease.require()
 
 
-def _overtaken(run: Place, by: Driver) -> StageError:
+def _overtaken(run: Location, by: LeaseHolder) -> StageError:
     return StageError(f"{run} is driven by {by} by now; this process was silent for too long, and stops")
 
 
-def _take(run: Place, command: str, tell: Callable[[str], None]) -> Lease:
+def _take(run: Location, command: str, tell: Callable[[str], None]) -> Lease:
     files = _files(run)  # once: a later look might show a term that nothing was asked about
     latest = _latest(files)
     if files and (latest is None or latest.term < _term(files[-1])):
@@ -194,7 +194,9 @@ def _take(run: Place, command: str, tell: Callable[[str], None]) -> Lease:
             )
         tell(f"going on for {latest}, which is gone")
     term = _term(files[-1]) + 1 if files else 1
-    own = Driver(term, socket.gethostname(), _home(), os.getpid(), _born(os.getpid()), command, round(time.time(), 3))
+    own = LeaseHolder(
+        term, socket.gethostname(), _home(), os.getpid(), _born(os.getpid()), command, round(time.time(), 3)
+    )
     if not create(_path(run, term), json.dumps(asdict(own)).encode()):
         raise UserError(f"{run}: another process began to drive it in this very moment; {_latest(_files(run))}")
     # One that looked long ago could take a number that was given, and cleared away, since.
@@ -208,47 +210,47 @@ def _take(run: Place, command: str, tell: Callable[[str], None]) -> Lease:
     return Lease(run, own, None if latest is None or latest.ended else latest)
 
 
-def _latest(files: list[Place]) -> Driver | None:
-    """The driver of the highest term whose file is whole; `files` as `_files` has them."""
+def _latest(files: list[Location]) -> LeaseHolder | None:
+    """The holder of the highest term whose file is whole; `files` as `_files` has them."""
     for content in read_each(files[::-1]):
-        if (driver := record(content, Driver)) is not None:
-            return driver
+        if (holder := record(content, LeaseHolder)) is not None:
+            return holder
     return None
 
 
-def _files(run: Place) -> list[Place]:
+def _files(run: Location) -> list[Location]:
     """Of every term that there is one of, in their order."""
     return [path for path in children(run / FOLDER) if re.fullmatch(r"\d{8}\.json", path.name)]
 
 
-def _term(path: Place) -> int:
+def _term(path: Location) -> int:
     return int(path.stem)
 
 
-def _once_whole(path: Place, tell: Callable[[str], None]) -> Driver | None:
+def _once_whole(path: Location, tell: Callable[[str], None]) -> LeaseHolder | None:
     """Who drives by a file that is just being written, or is torn and nobody's."""
     tell(f"{path} is not whole; waiting up to {STALE:.0f} s for whoever writes it")
     until = time.monotonic() + STALE
-    while (driver := _latest([path])) is None and time.monotonic() < until:
+    while (holder := _latest([path])) is None and time.monotonic() < until:
         time.sleep(POLL)
-    return driver
+    return holder
 
 
-def _is_this_process(driver: Driver) -> bool:
+def _is_this_process(holder: LeaseHolder) -> bool:
     """Whether it is a term of our own whose end could not be written."""
-    return (driver.home, driver.process, driver.born) == (_home(), os.getpid(), _born(os.getpid()))
+    return (holder.home, holder.process, holder.born) == (_home(), os.getpid(), _born(os.getpid()))
 
 
-def _is_alive(run: Place, driver: Driver, tell: Callable[[str], None]) -> bool:
-    """Whether a driver is still there: what this machine knows of its own process, or else whether its file changes."""
-    if driver.home == _home() and not _is_hidden(driver.process):
-        return _born(driver.process) == driver.born
-    tell(f"{run} was driven by {driver}; waiting up to {STALE:.0f} s for a sign of it")
+def _is_alive(run: Location, holder: LeaseHolder, tell: Callable[[str], None]) -> bool:
+    """Whether a holder is still there: what this machine knows of its own process, or else whether its file changes."""
+    if holder.home == _home() and not _is_hidden(holder.process):
+        return _born(holder.process) == holder.born
+    tell(f"{run} was driven by {holder}; waiting up to {STALE:.0f} s for a sign of it")
     until = time.monotonic() + STALE
     while time.monotonic() < until:
         time.sleep(POLL)
         latest = _latest(_files(run))
-        if latest != driver:
+        if latest != holder:
             return latest is not None and not latest.ended
     return False
 
@@ -295,5 +297,5 @@ def _without_proc(process: int) -> str:
     return "alive"
 
 
-def _path(run: Place, term: int) -> Place:
+def _path(run: Location, term: int) -> Location:
     return run / FOLDER / f"{term:08d}.json"

@@ -26,15 +26,15 @@ from expertmine.specs.plan import Plan, Stage
 from expertmine.storage.files import (
     children,
     copy,
-    hastily,
     read_each,
     read_json,
     remove,
     remove_folder,
+    single_attempt,
     write_atomically,
     write_json,
 )
-from expertmine.storage.locations import Place, is_remote, same
+from expertmine.storage.locations import Location, is_remote, same
 from expertmine.storage.untrusted import record
 
 Read = TypeVar("Read")
@@ -96,16 +96,16 @@ class Failure:
     """The sentences of a partition that could not be extracted."""
 
 
-def plan_path(run: Place) -> Place:
+def plan_path(run: Location) -> Location:
     return run / "plan.json"
 
 
-def corpus_path(run: Place, identity: CorpusIdentity) -> Place:
+def corpus_path(run: Location, identity: CorpusIdentity) -> Location:
     """Where a run keeps its own copy of a corpus."""
     return run / "corpus" / identity.fingerprint[:16]
 
 
-def require_new_folder(run: Place) -> None:
+def require_new_folder(run: Location) -> None:
     """Refuse to plan a run in a folder of other things.
 
     Raises:
@@ -116,7 +116,7 @@ def require_new_folder(run: Place) -> None:
         raise UserError(f"{run} exists and is no run folder (it has no plan.json); give another one")
 
 
-def freeze(run: Place, plan: Plan, corpus: Corpus, anew: Sequence[Stage] = ()) -> None:
+def freeze(run: Location, plan: Plan, corpus: Corpus, anew: Sequence[Stage] = ()) -> None:
     """Write a plan, after the run's own copy of its corpus, so that the run is whole in itself.
 
     The plan's sentences must be there already (`expertmine.run.sentences.write_segment`). Where another plan was, its
@@ -147,7 +147,7 @@ def freeze(run: Place, plan: Plan, corpus: Corpus, anew: Sequence[Stage] = ()) -
             remove_folder(other)
 
 
-def load_plan(run: Place) -> Plan:
+def load_plan(run: Location) -> Plan:
     """The frozen plan of a run folder.
 
     Raises:
@@ -160,7 +160,7 @@ def load_plan(run: Place) -> Plan:
     return Plan.from_json(document, str(path))
 
 
-def open_corpus(run: Place, plan: Plan) -> Corpus:
+def open_corpus(run: Location, plan: Plan) -> Corpus:
     """The run's own copy of its corpus.
 
     Raises:
@@ -177,7 +177,7 @@ def worker_name() -> str:
     return process_name()
 
 
-def report_worker(run: Place, stage: Stage, platform: str, doing: str, tasks: int) -> None:
+def report_worker(run: Location, stage: Stage, platform: str, doing: str, tasks: int) -> None:
     """Say what this process is doing. It is news, not a promise: what cannot be written stays unsaid."""
     state = WorkerState(stage, socket.gethostname(), os.getpid(), platform, now(), doing, tasks)
     path = run / "workers" / f"{stage}-{worker_name()}.json"
@@ -192,15 +192,15 @@ def report_worker(run: Place, stage: Stage, platform: str, doing: str, tasks: in
         temporary.replace(path)
 
 
-def _tell_store(path: Place, text: str) -> None:
+def _tell_store(path: Location, text: str) -> None:
     """The same at an object store, where each word is a request that work waits for: no more than one in a while."""
     if time.monotonic() - _told.get(str(path), -NEWS_EVERY) >= NEWS_EVERY:
         _told[str(path)] = time.monotonic()
-        with suppress(UserError), hastily():
+        with suppress(UserError), single_attempt():
             write_atomically(path, text.encode())
 
 
-def write_receipt(run: Place, receipt: Receipt) -> None:
+def write_receipt(run: Location, receipt: Receipt) -> None:
     """Make a task done, and its failure of before, if there was one, history.
 
     Raises:
@@ -212,7 +212,7 @@ def write_receipt(run: Place, receipt: Receipt) -> None:
     remove(_task_path(run / "failures", receipt.stage, receipt.task))
 
 
-def read_receipts(run: Place, plan: Plan, stage: Stage) -> Iterator[Receipt]:
+def read_receipts(run: Location, plan: Plan, stage: Stage) -> Iterator[Receipt]:
     """The receipts of a stage that are there, by task.
 
     Raises:
@@ -230,7 +230,7 @@ def read_receipts(run: Place, plan: Plan, stage: Stage) -> Iterator[Receipt]:
         yield receipt
 
 
-def forget_receipts(run: Place, stage: Stage) -> None:
+def forget_receipts(run: Location, stage: Stage) -> None:
     """Have every task of a stage run again.
 
     Raises:
@@ -239,13 +239,13 @@ def forget_receipts(run: Place, stage: Stage) -> None:
     remove_folder(run / "receipts" / stage)
 
 
-def missing_tasks(run: Place, plan: Plan, stage: Stage) -> list[int]:
+def missing_tasks(run: Location, plan: Plan, stage: Stage) -> list[int]:
     """The tasks of a stage that have no receipt yet."""
     done = {receipt.task for receipt in read_receipts(run, plan, stage)}
     return [task for task in range(plan.tasks(stage)) if task not in done]
 
 
-def require_complete(run: Place, plan: Plan, stage: Stage) -> None:
+def require_complete(run: Location, plan: Plan, stage: Stage) -> None:
     """Refuse to go on while a stage has tasks without receipt.
 
     Raises:
@@ -260,12 +260,12 @@ def require_complete(run: Place, plan: Plan, stage: Stage) -> None:
         )
 
 
-def read_workers(run: Place) -> list[WorkerState]:
+def read_workers(run: Location) -> list[WorkerState]:
     """What every worker of the run last said, the latest first."""
     return sorted(read_records(run / "workers", WorkerState), key=lambda state: -state.since)
 
 
-def write_failures(run: Place, failures: Sequence[Failure]) -> None:
+def write_failures(run: Location, failures: Sequence[Failure]) -> None:
     """Keep a report of each task that was given up.
 
     Raises:
@@ -275,12 +275,12 @@ def write_failures(run: Place, failures: Sequence[Failure]) -> None:
         write_json(_task_path(run / "failures", failure.stage, failure.task), asdict(failure))
 
 
-def read_failures(run: Place, stage: Stage) -> list[Failure]:
+def read_failures(run: Location, stage: Stage) -> list[Failure]:
     """The tasks of a stage that were given up and not done since."""
     return read_records(run / "failures" / stage, Failure)
 
 
-def read_records(folder: Place, kind: type[Read]) -> list[Read]:
+def read_records(folder: Location, kind: type[Read]) -> list[Read]:
     """Every record of a folder that is whole, in order of names."""
     paths = [path for path in children(folder) if path.name.endswith(".json") and not path.name.startswith(".")]
     found = [record(content, kind) for content in read_each(paths)]
@@ -292,5 +292,5 @@ def now() -> float:
     return round(time.time(), 3)
 
 
-def _task_path(folder: Place, stage: Stage, task: int) -> Place:
+def _task_path(folder: Location, stage: Stage, task: int) -> Location:
     return folder / stage / f"{task:05d}.json"

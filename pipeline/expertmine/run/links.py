@@ -10,11 +10,11 @@ import os
 from collections.abc import Iterator
 
 from expertmine.errors import UserError
-from expertmine.storage.locations import Place, is_remote
+from expertmine.storage.locations import Location, is_remote
 from expertmine.storage.untrusted import visible
 
 
-def require_own(run: Place) -> None:
+def require_own(run: Location) -> None:
     """Refuse a run folder with a link that leads out of it, or with what is neither a file nor a folder.
 
     The run folder itself may be a link, and links may lead from one place of it to another. Nothing is opened or
@@ -51,7 +51,7 @@ def _is_plain(entry: os.DirEntry[str]) -> bool:
     return plain or not os.path.lexists(entry.path)
 
 
-def _shown(run: Place, home: str, entry: os.DirEntry[str]) -> str:
+def _shown(run: Location, home: str, entry: os.DirEntry[str]) -> str:
     return visible(str(run / os.path.relpath(entry.path, home)))
 
 

@@ -22,7 +22,7 @@ from expertmine.specs.plan import Plan
 from expertmine.specs.settings import Pooling
 from expertmine.storage.file_names import file_name, file_names
 from expertmine.storage.files import write_atomically
-from expertmine.storage.locations import Place
+from expertmine.storage.locations import Location
 from expertmine.telemetry.progress import track
 
 GATHERED = 1_000_000_000
@@ -45,7 +45,7 @@ class _Layer:
 
 
 def export_selfcond(
-    run: Place, out: Path, concepts: Sequence[str] = (), pooling: Pooling | None = None, gathered: int = GATHERED
+    run: Location, out: Path, concepts: Sequence[str] = (), pooling: Pooling | None = None, gathered: int = GATHERED
 ) -> list[Path]:
     """Write the expertise of every unit as the reference does; returns the folder of each concept.
 

@@ -20,7 +20,7 @@ from expertmine.corpus.texts import text_key
 from expertmine.errors import UserError
 from expertmine.specs.identity import Segment
 from expertmine.specs.plan import Plan
-from expertmine.storage.locations import Place
+from expertmine.storage.locations import Location
 from expertmine.storage.tables import read_table, write_table
 
 SCHEMA = pa.schema([("key", pa.large_string()), ("text", pa.large_string())])
@@ -41,7 +41,7 @@ def of_corpus(corpus: Corpus) -> pa.Table:
     return corpus.table("sentences").select(["key", "text"]).cast(SCHEMA)
 
 
-def write_segment(run: Place, at: int, table: pa.Table, partition_rows: int) -> None:
+def write_segment(run: Location, at: int, table: pa.Table, partition_rows: int) -> None:
     """Write the sentences of a segment, whole or not at all.
 
     Raises:
@@ -50,7 +50,7 @@ def write_segment(run: Place, at: int, table: pa.Table, partition_rows: int) -> 
     write_table(_path(run, at), table, row_group_size=partition_rows, use_dictionary=False)
 
 
-def texts(run: Place, plan: Plan, partition: int) -> list[str]:
+def texts(run: Location, plan: Plan, partition: int) -> list[str]:
     """The sentences of one partition, in order of their rows.
 
     Raises:
@@ -69,7 +69,7 @@ def texts(run: Place, plan: Plan, partition: int) -> list[str]:
     return found
 
 
-def rows_of(run: Place, plan: Plan, corpus: Corpus) -> NDArray[np.int64]:
+def rows_of(run: Location, plan: Plan, corpus: Corpus) -> NDArray[np.int64]:
     """The row in which each sentence of a corpus is stored, −1 for those that are not; (sentences,).
 
     Raises:
@@ -84,7 +84,7 @@ def rows_of(run: Place, plan: Plan, corpus: Corpus) -> NDArray[np.int64]:
     return np.where(found >= 0, first[found], -1)
 
 
-def _keys(run: Place, plan: Plan) -> Iterator[pa.Array]:
+def _keys(run: Location, plan: Plan) -> Iterator[pa.Array]:
     for at, segment in enumerate(plan.segments):
         path = _path(run, at)
         try:
@@ -96,5 +96,5 @@ def _keys(run: Place, plan: Plan) -> Iterator[pa.Array]:
         yield table["key"].combine_chunks()
 
 
-def _path(run: Place, at: int) -> Place:
+def _path(run: Location, at: int) -> Location:
     return run / "sentences" / f"{at:05d}.parquet"

@@ -12,7 +12,7 @@ from expertmine.errors import UserError
 from expertmine.specs.plan import Plan
 from expertmine.specs.settings import Pooling
 from expertmine.storage.files import sha256_file
-from expertmine.storage.locations import Place
+from expertmine.storage.locations import Location
 from expertmine.storage.tables import read_table, write_table
 
 NULL, ASSESSMENT, SELECTION = "null", "assessment", "selection"
@@ -32,7 +32,7 @@ _KINDS = {
 
 
 def write_null(
-    run: Place, pooling: Pooling, block: int, shuffled: NDArray[np.int64], max_ap: NDArray[np.float64]
+    run: Location, pooling: Pooling, block: int, shuffled: NDArray[np.int64], max_ap: NDArray[np.float64]
 ) -> dict[str, str]:
     """Keep the best average precision of a block in each shuffle of labels.
 
@@ -49,7 +49,7 @@ def write_null(
     return _write(run, NULL, pooling, block, {"concept": shuffled, "max_ap": max_ap}) if len(shuffled) else {}
 
 
-def read_null(run: Place, plan: Plan, pooling: Pooling) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def read_null(run: Location, plan: Plan, pooling: Pooling) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Whose labels were shuffled, and the best average precision of all units in each shuffle; both (shuffles,).
 
     Raises:
@@ -64,7 +64,7 @@ def read_null(run: Place, plan: Plan, pooling: Pooling) -> tuple[NDArray[np.int6
     return shuffled, highest
 
 
-def write_selection(run: Place, pooling: Pooling, units: NDArray[np.int64]) -> None:
+def write_selection(run: Location, pooling: Pooling, units: NDArray[np.int64]) -> None:
     """Keep which units of each concept are assessed, (concepts, assessed), best first.
 
     Raises:
@@ -73,7 +73,7 @@ def write_selection(run: Place, pooling: Pooling, units: NDArray[np.int64]) -> N
     _write(run, SELECTION, pooling, 0, {"units": pa.FixedSizeListArray.from_arrays(units.ravel(), units.shape[1])})
 
 
-def read_selection(run: Place, pooling: Pooling) -> NDArray[np.int64]:
+def read_selection(run: Location, pooling: Pooling) -> NDArray[np.int64]:
     """(concepts, assessed) the units that are assessed, best first.
 
     Raises:
@@ -84,7 +84,7 @@ def read_selection(run: Place, pooling: Pooling) -> NDArray[np.int64]:
     return found
 
 
-def has_selection(run: Place, pooling: Pooling) -> bool:
+def has_selection(run: Location, pooling: Pooling) -> bool:
     """Whether it is written down which units are assessed."""
     try:
         read_selection(run, pooling)
@@ -94,7 +94,7 @@ def has_selection(run: Place, pooling: Pooling) -> bool:
 
 
 def write_assessment(
-    run: Place,
+    run: Location,
     pooling: Pooling,
     block: int,
     places: tuple[NDArray[np.int64], NDArray[np.int64]],
@@ -127,7 +127,7 @@ def write_assessment(
     return _write(run, ASSESSMENT, pooling, block, columns)
 
 
-def read_assessments(run: Place, plan: Plan, pooling: Pooling) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+def read_assessments(run: Location, plan: Plan, pooling: Pooling) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     """What came of all blocks.
 
     Returns:
@@ -159,7 +159,7 @@ def read_assessments(run: Place, plan: Plan, pooling: Pooling) -> tuple[NDArray[
     return resampled, interval
 
 
-def tables_are_sound(run: Place, checksums: Mapping[str, str]) -> bool:
+def tables_are_sound(run: Location, checksums: Mapping[str, str]) -> bool:
     """Whether the tables among a receipt's objects are there with the bytes that were written."""
     try:
         return all(sha256_file(run / key) == checksum for key, checksum in checksums.items() if is_table(key))
@@ -174,12 +174,12 @@ def is_table(key: str) -> bool:
     return key.split("/")[0] in (NULL, ASSESSMENT)
 
 
-def _write(run: Place, kind: str, pooling: Pooling, block: int, columns: Mapping[str, object]) -> dict[str, str]:
+def _write(run: Location, kind: str, pooling: Pooling, block: int, columns: Mapping[str, object]) -> dict[str, str]:
     key = _key(kind, pooling, block)
     return {key: write_table(run / key, pa.table(columns))}
 
 
-def _read(run: Place, kind: str, pooling: Pooling, block: int) -> pa.Table:
+def _read(run: Location, kind: str, pooling: Pooling, block: int) -> pa.Table:
     path = run / _key(kind, pooling, block)
     try:
         table = read_table(path)

@@ -27,8 +27,8 @@ from zarr.storage import FsspecStore, LocalStore, MemoryStore, StorePath
 from expertmine.errors import UserError
 from expertmine.specs.plan import Plan
 from expertmine.specs.settings import Compression, Pooling
-from expertmine.storage.files import persistently, read_each, remove_folder, sha256_file, sizes, write_atomically
-from expertmine.storage.locations import Place, is_remote
+from expertmine.storage.files import read_each, remove_folder, sha256_file, sizes, with_retries, write_atomically
+from expertmine.storage.locations import Location, is_remote
 from expertmine.storage.untrusted import mismatch
 
 STATISTICS = {
@@ -64,29 +64,29 @@ _REMEDY = "`expertmine verify RUN` says which receipts to remove; run the stage 
 class Store:
     """The arrays of one run, opened for a plan."""
 
-    def __init__(self, run: Place, plan: Plan) -> None:
+    def __init__(self, run: Location, plan: Plan) -> None:
         """Open the store that `create_store` made.
 
         Raises:
             UserError: it is not there, or has another layout than the plan.
         """
         path = run / "store.zarr"
-        twins, expected = _twins(plan)
-        found = _read_descriptions(path, twins)
-        for name in twins:
+        templates, expected = _template_arrays(plan)
+        found = _read_descriptions(path, templates)
+        for name in templates:
             if found[name] is None:
                 raise UserError(
                     f"{path}: cannot be opened as this run's store ({name} is missing); use a new run folder"
                 )
-            if _meaning(found[name]) != _meaning(expected[name]):
+            if _normalised_metadata(found[name]) != _normalised_metadata(expected[name]):
                 raise _another_layout(path / name)
         self.plan = plan
         self._path = path
         self._written: dict[str, int] = {}
         root = _root(path)
         self._arrays: dict[str, zarr.Array[Any]] = {}
-        for name, twin in twins.items():
-            array: zarr.Array[Any] = zarr.Array(zarr.AsyncArray[Any](twin.metadata, StorePath(root, name)))
+        for name, template in templates.items():
+            array: zarr.Array[Any] = zarr.Array(zarr.AsyncArray[Any](template.metadata, StorePath(root, name)))
             # Unit-major in memory as in the store: decoding need not transpose, nor need the kernels.
             self._arrays[name] = array.with_config({"order": "F"}) if name.startswith("responses/") else array
 
@@ -179,7 +179,7 @@ class Store:
 
     def _reading(self, read: Callable[[], Read]) -> Read:
         try:
-            return persistently(self._path, read)
+            return with_retries(self._path, read)
         # What zarr and its codecs raise over torn bytes; the last two where those would have it read endlessly many.
         except (OSError, ValueError, RuntimeError, OverflowError, MemoryError) as error:
             why = str(error) or type(error).__name__
@@ -244,7 +244,7 @@ class Store:
         return self._reading(lambda: np.asarray(array[:, columns]))
 
 
-def create_store(run: Place, plan: Plan) -> None:
+def create_store(run: Location, plan: Plan) -> None:
     """Make the arrays of a run that are not there yet, and lengthen those of a run that has grown.
 
     For one process, before workers open the store.
@@ -253,29 +253,29 @@ def create_store(run: Place, plan: Plan) -> None:
         UserError: the disk is full or refuses, or arrays of another plan are there.
     """
     path = run / "store.zarr"
-    twins, expected = _twins(plan)
+    templates, expected = _template_arrays(plan)
     found = _read_descriptions(path, expected)
     for name, description in expected.items():
-        if name in twins and found[name] is not None:
-            if _meaning(found[name]) == _meaning(description):
+        if name in templates and found[name] is not None:
+            if _normalised_metadata(found[name]) == _normalised_metadata(description):
                 continue
             if name.startswith("expertise/"):  # of another plan's concepts; all is scored anew
                 remove_folder(path / name)
             elif not _is_longer(description, found[name]):
                 raise _another_layout(path / name)
-        if name in twins or found[name] is None:
+        if name in templates or found[name] is None:
             write_atomically(path / name / DESCRIPTION, description)
 
 
-def _twins(plan: Plan) -> tuple[dict[str, zarr.Array[Any]], dict[str, bytes]]:
+def _template_arrays(plan: Plan) -> tuple[dict[str, zarr.Array[Any]], dict[str, bytes]]:
     """The arrays of a plan's store, made in memory and empty; and the descriptions, of the groups above them too."""
     objects: dict[str, Buffer] = {}
     group = zarr.open_group(MemoryStore(objects), mode="w")
-    twins = {name: group.create_array(name, **layout) for name, layout in _layouts(plan).items()}
-    return twins, {key.removesuffix(DESCRIPTION).rstrip("/"): each.to_bytes() for key, each in objects.items()}
+    templates = {name: group.create_array(name, **layout) for name, layout in _layouts(plan).items()}
+    return templates, {key.removesuffix(DESCRIPTION).rstrip("/"): each.to_bytes() for key, each in objects.items()}
 
 
-def _read_descriptions(path: Place, names: Iterable[str]) -> dict[str, bytes | None]:
+def _read_descriptions(path: Location, names: Iterable[str]) -> dict[str, bytes | None]:
     """The beginning of each description, as far as an honest one goes; None where there is none.
 
     Raises:
@@ -285,7 +285,7 @@ def _read_descriptions(path: Place, names: Iterable[str]) -> dict[str, bytes | N
     return dict(zip(places, read_each(list(places.values()), LARGEST_DESCRIPTION + 1), strict=True))
 
 
-def _meaning(description: bytes | None) -> dict[str, Any] | None:
+def _normalised_metadata(description: bytes | None) -> dict[str, Any] | None:
     """What a description says, without what goes without saying; None for one that nobody of ours wrote."""
     try:
         said = json.loads(description or b"") if len(description or b"") <= LARGEST_DESCRIPTION else None
@@ -296,18 +296,18 @@ def _meaning(description: bytes | None) -> dict[str, Any] | None:
 
 def _is_longer(description: bytes, than: bytes | None) -> bool:
     """Whether one array is another with more rows."""
-    new, old = _meaning(description), _meaning(than)
+    new, old = _normalised_metadata(description), _normalised_metadata(than)
     if new is None or old is None or {**new, "shape": None} != {**old, "shape": None}:
         return False
     shape = old["shape"]
     return mismatch(shape, [int]) is None and shape[1:] == new["shape"][1:] and [0] < shape < new["shape"]
 
 
-def _another_layout(path: Place) -> UserError:
+def _another_layout(path: Location) -> UserError:
     return UserError(f"{path} has another layout than the plan; use a new run folder")
 
 
-def _root(path: Place) -> LocalStore | FsspecStore:
+def _root(path: Location) -> LocalStore | FsspecStore:
     """A store as zarr takes it. It has an event loop of its own, and therefore a client of its own."""
     if is_remote(path):
         return FsspecStore.from_url(str(path), storage_options=dict(path.storage_options), read_only=True)
@@ -326,8 +326,8 @@ def encoded_size(responses: NDArray[np.floating[Any]], block_units: int, compres
 def _encode(layout: Mapping[str, Any], values: NDArray[Any]) -> Buffer:
     """One object of an array, a chunk or a shard, as bytes; `values` is all of it."""
     objects: dict[str, Buffer] = {}
-    twin = zarr.create_array(MemoryStore(objects), **{**layout, "shape": values.shape})
-    twin[...] = values
+    template = zarr.create_array(MemoryStore(objects), **{**layout, "shape": values.shape})
+    template[...] = values
     (key,) = objects.keys() - {"zarr.json"}
     return objects[key]
 

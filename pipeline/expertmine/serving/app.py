@@ -18,11 +18,11 @@ from starlette.types import Receive, Scope, Send
 
 from expertmine.errors import UserError
 from expertmine.index.experts import Experts
-from expertmine.serving.answers import Answer
 from expertmine.serving.batching import Batcher, Busy, Ended, Job, News, Writer
 from expertmine.serving.catalogue import Catalogue
 from expertmine.serving.completions import Limits, of_request, parse, served_name, unknown_concept
 from expertmine.serving.refusals import Refusal, of_field
+from expertmine.serving.responses import CompletionResponse
 from expertmine.steering.generation import GenerationRequest
 
 BODY_SECONDS = 30
@@ -77,7 +77,7 @@ def new_app(service: Service) -> FastAPI:
     async def completions(request: Request) -> Response:
         asked = parse(await _read(request, service.limits.body), service.experts, service.limits)
         tokens = await asyncio.to_thread(_check, service.writer, asked.requests)
-        answer = Answer(asked, name, tokens)
+        answer = CompletionResponse(asked, name, tokens)
         news: asyncio.Queue[News] = asyncio.Queue()
         job = Job(asked.requests, _teller(news))
         try:
@@ -205,7 +205,7 @@ def _refusal(ended: Ended) -> Refusal:
             return Refusal(500, ended.message, "internal_error")
 
 
-async def _events(first: News, news: asyncio.Queue[News], answer: Answer) -> AsyncIterator[str]:
+async def _events(first: News, news: asyncio.Queue[News], answer: CompletionResponse) -> AsyncIterator[str]:
     """Server-sent events. One that ends with an error has no ``[DONE]``."""
     try:
         item = first

@@ -23,7 +23,7 @@ class Catalogue:
         self.entries = [
             {
                 "name": name,
-                "description": experts.concept_facts(name)["description"],
+                "description": experts.concept_metadata(name)["description"],
                 "best_ap": without_nan(float(ap)),
                 "chosen_k": experts.chosen_k(name),
             }
@@ -46,9 +46,9 @@ class Catalogue:
             UnknownConcept: there is none of that name.
         """
         found = self.experts[name]
-        facts = {key: without_nan(value) for key, value in self.experts.concept_facts(name).items()}
+        metadata = {key: without_nan(value) for key, value in self.experts.concept_metadata(name).items()}
         return {
-            **facts,
+            **metadata,
             "best_ap": without_nan(found[0].ap),
             "chosen_k": self.experts.chosen_k(name),
             "experts_kept": len(found),

@@ -16,7 +16,7 @@ from expertmine.serving.refusals import Refusal, of_field
 from expertmine.steering.assignment import Conflicts, Steering, Tokens, usual_k
 from expertmine.steering.generation import GenerationRequest
 
-MOST_CONCEPTS = 32
+MAX_CONCEPTS = 32
 """Concepts of one request."""
 
 
@@ -45,7 +45,7 @@ class Body(BaseModel):
     stream: bool = False
     model: str | None = None
     user: str | None = None
-    concept: Texts = Field([], max_length=MOST_CONCEPTS)
+    concept: Texts = Field([], max_length=MAX_CONCEPTS)
     k: int | None = None
     forcing: Forcing = "mean"
     strength: float = 1.0
@@ -69,7 +69,7 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class CompletionRequest:
     """A request, understood."""
 
     requests: tuple[GenerationRequest, ...]
@@ -87,7 +87,7 @@ def served_name(experts: Experts) -> str:
     return name.rstrip("/").rpartition("/")[2] if name.startswith(("/", ".", "~")) else name
 
 
-def parse(body: bytes, experts: Experts, limits: Limits) -> Asked:
+def parse(body: bytes, experts: Experts, limits: Limits) -> CompletionRequest:
     """What a body asks for.
 
     Raises:
@@ -139,7 +139,7 @@ def parse(body: bytes, experts: Experts, limits: Limits) -> Asked:
         )
     except UserError as error:
         raise of_request(error) from None
-    return Asked(requests, read.stream, seed, k_from)
+    return CompletionRequest(requests, read.stream, seed, k_from)
 
 
 def _load(body: bytes) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from expertmine.errors import UserError
 from expertmine.runtime.failures import Failed
 from expertmine.specs.settings import Pooling
-from expertmine.storage.locations import Place, absolute
+from expertmine.storage.locations import Location, absolute
 
 if TYPE_CHECKING:
     from expertmine.mining.mine import ExtractExecutor
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def run_generate(
-    index: Place | str,
+    index: Location | str,
     requests: Sequence[GenerationRequest],
     executor: ExtractExecutor,
     pooling: Pooling | None = None,

@@ -208,7 +208,7 @@ class Server(uvicorn.Server):
 
 
 def run(server: Server, bound: socket.socket) -> None:
-    """Answer until SIGINT or SIGTERM, or until the server is told that it should exit.
+    """CompletionResponse until SIGINT or SIGTERM, or until the server is told that it should exit.
 
     Raises:
         UserError: another took the port meanwhile.

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from expertmine.specs.checks import require
 
-MOST_TASKS = 1_000_000
+MAX_TASKS = 1_000_000
 """Of a stage; each leaves files of its own."""
-MOST_SEGMENTS = 1_000
+MAX_SEGMENTS = 1_000
 """Times that a corpus may grow, less one."""
-MOST_CELLS = 2**31
+MAX_CELLS = 2**31
 """Rows of a store, or numbers in one of its shards, which are held in memory."""
 
 
@@ -37,14 +37,14 @@ class Layout:
         require(bool(self.segments) and min(sizes) >= 1, "layout: nothing to store")
         require(self.shard_units % self.block_units == 0, "layout: a shard must hold whole chunks")
         require(
-            len(self.segments) <= MOST_SEGMENTS,
-            f"layout: {len(self.segments):,} segments, at most {MOST_SEGMENTS:,}; plan the grown corpus as a new run",
+            len(self.segments) <= MAX_SEGMENTS,
+            f"layout: {len(self.segments):,} segments, at most {MAX_SEGMENTS:,}; plan the grown corpus as a new run",
         )
         tasks, cells = max(self.partitions, self.blocks), self.partition_rows * self.shard_units
-        require(tasks <= MOST_TASKS, f"layout: {tasks:,} tasks of a stage, at most {MOST_TASKS:,}; cut it coarser")
+        require(tasks <= MAX_TASKS, f"layout: {tasks:,} tasks of a stage, at most {MAX_TASKS:,}; cut it coarser")
         require(
-            max(cells, self.padded_shape[0]) <= MOST_CELLS,
-            f"layout: {self.padded_shape[0]:,} rows in shards of {cells:,} numbers, at most {MOST_CELLS:,} of each",
+            max(cells, self.padded_shape[0]) <= MAX_CELLS,
+            f"layout: {self.padded_shape[0]:,} rows in shards of {cells:,} numbers, at most {MAX_CELLS:,} of each",
         )
 
     @property

@@ -17,7 +17,7 @@ from expertmine.specs.hookpoints import Hookpoint
 from expertmine.specs.identity import CorpusIdentity, ModelIdentity, Segment
 from expertmine.specs.layout import Layout
 from expertmine.specs.settings import Compression, Pooling, ResponseSpec, ScoringSpec
-from expertmine.storage.untrusted import mismatch, shape_of
+from expertmine.storage.untrusted import mismatch, schema_of
 
 PLAN_FORMAT = 3
 
@@ -148,7 +148,7 @@ class Plan:
         return None
 
 
-_PLAN = shape_of(Plan)
+_PLAN = schema_of(Plan)
 """The shape of ``plan.json``."""
 
 

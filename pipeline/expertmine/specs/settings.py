@@ -19,9 +19,9 @@ Autocast = Literal["none", "bfloat16", "float16"]
 WeightsType = Literal["float32", "bfloat16"]
 Codec = Literal["zstd", "lz4", "none"]
 Shuffle = Literal["bitshuffle", "shuffle", "noshuffle"]
-MOST_DRAWN = 100_000
+MAX_DRAWN = 100_000
 """Times that labels are shuffled, or sentences drawn anew."""
-MOST_THREADS = 4096
+MAX_THREADS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class ResponseSpec:
             self.batch_tokens >= self.max_tokens,
             f"batch_tokens is {self.batch_tokens}: expected at least one sentence of max_tokens, {self.max_tokens}",
         )
-        require(1 <= self.threads <= MOST_THREADS, f"threads is {self.threads}: expected 1 to {MOST_THREADS}")
+        require(1 <= self.threads <= MAX_THREADS, f"threads is {self.threads}: expected 1 to {MAX_THREADS}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,7 @@ class ScoringSpec:
         require(self.keep is None or self.keep >= 1, f"keep is {self.keep}: expected at least 1 unit a block")
         require_word("null", self.null, Null)
         for name, drawn in (("permutations", self.permutations), ("resamples", self.resamples)):
-            require(0 <= drawn <= MOST_DRAWN, f"{name} are {drawn}: expected 0 or more, at most {MOST_DRAWN:,}")
+            require(0 <= drawn <= MAX_DRAWN, f"{name} are {drawn}: expected 0 or more, at most {MAX_DRAWN:,}")
 
 
 @dataclass(frozen=True, slots=True)

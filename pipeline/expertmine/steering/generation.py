@@ -17,12 +17,12 @@ from expertmine.errors import UserError
 from expertmine.index.experts import Experts
 from expertmine.index.units import Units
 from expertmine.model.load import LoadedModel, load_identical, refuse_encoder, tokenise
-from expertmine.model.responses import filling
+from expertmine.model.responses import padding_id
 from expertmine.specs.settings import Pooling
 from expertmine.steering.assignment import Steering
 from expertmine.steering.decoding import Decoding, RowSampler, StepStreamer, Stopper
 from expertmine.steering.interventions import Steered, steer_rows
-from expertmine.storage.locations import Place
+from expertmine.storage.locations import Location
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ class Piece:
 class NewGenerator:
     """Makes a `Generator` wherever it is called; travels to an actor in its stead."""
 
-    index: Place | str
+    index: Location | str
     pooling: Pooling | None = None
     device: str | None = None
     model: str | None = None
@@ -106,7 +106,7 @@ class Generator:
 
     def __init__(
         self,
-        index: Place | str,
+        index: Location | str,
         device: str | None = None,
         pooling: Pooling | None = None,
         model: str | None = None,
@@ -242,7 +242,7 @@ class _Batch:
             on_step: called with the next token of every row, also of those that have ended.
         """
         model: Any = self.loaded.model  # `generate` is typed for a protocol that no model class declares
-        pad = filling(self.loaded.tokenizer)
+        pad = padding_id(self.loaded.tokenizer)
         longest = max(map(len, self.prompts))
         rows = [self.prompts[owner] for owner in self.owners]
         ids = torch.tensor([[pad] * (longest - len(row)) + row for row in rows], device=model.device)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from expertmine.errors import StageError, UserError
-from expertmine.storage.locations import Place, is_remote
+from expertmine.storage.locations import Location, is_remote
 
 Result = TypeVar("Result")
 
@@ -54,7 +54,7 @@ _WITHOUT_KEYS = (
 """So are these, of clients that have no credentials; named, since the clients' libraries need not be installed."""
 
 
-def persistently(where: Place, request: Callable[[], Result]) -> Result:
+def with_retries(where: Location, request: Callable[[], Result]) -> Result:
     """Do something at a place; on an object store again and again, with pauses, while it may yet succeed.
 
     Raises:
@@ -84,7 +84,7 @@ def persistently(where: Place, request: Callable[[], Result]) -> Result:
 
 
 @contextmanager
-def hastily() -> Iterator[None]:
+def single_attempt() -> Iterator[None]:
     """Within, requests to object stores are made once: for news and farewells, which nobody should wait for."""
     before = _hasty.set(True)
     try:
@@ -94,7 +94,7 @@ def hastily() -> Iterator[None]:
 
 
 @contextmanager
-def writing(path: Place) -> Iterator[None]:
+def writing(path: Location) -> Iterator[None]:
     """Tell the user when a disk is full or refuses, or an object store cannot be reached.
 
     Raises:
@@ -111,7 +111,7 @@ def writing(path: Place) -> Iterator[None]:
         ) from error
 
 
-def make_folder(path: Place) -> None:
+def make_folder(path: Location) -> None:
     """Make a folder and those above it, where there are such things as folders.
 
     Raises:
@@ -122,7 +122,7 @@ def make_folder(path: Place) -> None:
             path.mkdir(parents=True, exist_ok=True)
 
 
-def write_atomically(path: Place, content: bytes) -> None:
+def write_atomically(path: Location, content: bytes) -> None:
     """Write a file: readers see all of it or none, and it is on the disk itself when this returns.
 
     Raises:
@@ -130,13 +130,13 @@ def write_atomically(path: Place, content: bytes) -> None:
     """
     if is_remote(path):
         with writing(path):
-            persistently(path, lambda: path.fs.pipe_file(path.path, content))
+            with_retries(path, lambda: path.fs.pipe_file(path.path, content))
         return
     with writing(path), _flushed(path, content) as temporary:
         temporary.replace(path)
 
 
-def create(path: Place, content: bytes) -> bool:
+def create(path: Location, content: bytes) -> bool:
     """Write a file that must not be there yet; of several who try, one does. Returns whether it was this one.
 
     Raises:
@@ -145,7 +145,7 @@ def create(path: Place, content: bytes) -> bool:
     if is_remote(path):
         with writing(path):
             try:
-                persistently(path, lambda: path.fs.pipe_file(path.path, content, mode="create"))
+                with_retries(path, lambda: path.fs.pipe_file(path.path, content, mode="create"))
             except FileExistsError:
                 # Perhaps by an attempt of our own whose answer was lost.
                 return read_bytes(path) == content
@@ -191,21 +191,21 @@ def _flushed(path: Path, content: bytes) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_json(path: Place, document: Any) -> None:
+def write_json(path: Location, document: Any) -> None:
     write_atomically(path, (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-def read_bytes(path: Place) -> bytes:
+def read_bytes(path: Location) -> bytes:
     """All of a file.
 
     Raises:
         FileNotFoundError: there is none.
         OSError: it cannot be read.
     """
-    return persistently(path, path.read_bytes)
+    return with_retries(path, path.read_bytes)
 
 
-def read_each(paths: Sequence[Place], most: int | None = None) -> Iterator[bytes | None]:
+def read_each(paths: Sequence[Location], most: int | None = None) -> Iterator[bytes | None]:
     """Each of many small files of one place, None where there is none; many at a time from an object store.
 
     Args:
@@ -223,7 +223,7 @@ def read_each(paths: Sequence[Place], most: int | None = None) -> Iterator[bytes
         yield from found
 
 
-def _beginning(path: Place, most: int | None) -> bytes | None:
+def _beginning(path: Location, most: int | None) -> bytes | None:
     try:
         with path.open("rb") as file:
             return file.read(-1 if most is None else most)
@@ -231,7 +231,7 @@ def _beginning(path: Place, most: int | None) -> bytes | None:
         return None
 
 
-def _read_together(paths: Sequence[Place], most: int | None) -> list[bytes | None]:
+def _read_together(paths: Sequence[Location], most: int | None) -> list[bytes | None]:
     remote = [path for path in paths if is_remote(path)]
     first, names = remote[0], [path.path for path in remote]
 
@@ -246,10 +246,10 @@ def _read_together(paths: Sequence[Place], most: int | None) -> list[bytes | Non
                 raise answer
         return [None if isinstance(answer, Exception) else answer for answer in found]
 
-    return persistently(first, request)
+    return with_retries(first, request)
 
 
-def read_json(path: Place, what: str) -> Any:
+def read_json(path: Location, what: str) -> Any:
     """Parse a JSON file.
 
     Raises:
@@ -265,19 +265,19 @@ def read_json(path: Place, what: str) -> Any:
         raise UserError(f"{path}: cannot be read ({error}); expected {what}") from error
 
 
-def exists(path: Place) -> bool:
+def exists(path: Location) -> bool:
     """Whether there is a file or a folder.
 
     Raises:
         UserError: the object store cannot be reached, or does not let us in.
     """
     try:
-        return persistently(path, path.exists)
+        return with_retries(path, path.exists)
     except _TROUBLE as error:
         raise UserError(f"{path}: cannot be looked at ({error})") from error
 
 
-def children(folder: Place) -> list[Place]:
+def children(folder: Location) -> list[Location]:
     """What lies in a folder, in order of names; nothing where there is none.
 
     Raises:
@@ -285,7 +285,7 @@ def children(folder: Place) -> list[Place]:
     """
     try:
         if is_remote(folder):
-            found = persistently(folder, lambda: folder.fs.ls(folder.path, detail=False, refresh=True))
+            found = with_retries(folder, lambda: folder.fs.ls(folder.path, detail=False, refresh=True))
             names = [name.rstrip("/").rpartition("/")[2] for name in found if name.rstrip("/") != folder.path]
         else:
             names = [path.name for path in folder.iterdir()]
@@ -296,14 +296,14 @@ def children(folder: Place) -> list[Place]:
     return [folder / name for name in sorted(names)]
 
 
-def sizes(folder: Place) -> dict[str, int]:
+def sizes(folder: Location) -> dict[str, int]:
     """Bytes of every file under a folder, by its path in it; nothing where there is none.
 
     Raises:
         OSError: it cannot be read.
     """
     if is_remote(folder):
-        found = persistently(folder, lambda: folder.fs.find(folder.path, detail=True))
+        found = with_retries(folder, lambda: folder.fs.find(folder.path, detail=True))
         start = len(folder.path.rstrip("/")) + 1
         return {name[start:]: int(info["size"]) for name, info in found.items()}
     return {
@@ -313,7 +313,7 @@ def sizes(folder: Place) -> dict[str, int]:
     }
 
 
-def remove(path: Place) -> None:
+def remove(path: Location) -> None:
     """Have a file gone.
 
     Raises:
@@ -321,12 +321,12 @@ def remove(path: Place) -> None:
     """
     with writing(path), suppress(FileNotFoundError):
         if is_remote(path):
-            persistently(path, lambda: path.fs.rm_file(path.path))
+            with_retries(path, lambda: path.fs.rm_file(path.path))
         else:
             path.unlink()
 
 
-def remove_folder(folder: Place) -> None:
+def remove_folder(folder: Location) -> None:
     """Have a folder gone, with all that is in it.
 
     Raises:
@@ -334,12 +334,12 @@ def remove_folder(folder: Place) -> None:
     """
     with writing(folder), suppress(FileNotFoundError):
         if is_remote(folder):
-            persistently(folder, lambda: folder.fs.rm(folder.path, recursive=True))
+            with_retries(folder, lambda: folder.fs.rm(folder.path, recursive=True))
         else:
             shutil.rmtree(folder)
 
 
-def copy(source: Place, target: Place) -> None:
+def copy(source: Location, target: Location) -> None:
     """Copy a file, whole or not at all, however large.
 
     Raises:
@@ -348,9 +348,9 @@ def copy(source: Place, target: Place) -> None:
     with writing(target), ExitStack() as spare:
         here = source if not is_remote(source) else Path(spare.enter_context(tempfile.TemporaryDirectory())) / "file"
         if is_remote(source):
-            persistently(source, lambda: source.fs.get_file(source.path, str(here)))
+            with_retries(source, lambda: source.fs.get_file(source.path, str(here)))
         if is_remote(target):
-            persistently(target, lambda: target.fs.put_file(str(here), target.path))
+            with_retries(target, lambda: target.fs.put_file(str(here), target.path))
         else:
             make_folder(target.parent)
             temporary = target.with_name(f".{target.name}.{os.getpid()}")
@@ -371,7 +371,7 @@ def flush(path: Path) -> None:
         os.close(handle)
 
 
-def sha256_file(path: Place) -> str:
+def sha256_file(path: Location) -> str:
     """Of a file's bytes.
 
     Raises:

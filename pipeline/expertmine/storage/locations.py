@@ -16,7 +16,7 @@ from upath.registry import available_implementations
 
 from expertmine.errors import UserError
 
-Place: TypeAlias = Path | UPath
+Location: TypeAlias = Path | UPath
 """A file or folder, here or on an object store."""
 
 EXAMPLE = "s3://bucket/folder"
@@ -28,7 +28,7 @@ multiply the time until a failure is reported. No client caches listings: other 
 _REMEDY = "for s3, `pip install 'expertmine[s3]'`"
 
 
-def place(text: str | Path) -> Place:
+def location(text: str | Path) -> Location:
     """A place from what a user wrote: a path, or a URL of any kind that fsspec knows.
 
     Keys are those that the library of the store finds by itself (environment, profile, role of the machine); one in the
@@ -64,16 +64,16 @@ def place(text: str | Path) -> Place:
     return found
 
 
-def is_remote(where: Place) -> TypeIs[UPath]:
+def is_remote(where: Location) -> TypeIs[UPath]:
     """Whether a place is on an object store: no renaming, no folders, every request a round trip."""
     return not isinstance(where, Path)
 
 
-def same(one: Place, other: Place) -> bool:
+def same(one: Location, other: Location) -> bool:
     """Whether two places are one, by links and other ways of writing it as well."""
     return str(one.resolve()) == str(other.resolve())
 
 
-def absolute(where: Place) -> Place:
+def absolute(where: Location) -> Location:
     """The same place as another working folder sees it."""
     return where.absolute() if isinstance(where, Path) else where

@@ -15,8 +15,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from expertmine.storage.files import persistently, read_bytes, sha256_file, write_atomically
-from expertmine.storage.locations import Place, is_remote
+from expertmine.storage.files import read_bytes, sha256_file, with_retries, write_atomically
+from expertmine.storage.locations import Location, is_remote
 from expertmine.storage.untrusted import visible
 
 UNFOLDED = 1_000
@@ -27,7 +27,7 @@ _PIECE, _CHUNK = 256, 1 << 16
 """Rows that are taken in at a time, and rows that lie together after that."""
 
 
-def write_table(path: Place, table: pa.Table, **options: Any) -> str:
+def write_table(path: Location, table: pa.Table, **options: Any) -> str:
     """Write a table whole or not at all; returns the checksum of its file.
 
     Args:
@@ -44,7 +44,7 @@ def write_table(path: Place, table: pa.Table, **options: Any) -> str:
 
 
 def read_table(
-    path: Place,
+    path: Location,
     columns: Sequence[str] | None = None,
     row_group: int | None = None,
     schema: pa.Schema | None = None,
@@ -78,7 +78,7 @@ def read_table(
             ):
                 return read(file, remote.size)
 
-        return persistently(path, fetch)
+        return with_retries(path, fetch)
     with pq.ParquetFile(path, memory_map=True) as file:
         return read(file, path.stat().st_size)
 
@@ -168,12 +168,12 @@ def _least_width(kind: pa.DataType) -> int:
 class TableFile:
     """A table's file that is read more than once; fetched where it lies on an object store."""
 
-    path: Place
+    path: Location
     content: bytes | None
     """None for a file of this machine."""
 
     @classmethod
-    def of(cls, path: Place) -> TableFile:
+    def of(cls, path: Location) -> TableFile:
         """Raises:
         FileNotFoundError: it is not there.
         """

@@ -79,21 +79,21 @@ def _shape_of(kind: type) -> Any:
     return {field.name: _shape_of_hint(hints[field.name]) for field in fields(kind)}
 
 
-shape_of: Callable[[type], Any] = cache(_shape_of)
+schema_of: Callable[[type], Any] = cache(_shape_of)
 
 
 def record(content: bytes | None, kind: type[Record]) -> Record | None:
     """A small record that a dataclass was written as, in JSON; None where there is none that is whole."""
     try:
         document = json.loads(content or b"")
-        return None if mismatch(document, shape_of(kind)) else kind(**document)
+        return None if mismatch(document, schema_of(kind)) else kind(**document)
     except (ValueError, TypeError, RecursionError):
         return None
 
 
 def _shape_of_hint(hint: Any) -> Any:
     if is_dataclass(hint):
-        return shape_of(hint)  # type: ignore[arg-type]
+        return schema_of(hint)  # type: ignore[arg-type]
     origin, inner = get_origin(hint), get_args(hint)
     if origin is Literal:
         return str  # which words, the dataclass says itself

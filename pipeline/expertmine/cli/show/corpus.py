@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from expertmine.cli.show.console import as_json, out, table
-from expertmine.storage.locations import Place
+from expertmine.storage.locations import Location
 from expertmine.storage.untrusted import visible
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ SIMILAR = 10
 """Pairs of similar concepts that are shown."""
 
 
-def corpus_written(identity: CorpusIdentity, draft: Draft, folder: Place) -> None:
+def corpus_written(identity: CorpusIdentity, draft: Draft, folder: Location) -> None:
     out.print(
         f"{folder}: {identity.concepts:,} concepts, {identity.sentences:,} unique sentences, "
         f"fingerprint {identity.fingerprint[:12]}",
@@ -61,11 +61,11 @@ def corpus(opened: Corpus, all_: bool, json_: bool) -> None:
     similar = overlap.most_similar(SIMILAR)
     words = dict(zip(("shortest", "median", "p90", "longest"), lengths(opened), strict=True))
     served = overlap.served
-    facts = opened.facts
+    metadata = opened.metadata
     if json_:
         as_json(
             {
-                **facts,
+                **metadata,
                 "words": words,
                 "positives_of_several_concepts": int((served > 1).sum()),
                 "positives_of_none": int((served == 0).sum()),
@@ -92,21 +92,21 @@ def corpus(opened: Corpus, all_: bool, json_: bool) -> None:
         out.print("\n[bold]most similar[/bold], by the positives that two concepts share")
         out.print(_similar_table(similar, with_first=True))
     out.print(
-        f"\n{facts['concepts']:,} concepts, {facts['sentences']:,} unique sentences "
-        f"({facts['held_out_sentences']:,} held out), {facts['labels']:,} labels"
-        + "".join(f", a pool of {size_:,}" for size_ in facts["pools"])
+        f"\n{metadata['concepts']:,} concepts, {metadata['sentences']:,} unique sentences "
+        f"({metadata['held_out_sentences']:,} held out), {metadata['labels']:,} labels"
+        + "".join(f", a pool of {size_:,}" for size_ in metadata["pools"])
         + f"\nwords a sentence: {words['shortest']:,} to {words['longest']:,}, median {words['median']:,}, "
         f"nine in ten at most {words['p90']:,}"
         f"\npositives of several concepts: {(served > 1).sum():,} sentences; of none: {(served == 0).sum():,}"
-        f"\n{facts['repeats_dropped']:,} repeated texts dropped, {facts['conflicts_resolved']:,} conflicts resolved, "
-        f"{facts['texts_not_used']:,} texts of the source not used"
-        f"\nfrom {', '.join(facts['sources'])}; fingerprint {facts['fingerprint'][:12]}",
+        f"\n{metadata['repeats_dropped']:,} repeated texts dropped, {metadata['conflicts_resolved']:,} conflicts resolved, "
+        f"{metadata['texts_not_used']:,} texts of the source not used"
+        f"\nfrom {', '.join(metadata['sources'])}; fingerprint {metadata['fingerprint'][:12]}",
         soft_wrap=True,
         markup=False,
     )
-    for one in facts["refused"]:
+    for one in metadata["refused"]:
         out.print(f"refused: {one['count']:,} × {one['kind']}: {one['reason']}", markup=False, soft_wrap=True)
-    if facts["refused"]:
+    if metadata["refused"]:
         out.print("--refused lists them")
 
 
@@ -121,9 +121,9 @@ def _similar_table(similar: Sequence[Similar], with_first: bool) -> Table:
 def refused(opened: Corpus, json_: bool) -> None:
     """What was not taken into a corpus: the list, which holds the first of each kind and reason."""
     rows = opened.table("refused").to_pylist()
-    counted = sum(one["count"] for one in opened.facts["refused"])
+    counted = sum(one["count"] for one in opened.metadata["refused"])
     if json_:
-        as_json({"counts": opened.facts["refused"], "listed": rows})
+        as_json({"counts": opened.metadata["refused"], "listed": rows})
         return
     for row in rows:  # lines, not a table: places are long, and nothing of them may be cut
         words = (row["kind"], row["name"], row["reason"], row["detail"])

@@ -12,7 +12,7 @@ from rich.markup import escape
 from expertmine.cli.show.console import as_json, out, table
 from expertmine.errors import UserError
 from expertmine.evaluate.results import Ablation, ConceptEvaluation, Estimate, Interval, Parity, result_path
-from expertmine.storage.locations import Place
+from expertmine.storage.locations import Location
 
 Result = TypeVar("Result", ConceptEvaluation, Ablation, Parity)
 
@@ -30,7 +30,7 @@ def estimates(asked: Sequence[str] | None) -> tuple[Estimate, ...]:
     return tuple(each for each in known if not asked or each in asked)
 
 
-def draw(run: Place, found: Result, figure: Callable[[Result], Any], asked: Path | None) -> Place:
+def draw(run: Location, found: Result, figure: Callable[[Result], Any], asked: Path | None) -> Location:
     """Draw a result, beside it unless another place was asked for; returns where."""
     from expertmine.report.evaluation_figures import save
 
@@ -39,7 +39,7 @@ def draw(run: Place, found: Result, figure: Callable[[Result], Any], asked: Path
     return path
 
 
-def concept(found: ConceptEvaluation, figure: Place, json_: bool) -> None:
+def concept(found: ConceptEvaluation, figure: Location, json_: bool) -> None:
     """Success and perplexity, a row a concept."""
     if json_:
         as_json(asdict(found))
@@ -69,7 +69,7 @@ def concept(found: ConceptEvaluation, figure: Place, json_: bool) -> None:
     _told(figure)
 
 
-def ablation(found: Ablation, figure: Place, json_: bool) -> None:
+def ablation(found: Ablation, figure: Location, json_: bool) -> None:
     """Variants with intervals."""
     if json_:
         as_json(asdict(found))
@@ -100,7 +100,7 @@ def ablation(found: Ablation, figure: Place, json_: bool) -> None:
     _told(figure)
 
 
-def parity(found: Parity, figure: Place, json_: bool) -> None:
+def parity(found: Parity, figure: Location, json_: bool) -> None:
     """Contexts by lean, for each estimate."""
     if json_:
         as_json(asdict(found))
@@ -142,7 +142,7 @@ def parity(found: Parity, figure: Place, json_: bool) -> None:
     _told(figure)
 
 
-def _told(figure: Place) -> None:
+def _told(figure: Location) -> None:
     out.print(f"figure: {figure}", markup=False, soft_wrap=True)
 
 

@@ -12,7 +12,7 @@ from rich.markup import escape
 from expertmine.cli.show.console import as_json, number, out, table
 from expertmine.specs.settings import ASSESSED
 from expertmine.storage.files import exists, read_json
-from expertmine.storage.locations import Place
+from expertmine.storage.locations import Location
 from expertmine.storage.untrusted import visible
 from expertmine.telemetry.formats import interval, p_value
 from expertmine.telemetry.progress import console as stderr
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 BARS = " ▁▂▃▄▅▆▇█"
 
 
-def tell_if_stale(run: Place, index: Experts) -> None:
+def tell_if_stale(run: Location, index: Experts) -> None:
     """Say so where an index is of the run's plan of before."""
     plan = run / "plan.json"
     if not exists(plan):
         return
     found = read_json(plan, "a plan")
-    if not isinstance(found, dict) or found.get("fingerprint") != index.facts["plan"]:
+    if not isinstance(found, dict) or found.get("fingerprint") != index.metadata["plan"]:
         stderr.print(
             f"{run} was planned anew since this index was made; run `expertmine mine` to its end", markup=False
         )
@@ -39,15 +39,15 @@ def tell_if_stale(run: Place, index: Experts) -> None:
 def one_concept(index: Experts, concept: str, k: int, json_: bool) -> None:
     """The best units of a concept, and what chance does."""
     found = index[concept]
-    chosen, facts = found.top(k), index.concept_facts(concept)
+    chosen, metadata = found.top(k), index.concept_metadata(concept)
     if json_:
-        as_json({"concept": facts, "experts": [asdict(expert) for expert in chosen]})
+        as_json({"concept": metadata, "experts": [asdict(expert) for expert in chosen]})
         return
     out.print(f"[bold]{escape(found.concept)}[/bold]  {escape(visible(found.description))}", soft_wrap=True)
     made = table(
         "rank", "unit", "hookpoint", "channel", "AP", "p", "held out", "95 %", "AUROC", "mean on", "off", left=0
     )
-    scoring = index.facts["scoring"]
+    scoring = index.metadata["scoring"]
     for expert in chosen:
         made.add_row(
             str(expert.rank),
@@ -63,20 +63,20 @@ def one_concept(index: Experts, concept: str, k: int, json_: bool) -> None:
             f"{expert.off_mean:.3f}",
         )
     out.print(made)
-    for line in _notes(facts, scoring):
+    for line in _notes(metadata, scoring):
         out.print(visible(line), soft_wrap=True, markup=False)
 
 
-def _notes(facts: dict[str, Any], scoring: dict[str, Any]) -> list[str]:
+def _notes(metadata: dict[str, Any], scoring: dict[str, Any]) -> list[str]:
     """What the table's columns rest on."""
-    chance, found = facts["chance"], []
+    chance, found = metadata["chance"], []
     if chance["threshold"] is not None:
         found.append(
             f"{chance['units_above']:,} units are above {chance['threshold']:.3f}, which the best of all units passes "
             f"with a chance of {scoring['alpha']:.0%} when labels are shuffled ({scoring['permutations']} times, those "
             f"of {chance['labels_of']}); a single unit has {chance['expected_ap']:.3f} on average then"
         )
-    for k, share in facts["stability"].items():
+    for k, share in metadata["stability"].items():
         found.append(
             f"of the {k} best, {share:.0%} stay among the {k} best when sentences are drawn anew "
             f"({scoring['resamples']} times; only the {ASSESSED} best compete)"
@@ -87,27 +87,27 @@ def _notes(facts: dict[str, Any], scoring: dict[str, Any]) -> list[str]:
 def every_concept(index: Experts, json_: bool) -> None:
     """The best unit of each concept, and how much better than chance it is."""
     best = {name: index[name].top(1)[0] for name in index}
-    facts = {name: index.concept_facts(name) for name in index}
+    metadata = {name: index.concept_metadata(name) for name in index}
     if json_:
-        as_json([{**facts[name], "best": asdict(best[name])} for name in index])
+        as_json([{**metadata[name], "best": asdict(best[name])} for name in index])
         return
-    ks = list(next(iter(facts.values()))["stability"])
+    ks = list(next(iter(metadata.values()))["stability"])
     made = table(
         "concept", "positives", "best AP", "p", "threshold", "held out", "95 %", "units above",
         *(f"of {k} stay" for k in ks),
     )  # fmt: skip
     for name in sorted(index, key=lambda name: -best[name].ap):
-        expert, chance = best[name], facts[name]["chance"]
+        expert, chance = best[name], metadata[name]["chance"]
         made.add_row(
             escape(name),
-            f"{facts[name]['positives']:,}",
+            f"{metadata[name]['positives']:,}",
             f"{expert.ap:.3f}",
-            p_value(expert.p_value, index.facts["scoring"]["permutations"]),
+            p_value(expert.p_value, index.metadata["scoring"]["permutations"]),
             "–" if chance["threshold"] is None else f"{chance['threshold']:.3f}",
             number(expert.held_out_ap, ".3f"),
             interval(expert.held_out_low, expert.held_out_high),
             "–" if chance["units_above"] is None else f"{chance['units_above']:,}",
-            *(f"{facts[name]['stability'][k]:.0%}" for k in ks),
+            *(f"{metadata[name]['stability'][k]:.0%}" for k in ks),
         )
     out.print(made)
 

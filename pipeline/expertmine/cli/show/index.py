@@ -15,11 +15,11 @@ from expertmine.telemetry.formats import p_value, size
 
 if TYPE_CHECKING:
     from expertmine.index.experts import Experts
-    from expertmine.index.lookup import AtHookpoints, Comparison, Neighbour, Place, Service, SharedUnit
+    from expertmine.index.lookup import AtHookpoints, Comparison, Location, Neighbour, Service, SharedUnit
     from expertmine.index.pack import Packed
 
 
-def unit(index: Experts, place: Place, services: Sequence[Service], count: int, json_: bool) -> None:
+def unit(index: Experts, place: Location, services: Sequence[Service], count: int, json_: bool) -> None:
     """The concepts that a unit serves."""
     if json_:
         as_json({**asdict(place), "concepts": [asdict(service) for service in services]})
@@ -32,7 +32,7 @@ def unit(index: Experts, place: Place, services: Sequence[Service], count: int, 
                 escape(service.concept),
                 str(service.rank),
                 f"{service.ap:.3f}",
-                p_value(service.p_value, index.facts["scoring"]["permutations"]),
+                p_value(service.p_value, index.metadata["scoring"]["permutations"]),
                 number(service.held_out_ap, ".3f"),
                 f"{service.auroc:.3f}",
             )
@@ -134,7 +134,7 @@ def nearest(index: Experts, concept: str, k: int, found: Sequence[Neighbour], js
         return
     made = table("concept", "shared", "Jaccard", "description")
     for each in found:
-        description = index.concept_facts(each.concept)["description"]
+        description = index.concept_metadata(each.concept)["description"]
         made.add_row(
             escape(each.concept),
             f"{each.shared:,}",
@@ -144,7 +144,7 @@ def nearest(index: Experts, concept: str, k: int, found: Sequence[Neighbour], js
     made.columns[-1].justify = "left"
     out.print(made)
     out.print(
-        f"of {k:,} experts each; by lot two concepts would share {k * k / index.facts['units']:.1f}", markup=False
+        f"of {k:,} experts each; by lot two concepts would share {k * k / index.metadata['units']:.1f}", markup=False
     )
 
 

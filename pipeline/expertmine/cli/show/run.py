@@ -19,23 +19,23 @@ from expertmine.telemetry.progress import console as stderr
 
 if TYPE_CHECKING:
     from expertmine.mining.planning import Bill
-    from expertmine.run.attempts import Driver
+    from expertmine.run.attempts import StageAttempt
     from expertmine.run.costs import Costs
     from expertmine.run.inspection import Damage, StageProgress, Worker
     from expertmine.specs.hookpoints import Hookpoint
     from expertmine.specs.identity import ModelIdentity
     from expertmine.specs.plan import Plan
-    from expertmine.storage.locations import Place
+    from expertmine.storage.locations import Location
 
 SHOWN_WORKERS = 12
 SHOWN_COUNTS = ("sentences", "tokens", "pairs", "experts")
 """Counts that people follow; the others are in the JSON."""
 
 
-def bill(run: Place, plan: Plan, bill_: Bill | None) -> None:
+def bill(run: Location, plan: Plan, bill_: Bill | None) -> None:
     """What a plan will cost, on standard error: it goes before the work."""
-    facts = None if bill_ is None else asdict(bill_)
-    logs.event("run planned", run=str(absolute(run)), sentences=plan.corpus.sentences, bill=facts)
+    metadata = None if bill_ is None else asdict(bill_)
+    logs.event("run planned", run=str(absolute(run)), sentences=plan.corpus.sentences, bill=metadata)
     if logs.on_stderr():
         return
     if bill_ is None:
@@ -49,7 +49,7 @@ def bill(run: Place, plan: Plan, bill_: Bill | None) -> None:
     stderr.print(made)
 
 
-def bill_as_json(run: Place, plan: Plan, bill_: Bill | None) -> None:
+def bill_as_json(run: Location, plan: Plan, bill_: Bill | None) -> None:
     planned = {"partitions": plan.tasks("extract"), "scoring_tasks": plan.tasks("score")}
     as_json({"run": str(run), "plan": plan.to_json(), **planned, "bill": None if bill_ is None else asdict(bill_)})
 
@@ -90,7 +90,7 @@ def _lines(plan: Plan, bill_: Bill) -> Iterator[tuple[str, str]]:
         yield "extraction", f"{took} on this machine, divided by the number of them"
 
 
-def index_written(folders: Sequence[Place]) -> None:
+def index_written(folders: Sequence[Location]) -> None:
     for folder in folders:
         out.print(f"{folder}: expert index", soft_wrap=True, markup=False)
 
@@ -116,16 +116,20 @@ def units(model: ModelIdentity, hookpoints: Sequence[Hookpoint], left_out: Seque
 
 
 def status(
-    run: Place, stages: Sequence[StageProgress], workers: Sequence[Worker], drivers: Sequence[Driver], json_: bool
+    run: Location,
+    stages: Sequence[StageProgress],
+    workers: Sequence[Worker],
+    attempts: Sequence[StageAttempt],
+    json_: bool,
 ) -> None:
     """How far a run is, what it has cost, and who works on it.
 
     Args:
-        drivers: those that have not ended.
+        attempts: those that have not ended.
     """
     if json_:
         document = {"stages": [asdict(stage) for stage in stages], "workers": [asdict(worker) for worker in workers]}
-        as_json({"run": str(run), **document, "drivers": [asdict(driver) for driver in drivers]})
+        as_json({"run": str(run), **document, "drivers": [asdict(attempt) for attempt in attempts]})
         return
     made = table("stage", "tasks", "done", "left", "done so far", "a second")
     for column in made.columns[-2:]:
@@ -144,9 +148,9 @@ def status(
     for stage in stages:
         for note in _notes(run, stage):
             out.print(visible(f"{stage.stage}: {note}"), soft_wrap=True, markup=False)
-    for driver in drivers:
-        if driver.metrics:
-            running = f"{driver.stage}: while it runs, metrics at {', '.join(driver.metrics)}"
+    for attempt in attempts:
+        if attempt.metrics:
+            running = f"{attempt.stage}: while it runs, metrics at {', '.join(attempt.metrics)}"
             out.print(visible(running), soft_wrap=True, markup=False)
     if any(stage.costs and stage.costs.tasks for stage in stages):
         out.print()
@@ -154,7 +158,7 @@ def status(
     _workers(workers)
 
 
-def costs(run: Place, stages: Sequence[StageProgress]) -> None:
+def costs(run: Location, stages: Sequence[StageProgress]) -> None:
     """What a run has cost so far, on standard error: it is no result."""
     spent = [stage for stage in stages if stage.costs and stage.costs.tasks]
     for stage in spent:
@@ -189,7 +193,7 @@ def _cost_cells(spent: Costs) -> Iterator[str]:
     yield ", ".join(f"{count:,} {what}" for what, count in trouble if count)
 
 
-def _notes(run: Place, stage: StageProgress) -> Iterator[str]:
+def _notes(run: Location, stage: StageProgress) -> Iterator[str]:
     """What people should know of a stage beside its progress."""
     if saturated := sum(count for name, count in stage.counts.items() if name.startswith("saturated ")):
         yield f"{saturated:,} responses beyond what float16 holds were stored as its largest"
@@ -226,7 +230,7 @@ def _workers(workers: Sequence[Worker]) -> None:
         out.print(f"… and {len(workers) - SHOWN_WORKERS:,} others; --json lists them")
 
 
-def verified(run: Place, verdicts: Iterator[Damage | None]) -> None:
+def verified(run: Location, verdicts: Iterator[Damage | None]) -> None:
     """Print a verdict.
 
     Raises:

@@ -18,7 +18,7 @@ from expertmine.index.experts import Experts
 from expertmine.run.ledger import load_plan, read_receipts
 from expertmine.specs.plan import STAGES, Plan
 from expertmine.storage.files import exists
-from expertmine.storage.locations import Place
+from expertmine.storage.locations import Location
 from expertmine.telemetry.formats import interval, p_value
 
 TOP = 100
@@ -31,7 +31,7 @@ DASH = "–"
 class Source:
     """A run, or an index alone."""
 
-    path: Place
+    path: Location
     index: Experts
     plan: Plan | None
     """None for an index alone, and for a run that was planned anew since the index was made."""
@@ -43,7 +43,7 @@ class Source:
 
     @property
     def pooling(self) -> str:
-        return str(self.index.facts["pooling"])
+        return str(self.index.metadata["pooling"])
 
     def curve(self, concept: str) -> ConceptCurve | None:
         """What evaluation found of a concept."""
@@ -52,10 +52,10 @@ class Source:
 
     def earlier(self, result: ConceptEvaluation | Ablation | Parity) -> bool:
         """Whether an evaluation was made with another index than the one that is here."""
-        return bool(result.provenance.experts != self.index.facts["checksums"]["experts"])
+        return bool(result.provenance.experts != self.index.metadata["checksums"]["experts"])
 
 
-def open_source(path: Place, index: Experts) -> Source:
+def open_source(path: Location, index: Experts) -> Source:
     """Look at what there is beside an index.
 
     Raises:
@@ -65,11 +65,11 @@ def open_source(path: Place, index: Experts) -> Source:
     note: str | None = "this is an expert index without its run"
     if exists(path / "plan.json"):
         plan, note = load_plan(path), None
-        if plan.fingerprint != index.facts["plan"]:
+        if plan.fingerprint != index.metadata["plan"]:
             plan, note = None, "the run was planned anew since its index was made"
         elif not exists(path / "store.zarr"):
             plan, note = None, "the run's stored responses are not there"
-    pooling = str(index.facts["pooling"])
+    pooling = str(index.metadata["pooling"])
     return Source(
         path,
         index,
@@ -82,7 +82,7 @@ def open_source(path: Place, index: Experts) -> Source:
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
+class TableCell:
     """A figure of a table: as it is read, and as it is sorted."""
 
     shown: str
@@ -95,7 +95,7 @@ class ConceptRow:
     """A row of the table of concepts."""
 
     name: str
-    cells: tuple[Cell, ...]
+    cells: tuple[TableCell, ...]
     above: bool
     """Whether its best unit is above its threshold."""
 
@@ -137,7 +137,7 @@ class Best:
     @classmethod
     def of(cls, index: Experts) -> Best:
         table, kept = index.table, index.top_k
-        chance = [facts["chance"]["threshold"] for facts in index.facts["concepts"]]
+        chance = [metadata["chance"]["threshold"] for metadata in index.metadata["concepts"]]
         return cls(
             tuple(index),
             table["ap"].to_numpy()[::kept],
@@ -158,7 +158,7 @@ class Best:
 
 def concept_rows(source: Source, best: Best) -> list[ConceptRow]:
     """Every concept, the highest best average precision first."""
-    permutations = source.index.facts["scoring"]["permutations"]
+    permutations = source.index.metadata["scoring"]["permutations"]
     return [
         _row(source, best.names[at], permutations, bool(best.ap[at] > best.thresholds[at]))
         for at in np.argsort(-best.ap, kind="stable").tolist()
@@ -171,28 +171,28 @@ def known_columns(rows: Sequence[ConceptRow]) -> list[int]:
 
 
 def _row(source: Source, name: str, permutations: int, above: bool) -> ConceptRow:
-    facts, expert = source.index.concept_facts(name), source.index[name].top(1)[0]
-    chance, stability = facts["chance"], facts["stability"].get("10")
+    metadata, expert = source.index.concept_metadata(name), source.index[name].top(1)[0]
+    chance, stability = metadata["chance"], metadata["stability"].get("10")
     chosen, success = chosen_success(source, name)
     held_out = number(expert.held_out_ap, ".3f")
     if not math.isnan(expert.held_out_low):
-        held_out = Cell(f"{held_out.shown} ({interval(expert.held_out_low, expert.held_out_high)})", held_out.key)
+        held_out = TableCell(f"{held_out.shown} ({interval(expert.held_out_low, expert.held_out_high)})", held_out.key)
     return ConceptRow(
         name,
         (
-            Cell(name, name),
-            number(facts["positives"], ",d"),
-            number(facts["negatives"], ",d"),
+            TableCell(name, name),
+            number(metadata["positives"], ",d"),
+            number(metadata["negatives"], ",d"),
             number(expert.ap, ".3f"),
             held_out,
-            Cell(p_value(expert.p_value, permutations), number(expert.p_value, "").key),
+            TableCell(p_value(expert.p_value, permutations), number(expert.p_value, "").key),
             number(chance["threshold"], ".3f"),
             number(chance["units_above"], ",d"),
             number(stability, ".0%"),
             number(chosen, ",d"),
             number(success.share if success else None, ".2f"),
             number(success.perplexity if success else None, ",.0f"),
-            Cell(facts["description"], facts["description"]),
+            TableCell(metadata["description"], metadata["description"]),
         ),
         above,
     )
@@ -206,31 +206,31 @@ def chosen_success(source: Source, concept: str) -> tuple[int | None, Success | 
     return chosen, next((point.success for point in points if point.k == chosen), None)
 
 
-def number(value: float | int | None, spec: str) -> Cell:
+def number(value: float | int | None, spec: str) -> TableCell:
     """A figure as a cell; a dash where it is not known."""
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
-        return Cell(DASH, None)
-    return Cell(format(value, spec), value)
+        return TableCell(DASH, None)
+    return TableCell(format(value, spec), value)
 
 
-def run_facts(source: Source) -> list[tuple[str, str]]:
+def run_metadata(source: Source) -> list[tuple[str, str]]:
     """What the page is of, for its head: labels and values."""
-    facts, model = source.index.facts, source.index.model
-    scoring, responses = facts["scoring"], facts["responses"]
+    metadata, model = source.index.metadata, source.index.model
+    scoring, responses = metadata["scoring"], metadata["responses"]
     keep = "all units" if scoring["keep"] is None else f"{scoring['keep']} best and worst units of each block"
     found = [
         ("Model", model.name + (f", revision {model.revision}" if model.revision else "")),
         ("Architecture", model.architecture),
         ("Weights", f"SHA-256 {model.weights[:12]}…"),
-        ("Units", f"{facts['units']:,} at {len(facts['hookpoints']):,} hookpoints"),
-        ("Concepts", f"{len(facts['concepts']):,}"),
-        ("Sentences", f"{facts['corpus']['sentences']:,} in the corpus"),
+        ("Units", f"{metadata['units']:,} at {len(metadata['hookpoints']):,} hookpoints"),
+        ("Concepts", f"{len(metadata['concepts']):,}"),
+        ("Sentences", f"{metadata['corpus']['sentences']:,} in the corpus"),
     ]
     if source.plan is not None:
         found += _counts(source.path, source.plan)
     found += [
-        ("Corpus", f"fingerprint {facts['corpus']['fingerprint'][:12]}…"),
-        ("Responses", f"{facts['pooling']} pooling, stored as {responses['dtype']}, model in {responses['weights']}"
+        ("Corpus", f"fingerprint {metadata['corpus']['fingerprint'][:12]}…"),
+        ("Responses", f"{metadata['pooling']} pooling, stored as {responses['dtype']}, model in {responses['weights']}"
          + ("" if responses["autocast"] == "none" else f" with autocast to {responses['autocast']}")),
         ("Tokens a sentence", f"at most {responses['max_tokens']}, longer ones "
          + ("dropped" if responses["too_long"] == "drop" else "truncated")
@@ -238,14 +238,14 @@ def run_facts(source: Source) -> list[tuple[str, str]]:
         ("Scoring", f"{scoring['permutations']} permutations ({scoring['null']} null), {scoring['resamples']} "
          f"resamples, alpha {scoring['alpha']:g}, seed {scoring['seed']}; statistics of {keep}"),
         ("Experts kept", f"{source.index.top_k:,} a concept"),
-        ("Index", f"plan {facts['plan'][:12]}…, table {facts['checksums']['experts'][:12]}…"),
+        ("Index", f"plan {metadata['plan'][:12]}…, table {metadata['checksums']['experts'][:12]}…"),
         ("Evaluated", _evaluated(source)),
         ("expertmine", _version()),
     ]  # fmt: skip
     return found
 
 
-def _counts(run: Place, plan: Plan) -> list[tuple[str, str]]:
+def _counts(run: Location, plan: Plan) -> list[tuple[str, str]]:
     """How much was run, and how far each stage is."""
     done, totals, dropped = {}, {"sentences": 0, "tokens": 0}, 0
     for stage in STAGES:
@@ -289,7 +289,7 @@ def chosen_details(source: Source, best: Best, names: Sequence[str], most: int) 
         UnknownConcept: one that was asked for is not there.
     """
     for name in names:
-        source.index.concept_facts(name)
+        source.index.concept_metadata(name)
     ordered = [best.names[at] for at in best.order.tolist()]
     return [name for name in ordered if name in names] if names else ordered[:most]
 

@@ -8,17 +8,17 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from expertmine.serving.completions import Asked
+from expertmine.serving.completions import CompletionRequest
 
 if TYPE_CHECKING:
     from expertmine.steering.generation import Piece
 
 
 @dataclass
-class Answer:
+class CompletionResponse:
     """What is answered to one request, as a whole or chunk by chunk."""
 
-    asked: Asked
+    asked: CompletionRequest
     model: str
     prompt_tokens: int
     id: str = field(default_factory=lambda: f"cmpl-{secrets.token_hex(12)}")
