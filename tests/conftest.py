@@ -13,8 +13,8 @@ os.environ["RAY_AUTH_MODE"] = "token"  # read when ray is imported, which a test
 
 import pytest
 import torch
-from corpora import LabelledTexts, write_lists
-from plans import plan_new
+from support.corpora import LabelledTexts, write_lists
+from support.plans import plan_new
 
 from expertmine.model.load import EMBEDDED_FOLDER
 

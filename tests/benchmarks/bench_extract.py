@@ -22,8 +22,8 @@ import numpy as np
 import pytest
 import torch
 import zarr
-from corpora import LabelledTexts, write_lists
-from plans import plan_new
+from support.corpora import LabelledTexts, write_lists
+from support.plans import plan_new
 from transformers import GPT2Config, GPT2LMHeadModel
 from zarr.codecs import BloscCodec, BytesCodec, TransposeCodec
 from zarr.storage import MemoryStore

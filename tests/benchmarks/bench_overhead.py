@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from made_runs import make_corpus, make_run
+from support.made_runs import make_corpus, make_run
 
 from expertmine.run.ledger import (
     Receipt,

@@ -15,7 +15,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from made_runs import make_corpus, make_run
+from support.made_runs import make_corpus, make_run
 
 from expertmine.mining import assess, score
 from expertmine.mining.reduce import reduce

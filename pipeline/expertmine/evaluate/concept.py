@@ -85,8 +85,8 @@ def drawn_concepts(corpus: Corpus, index: Experts, names: Sequence[str], count: 
     among = [concept.name for concept in corpus.concepts if able[concept.concept_id]]
     if not among:
         raise UserError(
-            f"no concept has {MIN_POSITIVES} held-out positives and negatives, which its judge learns from; build the corpus "
-            "with --held-out 33, say"
+            f"no concept has {MIN_POSITIVES} held-out positives and negatives, which its judge learns from; build the "
+            "corpus with --held-out 33, say"
         )
     return sorted(random.Random(seed).sample(among, min(count, len(among))))
 

@@ -155,8 +155,8 @@ def _summary(experts: Experts) -> str:
         above = sum(best[at] > thresholds[at] for at in known)
         text += (
             f" For {above:,} of {len(known):,} it is above the threshold that the best of all "
-            f"{experts.metadata['units']:,} units passes with a chance of {experts.metadata['scoring']['alpha']:.0%} when "
-            "labels are shuffled."
+            f"{experts.metadata['units']:,} units passes with a chance of {experts.metadata['scoring']['alpha']:.0%} "
+            "when labels are shuffled."
         )
     return text
 

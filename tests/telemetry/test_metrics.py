@@ -1,0 +1,163 @@
+"""Metrics as Prometheus would scrape them, from a real Ray node and a real Dask scheduler."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import urlopen
+
+import pytest
+from support.workers import new_squarer
+
+from expertmine.mining.mine import Cluster, run_extract
+from expertmine.mining.monitor import DONE, WAITING, Watch
+from expertmine.run.attempts import StageAttempt
+from expertmine.run.ledger import Receipt, load_plan, read_receipts
+from expertmine.runtime import serial
+from expertmine.runtime.events import Event, Joined, Lost, Queue, Retried
+from expertmine.runtime.failures import Failed
+from expertmine.telemetry import metrics as meters
+
+SAMPLE = re.compile(r"^(\w+)\{(.*)\} (\S+)$")
+
+
+def scrape(endpoint: str, run: str) -> dict[tuple[str, str], float]:
+    """Our own metrics of a run, by name and stage; buckets of histograms are left out."""
+    assert urlsplit(endpoint).hostname == "127.0.0.1"
+    found = {}
+    for line in urlopen(endpoint, timeout=20).read().decode().splitlines():
+        if (sample := SAMPLE.match(line)) and "expertmine_" in sample[1] and not sample[1].endswith("_bucket"):
+            labels = dict(re.findall(r'(\w+)="([^"]*)"', sample[2]))
+            if labels["run"] == run:
+                found[sample[1].removeprefix("ray_"), labels["stage"]] = float(sample[3])
+    return found
+
+
+def test_a_ray_node_shows_what_a_run_does(new_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_metrics_report_interval_ms", "1000")
+    from expertmine.runtime import ray
+
+    with ray.cluster(None, cpus=2):
+        run_extract(new_run, "ray", Cluster(workers=1))
+        again = ray.recorder({"stage": "score", "run": "run"})  # the next stage makes the same meters anew
+        (endpoint,) = ray.metrics_endpoints()
+        until = time.monotonic() + 60
+        again(DONE, 8)
+        while (found := scrape(endpoint, "run")).get(("expertmine_tasks_done_total", "score")) != 8:
+            assert time.monotonic() < until, found
+            again(WAITING, 5)
+            time.sleep(0.5)
+    receipts = list(read_receipts(new_run, load_plan(new_run), "extract"))
+    assert {name: value for (name, stage), value in found.items() if stage == "extract" and "_task_" not in name} == {
+        "expertmine_sentences_total": 72,
+        "expertmine_tokens_total": sum(each.counts["tokens"] for each in receipts),
+        "expertmine_bytes_total": sum(each.counts["bytes"] for each in receipts),
+        "expertmine_tasks_done_total": 3,
+        "expertmine_tasks_waiting": 0,
+        "expertmine_tasks_in_flight": 0,
+    }
+    assert found["expertmine_task_seconds_count", "extract"] == 3
+    assert found["expertmine_tasks_waiting", "score"] == 5
+
+
+def test_a_dask_scheduler_of_our_own_shows_what_a_run_does(mined: Path, tmp_path: Path) -> None:
+    from expertmine.runtime import dask
+
+    watch = Watch(tmp_path / "on dask", StageAttempt("score", "here", "dask", 0.0))
+    plan = load_plan(mined)
+    with dask.cluster(None, workers=1) as client:
+        watch.began(meters.recorder(watch.tags), 1, 0.0)
+        for done in dask.run(client, new_counter(), range(plan.tasks("score")), watch.tell):
+            watch.finished(done)
+        found = scrape(dask.metrics_endpoint(client), "on dask")
+        assert "dask_scheduler_workers" in urlopen(dask.metrics_endpoint(client)).read().decode()
+    assert found["expertmine_pairs_total", "score"] == 10 * plan.tasks("score")
+    assert found["expertmine_task_seconds_sum", "score"] == 0.5 * plan.tasks("score")
+    assert found["expertmine_tasks_waiting", "score"] == found["expertmine_tasks_in_flight", "score"] == 0
+
+
+def new_counter() -> Callable[[], Callable[[int], Receipt]]:
+    """Makes workers that pretend to have scored ten pairs in half a second."""
+    return lambda: lambda task: Receipt("score", task, "", {}, 0.5, 1.0, "m-1", "x86_64", {"pairs": 10})
+
+
+def test_workers_that_die_are_told_of_on_ray(tmp_path: Path) -> None:
+    from expertmine.runtime import ray
+
+    told: list[Event] = []
+    with ray.cluster(None, cpus=1):
+        done = list(
+            ray.run(new_squarer(tmp_path), [2, 3, 13], 1, cpus_each=1, gpus_each=0, in_flight=2, tell=told.append)
+        )
+    first, second = (event.worker for event in told if isinstance(event, Joined))
+    (lost,) = (event for event in told if isinstance(event, Lost))
+    assert lost.worker == first != second
+    assert 3 in lost.tasks
+    assert {event.task for event in told if isinstance(event, Retried)} == {*lost.tasks}
+    assert told[-1] == Queue(0, 0)
+    (failed,) = (each for each in done if isinstance(each, Failed))
+    assert failed.worker == second
+    assert {*done} == {4, 9, failed}
+
+
+def test_workers_that_die_are_told_of_on_dask(tmp_path: Path) -> None:
+    from expertmine.runtime import dask
+
+    told: list[Event] = []
+    with dask.cluster(None, workers=1) as client:
+        assert {*dask.run(client, new_squarer(tmp_path), [2, 3, 4], told.append)} == {4, 9, 16}
+    (lost,) = (event for event in told if isinstance(event, Lost))
+    assert lost.worker.startswith("tls://127.0.0.1:")
+    assert 3 in lost.tasks
+    assert {event.task for event in told if isinstance(event, Retried)} == {*lost.tasks}
+    assert told[-1] == Queue(0, 0)
+
+
+def test_one_process_tells_how_much_is_left(tmp_path: Path) -> None:
+    told: list[Event] = []
+    (tmp_path / "killed").touch()
+    assert len(list(serial.run(new_squarer(tmp_path), range(5), in_flight=2, tell=told.append))) == 5
+    left = [event.waiting + event.in_flight for event in told if isinstance(event, Queue)]
+    assert left == sorted(left, reverse=True)
+    assert told[-1] == Queue(0, 0)
+    assert all(event.in_flight <= 2 for event in told if isinstance(event, Queue))
+
+
+def test_without_prometheus_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    assert meters.recorder({"run": "a"}) is meters.unrecorded
+
+
+def test_a_ray_that_collects_no_metrics_does_its_work() -> None:
+    code = """
+from expertmine.runtime import ray
+from expertmine.mining.monitor import DONE, SECONDS, WAITING
+with ray.cluster(None, cpus=1):
+    print(*ray.run(lambda: lambda task: task + 1, [1, 2], actors=1, cpus_each=1, gpus_each=0))
+    record = ray.recorder({"run": "a"})
+    for meter in (DONE, SECONDS, WAITING):
+        record(meter, 1)
+"""
+    environment = {**os.environ, "RAY_enable_metrics_collection": "0"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, env=environment)
+    assert (done.returncode, done.stdout) == (0, "2 3\n"), done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_watching_costs_next_to_nothing(tmp_path: Path) -> None:
+    watch = Watch(tmp_path / "cheap", StageAttempt("score", "here", "serial", 0.0))
+    watch.began(meters.recorder(watch.tags), 1, None)
+    make: Any = new_counter()()
+    receipts = [make(task) for task in range(2000)]
+    started = time.process_time()
+    for receipt in receipts:
+        watch.tell(Queue(5, 2))
+        watch.finished(receipt)
+    assert (time.process_time() - started) / len(receipts) < 0.001
