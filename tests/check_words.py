@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+COUNTED = "experts|sentences|positives|texts|units|pairs|files|objects|actors|tasks|responses|numbers|statistics|bytes|GPUs|CPUs"
 WHOM = "concept|unit|block|task|partition|stage|cell|token|process|actor|pooling|batch|sentence|worker|sample|pass|fit"
 BANNED = {
     # words for things that have another name here; brackets keep this file from naming them itself
@@ -37,7 +38,7 @@ BANNED = {
     r"l[i]es?\b(?! in wait)": "is at, is stored in",
     r"what is d[o]ne": "finished work, finished tasks",
     r"thousand m[i]llion": "billion",
-    rf"(experts|sentences|positives|texts|units|pairs|files|objects|actors|tasks|responses|numbers|statistics|bytes|GPUs|CPUs|rows) an? ({WHOM})": "… per …",
+    rf"({COUNTED}) an? ({WHOM})": "… per …",
     r"of str[a]ngers?|a str[a]nger'?s": "untrusted",
     r"l[e]ts? in": "accepts, allows",
 }

@@ -202,7 +202,7 @@ def corrupted(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     (lambda it: it.update(concepts={}), "concepts is no list"),
     (lambda it: it.update(concepts=[]), "it has no concepts"),
     (lambda it: it["concepts"].pop(), "72 rows, but index.json promises 60"),
-    (lambda it: it["concepts"].append(metadata["concepts"][0]), "two concepts have the same name"),
+    (lambda it: it["concepts"].append(it["concepts"][0]), "two concepts have the same name"),
     (lambda it: it["concepts"].__setitem__(2, None), r"concepts\[2\] is no object"),
     (lambda it: it["concepts"][1].pop("chance"), r"concepts\[1\]\.chance is missing"),
     (lambda it: it["concepts"][1].update(name=3), r"concepts\[1\]\.name is not text"),

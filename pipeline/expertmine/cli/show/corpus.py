@@ -99,7 +99,8 @@ def corpus(opened: Corpus, all_: bool, json_: bool) -> None:
         f"nine in ten at most {words['p90']:,}"
         f"\npositives of several concepts: {(served > 1).sum():,} sentences; of none: {(served == 0).sum():,}"
         f"\n{metadata['repeats_dropped']:,} repeated texts dropped, "
-        f"{metadata['conflicts_resolved']:,} conflicts resolved, {metadata['texts_not_used']:,} texts of the source not used"
+        f"{metadata['conflicts_resolved']:,} conflicts resolved, "
+        f"{metadata['texts_not_used']:,} texts of the source not used"
         f"\nfrom {', '.join(metadata['sources'])}; fingerprint {metadata['fingerprint'][:12]}",
         soft_wrap=True,
         markup=False,
