@@ -132,6 +132,31 @@ def test_the_source_roots_are_no_packages() -> None:
     assert not (KERNELS.parent / "__init__.py").exists()
 
 
+def reached(room: str) -> set[str]:
+    """Every module that a room's modules import, and those import in turn, lazily or not."""
+    files = {
+        ".".join(("expertmine", *path.relative_to(PIPELINE).with_suffix("").parts)).removesuffix(".__init__"): path
+        for path in MODULES
+    }
+    waiting = [name for name, path in files.items() if room_of(path) == room]
+    found: set[str] = set()
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found.add(name)
+            waiting += [other for other in imports(files[name]) if other in files]
+    return found
+
+
+@pytest.mark.parametrize("room", ["index", "steering"])
+def test_generation_needs_no_store_and_no_cluster(room: str) -> None:
+    """Not even through what other rooms import."""
+    rooms = {name.split(".")[1] for name in reached(room) if "." in name}
+    assert "storage" in rooms and not rooms & {"run", "mining", "concepts"}
+    runtimes = {f"expertmine.runtime.{name}" for name in ("serial", "dask", "ray")}
+    assert not [each for each in runtimes if uses(each, reached(room))]
+
+
 CLUSTERS = ["zarr", "ray", "dask", "distributed", "numba"]
 
 
