@@ -10,7 +10,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-COUNTED = "experts|sentences|positives|texts|units|pairs|files|objects|actors|tasks|responses|numbers|statistics|bytes|GPUs|CPUs"
+COUNTED = (
+    "experts|sentences|positives|texts|units|pairs|files|objects|actors|tasks|responses|numbers|statistics|bytes|"
+    "GPUs|CPUs|rows"
+)
 WHOM = "concept|unit|block|task|partition|stage|cell|token|process|actor|pooling|batch|sentence|worker|sample|pass|fit"
 BANNED = {
     # words for things that have another name here; brackets keep this file from naming them itself
