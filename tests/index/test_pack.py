@@ -26,7 +26,8 @@ from expertmine import Experts, steer
 from expertmine.errors import UnknownConcept, UserError
 from expertmine.index import hub
 from expertmine.index.distribution import grouped
-from expertmine.index.experts import STEERING, TABLES
+from expertmine.index.experts import TABLES
+from expertmine.index.names import STEERING
 from expertmine.index.pack import FILES, PackRequest, pack
 from expertmine.index.units import UNITS
 from expertmine.index.writer import write_tables

@@ -19,7 +19,8 @@ from expertmine.mining import extract, score
 from expertmine.mining.growth import plan_run
 from expertmine.mining.planning import make_plan, refuse_what_will_not_fit
 from expertmine.run.inspection import Damage, progress_of, verify
-from expertmine.run.ledger import corpus_path, load_plan, missing_tasks, open_corpus, plan_path, read_receipts
+from expertmine.run.ledger import load_plan, missing_tasks, open_corpus, read_receipts
+from expertmine.run.paths import corpus_folder, plan_file
 from expertmine.run.store import Store, create_store
 from expertmine.specs.plan import Plan
 from expertmine.storage.files import write_atomically, write_json
@@ -46,7 +47,7 @@ def test_every_setting_is_in_the_fingerprint(new_run: Path) -> None:
 
 
 def test_an_edited_plan_is_refused(new_run: Path, edit_json: Edit) -> None:
-    edit_json(plan_path(new_run), lambda plan: plan["responses"].update(poolings=["mean"]))
+    edit_json(plan_file(new_run), lambda plan: plan["responses"].update(poolings=["mean"]))
     with pytest.raises(UserError, match="do not match its fingerprint"):
         load_plan(new_run)
 
@@ -55,7 +56,7 @@ def test_an_edited_plan_is_refused(new_run: Path, edit_json: Edit) -> None:
     ("", "not JSON"), ("[]", "not a plan"), ('{"format": 99}', "plan format 99"), ('{"format": 3}', "not a plan"),
 ])  # fmt: skip
 def test_a_damaged_plan_is_refused(content: str, message: str, tmp_path: Path) -> None:
-    plan_path(tmp_path).write_text(content)
+    plan_file(tmp_path).write_text(content)
     with pytest.raises(UserError, match=message):
         load_plan(tmp_path)
 
@@ -81,7 +82,7 @@ def test_a_folder_of_other_things_is_left_alone(tiny_model: Path, tiny_corpus: P
 def test_another_corpus_in_the_run_is_refused(new_run: Path, tmp_path: Path) -> None:
     write_lists([LabelledTexts("a", "", "", ["x"], ["y"])], tmp_path / "other")
     plan = load_plan(new_run)
-    shutil.copytree(tmp_path / "other", corpus_path(new_run, plan.corpus), dirs_exist_ok=True)
+    shutil.copytree(tmp_path / "other", corpus_folder(new_run, plan.corpus), dirs_exist_ok=True)
     with pytest.raises(UserError, match="not the corpus of this run"):
         open_corpus(new_run, plan)
 

@@ -22,6 +22,7 @@ from expertmine.corpus.reader import FORMAT, fingerprint, membership
 from expertmine.corpus.texts import key_text
 from expertmine.errors import UserError
 from expertmine.specs.identity import CorpusIdentity
+from expertmine.specs.plan import PLAN_FILE
 from expertmine.storage.files import exists, remove, write_json, writing
 from expertmine.storage.locations import Location, absolute, is_remote
 from expertmine.storage.tables import write_table
@@ -101,7 +102,7 @@ def require_place(out: Location) -> None:
     """
     above = absolute(out).parent
     for run in (out, above, above.parent):  # RUN/corpus/<fingerprint>
-        if exists(run / "plan.json"):
+        if exists(run / PLAN_FILE):
             raise UserError(f"{out} belongs to the run {run}, which would be lost; write the corpus elsewhere")
     if is_remote(out):
         return

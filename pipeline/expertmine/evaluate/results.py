@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from expertmine.errors import UserError
 from expertmine.index.units import Forcing, Units
+from expertmine.run.paths import evaluation_folder
 from expertmine.steering.assignment import Tokens
 from expertmine.storage.files import exists, read_json, write_json
 from expertmine.storage.locations import Location
@@ -241,7 +242,7 @@ _FILES = {ConceptEvaluation: "concept.json", Ablation: "ablation.json", Parity: 
 
 def result_path(run: Location, pooling: str, kind: type[ConceptEvaluation] | type[Ablation] | type[Parity]) -> Location:
     """Where an evaluation's result is kept."""
-    return run / "evaluation" / pooling / _FILES[kind]
+    return evaluation_folder(run, pooling) / _FILES[kind]
 
 
 def write_result(run: Location, result: ConceptEvaluation | Ablation | Parity) -> Location:

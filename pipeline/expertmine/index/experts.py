@@ -24,8 +24,10 @@ from expertmine.errors import UnknownConcept, UserError
 from expertmine.index import hub
 from expertmine.index.checks import check_metadata, check_rows, read_distribution, read_units
 from expertmine.index.distribution import SCHEMA as DISTRIBUTION_SCHEMA
+from expertmine.index.names import METADATA, STEERING, index_folder
 from expertmine.index.units import SCHEMA, UNITS, ConceptExperts, Expert, Units
 from expertmine.specs.identity import ModelIdentity
+from expertmine.specs.plan import PLAN_FILE
 from expertmine.specs.settings import Pooling
 from expertmine.storage.files import exists, read_json, write_json
 from expertmine.storage.locations import Location, location
@@ -36,7 +38,6 @@ FORMAT = 4
 
 
 TABLES = (*UNITS, "distribution")
-STEERING = "steering.json"
 DEFAULT_K = 50
 """Experts that are set unless the user says how many, or an evaluation chose."""
 MANNER_BY_DEFAULT: Mapping[str, Any] = {"forcing": "mean", "strength": 1.0, "tokens": "all", "layers": None}
@@ -65,16 +66,16 @@ class Experts(Mapping[str, ConceptExperts]):
             UserError: neither is there, what is there is not whole or contradicts itself, or its pooling is another.
         """
         folder = _find(path)
-        if pooling is not None and exists(folder / f"experts-{pooling}" / "index.json"):
-            folder = folder / f"experts-{pooling}"
-        elif exists(folder / "experts" / "index.json"):
-            folder = folder / "experts"
-        elif exists(folder / "plan.json"):
+        if pooling is not None and exists(index_folder(folder, pooling) / METADATA):
+            folder = index_folder(folder, pooling)
+        elif exists(index_folder(folder) / METADATA):
+            folder = index_folder(folder)
+        elif exists(folder / PLAN_FILE):
             raise UserError(f"{folder} has no expert index yet; run `expertmine mine {folder}` or `reduce` to its end")
-        metadata = read_json(folder / "index.json", "an expert index, or a run folder that holds one")
+        metadata = read_json(folder / METADATA, "an expert index, or a run folder that holds one")
         if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
-            raise UserError(f"{folder / 'index.json'}: not an expert index of format {FORMAT}; reduce the run again")
-        check_metadata(metadata, folder / "index.json")
+            raise UserError(f"{folder / METADATA}: not an expert index of format {FORMAT}; reduce the run again")
+        check_metadata(metadata, folder / METADATA)
         rows = metadata["top_k"] * len(metadata["concepts"])
         check_rows(_require_table(folder, metadata, "experts"), rows, SCHEMA)
         if pooling not in (None, metadata["pooling"]):

@@ -15,16 +15,17 @@ import pyarrow as pa
 
 from expertmine.errors import UserError
 from expertmine.index.card import card, is_folder
-from expertmine.index.experts import STEERING, TABLES, Experts
+from expertmine.index.experts import TABLES, Experts
 from expertmine.index.export import cut
 from expertmine.index.lookup import k_or_all
+from expertmine.index.names import METADATA, STEERING
 from expertmine.index.units import UNITS
 from expertmine.index.writer import write_tables
 from expertmine.storage.files import read_json, write_atomically, write_json, writing
 from expertmine.storage.locations import Location, same
 
 README = "README.md"
-FILES = (*(f"{name}.parquet" for name in TABLES), "index.json", STEERING, README)
+FILES = (*(f"{name}.parquet" for name in TABLES), METADATA, STEERING, README)
 """All that a pack may hold."""
 
 
@@ -136,7 +137,7 @@ def _require_place(out: Path, source: Location) -> None:
     if same(out, source):
         raise UserError(f"--out is {out}, which is read; give the pack a folder of its own")
     others = sorted(path.name for path in out.iterdir() if path.name not in FILES and not path.name.startswith("."))
-    index = out / "index.json"
+    index = out / METADATA
     found = read_json(index, "a pack") if index.exists() else {"packed": None}
     if others or not isinstance(found, dict) or "packed" not in found:
         what = others[0] if others else "an expert index that is no pack"
@@ -148,6 +149,6 @@ def _write_steering(experts: Experts, out: Path, wanted: set[str], k: int) -> tu
     evaluated = {name: chosen for name, chosen in experts.steering.items() if name in wanted}
     kept = {name: chosen for name, chosen in evaluated.items() if chosen is None or chosen <= k}
     if kept:
-        checksum = read_json(out / "index.json", "a pack")["checksums"]["experts"]
+        checksum = read_json(out / METADATA, "a pack")["checksums"]["experts"]
         write_json(out / STEERING, {**experts.steering_document, "experts": checksum, "k": kept})
     return tuple(sorted(evaluated.keys() - kept.keys()))

@@ -9,16 +9,12 @@ from typing import Any
 import pyarrow as pa
 
 from expertmine.index.experts import FORMAT, TABLES
+from expertmine.index.names import METADATA
 from expertmine.specs.plan import Plan
 from expertmine.specs.settings import Pooling
 from expertmine.storage.files import write_json
 from expertmine.storage.locations import Location
 from expertmine.storage.tables import write_table
-
-
-def index_folder(run: Location, plan: Plan, pooling: Pooling) -> Location:
-    """Where the index of one of a run's poolings is."""
-    return run / ("experts" if pooling == plan.responses.poolings[0] else f"experts-{pooling}")
 
 
 def write_index(
@@ -63,5 +59,5 @@ def write_tables(folder: Location, tables: Mapping[str, pa.Table], metadata: Map
         "checksums": {name: write_table(folder / f"{name}.parquet", tables[name]) for name in TABLES},
         "top_k": tables["experts"].num_rows // len(metadata["concepts"]),
     }
-    write_json(folder / "index.json", {**own, **{name: each for name, each in metadata.items() if name not in own}})
+    write_json(folder / METADATA, {**own, **{name: each for name, each in metadata.items() if name not in own}})
     return folder

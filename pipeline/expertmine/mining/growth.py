@@ -22,7 +22,8 @@ from expertmine.mining.planning import (
     scoring_work,
 )
 from expertmine.run import sentences
-from expertmine.run.ledger import Receipt, freeze, load_plan, plan_path, read_receipts, require_new_folder
+from expertmine.run.ledger import Receipt, freeze, load_plan, read_receipts, require_new_folder
+from expertmine.run.paths import plan_file
 from expertmine.run.store import Store
 from expertmine.specs.plan import Plan
 from expertmine.specs.settings import PlanRequest
@@ -43,7 +44,7 @@ def plan_run(run: Location, corpus: Corpus, request: PlanRequest, force: bool) -
     Raises:
         UserError: bad input, a run of another model or other settings in the folder, or not enough disk or memory.
     """
-    if not exists(plan_path(run)):
+    if not exists(plan_file(run)):
         require_new_folder(run)
         plan, bill = make_plan(request, corpus)
         if not force:
@@ -80,7 +81,7 @@ def _require_same(run: Location, frozen: Plan, request: PlanRequest) -> None:
     for name, (found, asked) in pairs.items():
         if found != asked:
             raise UserError(
-                f"{plan_path(run)} is another plan: its {name} is {found!r}, and {asked!r} was asked for; "
+                f"{plan_file(run)} is another plan: its {name} is {found!r}, and {asked!r} was asked for; "
                 "give another run folder, or remove this one to start anew"
             )
 

@@ -15,13 +15,13 @@ from expertmine.errors import UserError
 from expertmine.index.experts import Experts
 from expertmine.mining import assess, reduce, score
 from expertmine.mining.monitor import Watch, monitor_stage
+from expertmine.run import paths
 from expertmine.run.lease import Lease, driving, held
 from expertmine.run.ledger import (
     Failure,
     Receipt,
     load_plan,
     missing_tasks,
-    plan_path,
     require_new_folder,
     write_failures,
 )
@@ -124,7 +124,7 @@ def driven(run: Location, command: str) -> Iterator[Lease]:
         yield lease
         return
     require_own(run)
-    if not exists(plan_path(run)):
+    if not exists(paths.plan_file(run)):
         require_new_folder(run)  # before anything is left there
     with driving(run, f"expertmine {command}", partial(console.print, markup=False, highlight=False)) as lease:
         follows = None if lease.after is None else str(lease.after)
@@ -315,7 +315,7 @@ def _report(run: Location, failures: Sequence[Failure], tasks: int) -> None:
         return
     first = min(failures, key=lambda failure: failure.task)
     kept = f"the other {tasks - len(failures)} are done" if tasks > len(failures) else "none is done"
-    more = f" ({len(failures)} of {tasks} tasks failed, {kept}; see {run / 'failures' / first.stage})"
+    more = f" ({len(failures)} of {tasks} tasks failed, {kept}; see {paths.failures_folder(run, first.stage)})"
     try:
         write_failures(run, failures)
     except UserError:  # the disk that made them fail refuses this too

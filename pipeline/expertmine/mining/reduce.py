@@ -16,13 +16,14 @@ from expertmine.corpus.reader import Corpus
 from expertmine.errors import UserError
 from expertmine.index.distribution import Distribution
 from expertmine.index.units import SCHEMA
-from expertmine.index.writer import index_folder, write_index
+from expertmine.index.writer import write_index
 from expertmine.mining.chance import ALPHA, expected_ap, p_values, thresholds, transferred_null
 from expertmine.mining.controls import controls
 from expertmine.mining.ranking import Extremes
 from expertmine.mining.scored_rows import LabelSplit, NullClasses, mined_and_held_out, null_classes
 from expertmine.run import lease as locks
 from expertmine.run.ledger import load_plan, open_corpus, require_complete
+from expertmine.run.paths import index_folder
 from expertmine.run.side_tables import read_assessments, read_null
 from expertmine.run.store import KEPT, STATISTICS, Store
 from expertmine.specs.plan import Plan

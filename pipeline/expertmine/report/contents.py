@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from expertmine.errors import UserError
 from expertmine.evaluate.results import Ablation, ConceptCurve, ConceptEvaluation, Parity, Success, read_result
 from expertmine.index.experts import Experts
+from expertmine.run import paths
 from expertmine.run.ledger import load_plan, read_receipts
 from expertmine.specs.plan import STAGES, Plan
 from expertmine.storage.files import exists
@@ -63,11 +64,11 @@ def open_source(path: Location, index: Experts) -> Source:
     """
     plan: Plan | None = None
     note: str | None = "this is an expert index without its run"
-    if exists(path / "plan.json"):
+    if exists(paths.plan_file(path)):
         plan, note = load_plan(path), None
         if plan.fingerprint != index.metadata["plan"]:
             plan, note = None, "the run was planned anew since its index was made"
-        elif not exists(path / "store.zarr"):
+        elif not exists(paths.store_folder(path)):
             plan, note = None, "the run's stored responses are not there"
     pooling = str(index.metadata["pooling"])
     return Source(

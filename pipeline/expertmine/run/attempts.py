@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 
 from expertmine.errors import UserError
+from expertmine.run import paths
 from expertmine.run.ledger import read_records
 from expertmine.specs.plan import Stage
 from expertmine.storage.files import single_attempt, write_json
@@ -46,19 +47,16 @@ class StageAttempt:
     """Where Prometheus finds numbers while it runs."""
 
 
-def _folder(run: Location) -> Location:
-    return run / "workers" / "drivers"
-
-
 def write_attempt(run: Location, attempt: StageAttempt) -> None:
     """Leave a driver's record, in place of what it said before."""
     with suppress(UserError), single_attempt():
-        write_json(_folder(run) / f"{attempt.began:.3f}-{attempt.stage}-{attempt.process}.json", asdict(attempt))
+        write_json(paths.attempt_file(run, attempt.stage, attempt.process, attempt.began), asdict(attempt))
 
 
 def read_attempts(run: Location) -> list[StageAttempt]:
     """Every attempt that left a record, the earliest first."""
-    found = [replace(attempt, metrics=tuple(attempt.metrics)) for attempt in read_records(_folder(run), StageAttempt)]
+    records = read_records(paths.attempts_folder(run), StageAttempt)
+    found = [replace(attempt, metrics=tuple(attempt.metrics)) for attempt in records]
     return sorted(found, key=lambda attempt: attempt.began)
 
 

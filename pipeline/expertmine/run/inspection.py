@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from expertmine.errors import UserError
 from expertmine.index.experts import Experts
-from expertmine.index.writer import index_folder
-from expertmine.run import sentences
+from expertmine.index.names import METADATA
+from expertmine.run import paths, sentences
 from expertmine.run.attempts import StageAttempt, read_attempts
 from expertmine.run.costs import Costs, costs_of
 from expertmine.run.ledger import (
@@ -75,7 +75,7 @@ class Worker:
 class Damage:
     """A task whose stored bytes are not those of its receipt."""
 
-    stage: str
+    stage: Stage
     task: int
 
 
@@ -99,7 +99,7 @@ def progress_of(run: Location) -> list[StageProgress]:
         for stage in STAGES
         if plan.tasks(stage)
     ]
-    folders = [index_folder(run, plan, pooling) for pooling in plan.responses.poolings]
+    folders = [paths.index_folder(run, plan, pooling) for pooling in plan.responses.poolings]
     reduced = sum(_index_belongs(folder, plan.fingerprint) for folder in folders)
     return [*found, StageProgress("reduce", reduced, len(folders), 0.0, {}, {}, None, (), ())]
 
@@ -184,8 +184,8 @@ def verify(run: Location) -> Iterator[Damage | None]:
             sound = store.sound(of_store) and tables_are_sound(run, receipt.checksums)
             yield None if sound else Damage(stage, receipt.task)
     for pooling in plan.responses.poolings:
-        folder = index_folder(run, plan, pooling)
-        if exists(folder / "index.json") and not _index_belongs(folder, plan.fingerprint):
+        folder = paths.index_folder(run, plan, pooling)
+        if exists(folder / METADATA) and not _index_belongs(folder, plan.fingerprint):
             raise UserError(f"{folder} belongs to another plan; run `expertmine reduce {run}`")
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from threading import Event, Thread
 from typing import TypeVar
 
 from expertmine.errors import StageError, UserError
+from expertmine.run import paths
 from expertmine.storage.files import children, create, exists, read_each, remove, single_attempt, write_json
 from expertmine.storage.locations import Location, absolute
 from expertmine.storage.untrusted import record, visible
@@ -33,7 +33,6 @@ STALE = 40.0
 """Seconds without one after which a holder of another machine counts as gone."""
 POLL = 1.0
 """Seconds between two looks at a file that is watched."""
-FOLDER = "lock"
 _LAST = 253402300799.0
 """The end of the year 9999, after which no moment can be written as a date."""
 
@@ -109,7 +108,7 @@ class Lease:
         if latest is not None and latest.term > self.holder.term:
             self._overtaken = latest
         else:
-            write_json(_path(self.run, self.holder.term), asdict(self.holder))
+            write_json(paths.lease_file(self.run, self.holder.term), asdict(self.holder))
 
     def begin(self) -> None:
         self._thread.start()
@@ -120,13 +119,13 @@ class Lease:
         self._thread.join()
         self.holder = replace(self.holder, ended=True)
         with suppress(UserError, OSError), single_attempt():
-            if exists(self.run / "plan.json"):
+            if exists(paths.plan_file(self.run)):
                 self._write()
             else:
                 self._vanish()
 
     def _vanish(self) -> None:
-        path = _path(self.run, self.holder.term)
+        path = paths.lease_file(self.run, self.holder.term)
         remove(path)
         with suppress(OSError):  # not empty
             if isinstance(path, Path):
@@ -197,12 +196,12 @@ def _take(run: Location, command: str, tell: Callable[[str], None]) -> Lease:
     own = LeaseHolder(
         term, socket.gethostname(), _home(), os.getpid(), _born(os.getpid()), command, round(time.time(), 3)
     )
-    if not create(_path(run, term), json.dumps(asdict(own)).encode()):
+    if not create(paths.lease_file(run, term), json.dumps(asdict(own)).encode()):
         raise UserError(f"{run}: another process began to drive it in this very moment; {_latest(_files(run))}")
     # One that looked long ago could take a number that was given, and cleared away, since.
     above = _latest(_files(run))
     if above is not None and above.term > term:
-        remove(_path(run, term))
+        remove(paths.lease_file(run, term))
         raise UserError(f"{run} is driven by {above}; wait for it or stop it, then run the same command again")
     for path in _files(run):
         if _term(path) < term:
@@ -220,7 +219,7 @@ def _latest(files: list[Location]) -> LeaseHolder | None:
 
 def _files(run: Location) -> list[Location]:
     """Of every term that there is one of, in their order."""
-    return [path for path in children(run / FOLDER) if re.fullmatch(r"\d{8}\.json", path.name)]
+    return [path for path in children(paths.leases_folder(run)) if paths.is_lease_file(path)]
 
 
 def _term(path: Location) -> int:
@@ -295,7 +294,3 @@ def _without_proc(process: int) -> str:
     except PermissionError:
         pass
     return "alive"
-
-
-def _path(run: Location, term: int) -> Location:
-    return run / FOLDER / f"{term:08d}.json"

@@ -20,8 +20,8 @@ from typing import TypeVar
 from expertmine.corpus.reader import FILES, Corpus
 from expertmine.errors import StageError, UserError
 from expertmine.run import lease as locks
+from expertmine.run import paths
 from expertmine.runtime.events import process_name
-from expertmine.specs.identity import CorpusIdentity
 from expertmine.specs.plan import Plan, Stage
 from expertmine.storage.files import (
     children,
@@ -96,23 +96,13 @@ class Failure:
     """The sentences of a partition that could not be extracted."""
 
 
-def plan_path(run: Location) -> Location:
-    return run / "plan.json"
-
-
-def corpus_path(run: Location, identity: CorpusIdentity) -> Location:
-    """Where a run keeps its own copy of a corpus."""
-    return run / "corpus" / identity.fingerprint[:16]
-
-
 def require_new_folder(run: Location) -> None:
     """Refuse to plan a run in a folder of other things.
 
     Raises:
         UserError: the folder holds something else than what an interrupted beginning leaves.
     """
-    begun = {"corpus", "sentences", "lock"}
-    if any(path.name not in begun and not path.name.startswith(".") for path in children(run)):
+    if any(path.name not in paths.BEFORE_THE_PLAN and not path.name.startswith(".") for path in children(run)):
         raise UserError(f"{run} exists and is no run folder (it has no plan.json); give another one")
 
 
@@ -128,7 +118,7 @@ def freeze(run: Location, plan: Plan, corpus: Corpus, anew: Sequence[Stage] = ()
     Raises:
         UserError: the disk is full or refuses, the corpus was written to meanwhile, or another drives the run.
     """
-    own = corpus_path(run, plan.corpus)
+    own = paths.corpus_folder(run, plan.corpus)
     if not same(corpus.path, own):
         for name in reversed(FILES):  # corpus.json last
             copy(corpus.path / name, own / name)
@@ -139,7 +129,7 @@ def freeze(run: Location, plan: Plan, corpus: Corpus, anew: Sequence[Stage] = ()
     locks.require(run)
     for stage in anew:
         forget_receipts(run, stage)
-    write_json(plan_path(run), plan.to_json())
+    write_json(paths.plan_file(run), plan.to_json())
     for stage in anew:  # what a worker of the earlier plan has finished just now
         forget_receipts(run, stage)
     for other in children(own.parent):
@@ -153,7 +143,7 @@ def load_plan(run: Location) -> Plan:
     Raises:
         UserError: there is none, or it was edited.
     """
-    path = plan_path(run)
+    path = paths.plan_file(run)
     document = read_json(path, "a run folder made by `expertmine plan` or `expertmine mine`")
     if not isinstance(document, dict):
         raise UserError(f"{path}: not a plan; plan the run again")
@@ -166,7 +156,7 @@ def open_corpus(run: Location, plan: Plan) -> Corpus:
     Raises:
         UserError: it is not the one that was planned.
     """
-    corpus = Corpus.open(corpus_path(run, plan.corpus))
+    corpus = Corpus.open(paths.corpus_folder(run, plan.corpus))
     if corpus.identity != plan.corpus:
         raise UserError(f"{corpus.path} is not the corpus of this run's plan; restore it, or plan a new run")
     return corpus
@@ -180,7 +170,7 @@ def worker_name() -> str:
 def report_worker(run: Location, stage: Stage, platform: str, doing: str, tasks: int) -> None:
     """Say what this process is doing. It is news, not a promise: what cannot be written stays unsaid."""
     state = WorkerState(stage, socket.gethostname(), os.getpid(), platform, now(), doing, tasks)
-    path = run / "workers" / f"{stage}-{worker_name()}.json"
+    path = paths.worker_file(run, stage, worker_name())
     text = json.dumps(asdict(state))
     if is_remote(path):
         _tell_store(path, text)
@@ -208,8 +198,8 @@ def write_receipt(run: Location, receipt: Receipt) -> None:
     """
     if load_plan(run).task_fingerprint(receipt.stage, receipt.task) != receipt.fingerprint:
         raise StageError(f"{run} was planned anew while this task ran; what it found is not kept")
-    write_json(_task_path(run / "receipts", receipt.stage, receipt.task), asdict(receipt))
-    remove(_task_path(run / "failures", receipt.stage, receipt.task))
+    write_json(paths.receipt_file(run, receipt.stage, receipt.task), asdict(receipt))
+    remove(paths.failure_file(run, receipt.stage, receipt.task))
 
 
 def read_receipts(run: Location, plan: Plan, stage: Stage) -> Iterator[Receipt]:
@@ -218,8 +208,8 @@ def read_receipts(run: Location, plan: Plan, stage: Stage) -> Iterator[Receipt]:
     Raises:
         UserError: a receipt belongs to another plan, or speaks of what is no object of a run.
     """
-    paths = [_task_path(run / "receipts", stage, task) for task in range(plan.tasks(stage))]
-    for task, (path, content) in enumerate(zip(paths, read_each(paths), strict=True)):
+    files = [paths.receipt_file(run, stage, task) for task in range(plan.tasks(stage))]
+    for task, (path, content) in enumerate(zip(files, read_each(files), strict=True)):
         receipt = record(content, Receipt)
         if receipt is None or (receipt.stage, receipt.task) != (stage, task):
             continue  # not written, torn by a failing disk, or another task's: this one runs again
@@ -236,7 +226,7 @@ def forget_receipts(run: Location, stage: Stage) -> None:
     Raises:
         UserError: the disk refuses.
     """
-    remove_folder(run / "receipts" / stage)
+    remove_folder(paths.receipts_folder(run, stage))
 
 
 def missing_tasks(run: Location, plan: Plan, stage: Stage) -> list[int]:
@@ -262,7 +252,7 @@ def require_complete(run: Location, plan: Plan, stage: Stage) -> None:
 
 def read_workers(run: Location) -> list[WorkerState]:
     """What every worker of the run last said, the latest first."""
-    return sorted(read_records(run / "workers", WorkerState), key=lambda state: -state.since)
+    return sorted(read_records(paths.workers_folder(run), WorkerState), key=lambda state: -state.since)
 
 
 def write_failures(run: Location, failures: Sequence[Failure]) -> None:
@@ -272,25 +262,21 @@ def write_failures(run: Location, failures: Sequence[Failure]) -> None:
         UserError: the disk is full or refuses.
     """
     for failure in failures:
-        write_json(_task_path(run / "failures", failure.stage, failure.task), asdict(failure))
+        write_json(paths.failure_file(run, failure.stage, failure.task), asdict(failure))
 
 
 def read_failures(run: Location, stage: Stage) -> list[Failure]:
     """The tasks of a stage that were given up and not done since."""
-    return read_records(run / "failures" / stage, Failure)
+    return read_records(paths.failures_folder(run, stage), Failure)
 
 
 def read_records(folder: Location, kind: type[Read]) -> list[Read]:
     """Every record of a folder that is whole, in order of names."""
-    paths = [path for path in children(folder) if path.name.endswith(".json") and not path.name.startswith(".")]
-    found = [record(content, kind) for content in read_each(paths)]
+    files = [path for path in children(folder) if path.name.endswith(".json") and not path.name.startswith(".")]
+    found = [record(content, kind) for content in read_each(files)]
     return [each for each in found if each is not None]
 
 
 def now() -> float:
     """Seconds since 1970, UTC, to the millisecond."""
     return round(time.time(), 3)
-
-
-def _task_path(folder: Location, stage: Stage, task: int) -> Location:
-    return folder / stage / f"{task:05d}.json"

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from expertmine.corpus.reader import Corpus
 from expertmine.corpus.texts import text_key
 from expertmine.errors import UserError
+from expertmine.run import paths
 from expertmine.specs.identity import Segment
 from expertmine.specs.plan import Plan
 from expertmine.storage.locations import Location
@@ -47,7 +48,7 @@ def write_segment(run: Location, at: int, table: pa.Table, partition_rows: int) 
     Raises:
         UserError: the disk is full or refuses.
     """
-    write_table(_path(run, at), table, row_group_size=partition_rows, use_dictionary=False)
+    write_table(paths.sentences_file(run, at), table, row_group_size=partition_rows, use_dictionary=False)
 
 
 def texts(run: Location, plan: Plan, partition: int) -> list[str]:
@@ -58,7 +59,7 @@ def texts(run: Location, plan: Plan, partition: int) -> list[str]:
     """
     segment = plan.layout.segment_of(partition)
     group = partition - plan.layout.first_row(segment) // plan.layout.partition_rows
-    path = _path(run, segment)
+    path = paths.sentences_file(run, segment)
     try:
         table = read_table(path, row_group=group, schema=SCHEMA, rows=len(plan.layout.partition(partition)))
     except (OSError, pa.ArrowException) as error:
@@ -86,7 +87,7 @@ def rows_of(run: Location, plan: Plan, corpus: Corpus) -> NDArray[np.int64]:
 
 def _keys(run: Location, plan: Plan) -> Iterator[pa.Array]:
     for at, segment in enumerate(plan.segments):
-        path = _path(run, at)
+        path = paths.sentences_file(run, at)
         try:
             table = read_table(path, columns=["key"], schema=SCHEMA, rows=segment.sentences)
         except (OSError, pa.ArrowException) as error:
@@ -94,7 +95,3 @@ def _keys(run: Location, plan: Plan) -> Iterator[pa.Array]:
         if segment_of(table) != segment:
             raise UserError(f"{path}: not the sentences of this run's plan; plan the run again in another folder")
         yield table["key"].combine_chunks()
-
-
-def _path(run: Location, at: int) -> Location:
-    return run / "sentences" / f"{at:05d}.parquet"

@@ -9,13 +9,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from expertmine.errors import UserError
+from expertmine.run.paths import ASSESSMENT, NULL, SELECTION, receipts_folder, table_key, tables_folder
 from expertmine.specs.plan import Plan
 from expertmine.specs.settings import Pooling
 from expertmine.storage.files import sha256_file
 from expertmine.storage.locations import Location
 from expertmine.storage.tables import read_table, write_table
 
-NULL, ASSESSMENT, SELECTION = "null", "assessment", "selection"
 _KINDS = {
     NULL: {"concept": pa.int64(), "max_ap": pa.float64()},
     SELECTION: {"units": [pa.int64()]},
@@ -153,8 +153,8 @@ def read_assessments(run: Location, plan: Plan, pooling: Pooling) -> tuple[NDArr
         interval[at] = np.stack([table["held_out_low"].to_numpy(), table["held_out_high"].to_numpy()], axis=1)
     if np.isnan(resampled).any():
         raise UserError(
-            f"{run / ASSESSMENT} is not of the units in {run / SELECTION}; remove {run / 'receipts' / 'assess'} and "
-            f"run `expertmine score {run}`"
+            f"{tables_folder(run, ASSESSMENT)} is not of the units in {tables_folder(run, SELECTION)}; remove "
+            f"{receipts_folder(run, 'assess')} and run `expertmine score {run}`"
         )
     return resampled, interval
 
@@ -175,12 +175,12 @@ def is_table(key: str) -> bool:
 
 
 def _write(run: Location, kind: str, pooling: Pooling, block: int, columns: Mapping[str, object]) -> dict[str, str]:
-    key = _key(kind, pooling, block)
+    key = table_key(kind, pooling, block)
     return {key: write_table(run / key, pa.table(columns))}
 
 
 def _read(run: Location, kind: str, pooling: Pooling, block: int) -> pa.Table:
-    path = run / _key(kind, pooling, block)
+    path = run / table_key(kind, pooling, block)
     try:
         table = read_table(path)
     except FileNotFoundError:
@@ -197,7 +197,3 @@ def _read(run: Location, kind: str, pooling: Pooling, block: int) -> pa.Table:
 
 def _kind_of(column: pa.DataType) -> pa.DataType | list[pa.DataType]:
     return [column.value_type] if pa.types.is_fixed_size_list(column) else column
-
-
-def _key(kind: str, pooling: Pooling, block: int) -> str:
-    return f"{kind}/{pooling}/{block:05d}.parquet"

@@ -25,6 +25,7 @@ from zarr.core.buffer import Buffer
 from zarr.storage import FsspecStore, LocalStore, MemoryStore, StorePath
 
 from expertmine.errors import UserError
+from expertmine.run.paths import store_folder
 from expertmine.specs.plan import Plan
 from expertmine.specs.settings import Compression, Pooling
 from expertmine.storage.files import read_each, remove_folder, sha256_file, sizes, with_retries, write_atomically
@@ -70,7 +71,7 @@ class Store:
         Raises:
             UserError: it is not there, or has another layout than the plan.
         """
-        path = run / "store.zarr"
+        path = store_folder(run)
         templates, expected = _template_arrays(plan)
         found = _read_descriptions(path, templates)
         for name in templates:
@@ -252,7 +253,7 @@ def create_store(run: Location, plan: Plan) -> None:
     Raises:
         UserError: the disk is full or refuses, or arrays of another plan are there.
     """
-    path = run / "store.zarr"
+    path = store_folder(run)
     templates, expected = _template_arrays(plan)
     found = _read_descriptions(path, expected)
     for name, description in expected.items():

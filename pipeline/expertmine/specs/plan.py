@@ -19,6 +19,8 @@ from expertmine.specs.layout import Layout
 from expertmine.specs.settings import Compression, Pooling, ResponseSpec, ScoringSpec
 from expertmine.storage.untrusted import mismatch, schema_of
 
+PLAN_FILE = "plan.json"
+"""In a run folder, and what makes a folder one."""
 PLAN_FORMAT = 3
 
 Stage = Literal["extract", "score", "assess"]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 
 from expertmine.cli.show.console import as_json, number, out, table
+from expertmine.run.paths import plan_file
 from expertmine.specs.settings import ASSESSED
 from expertmine.storage.files import exists, read_json
 from expertmine.storage.locations import Location
@@ -26,7 +27,7 @@ BARS = " ▁▂▃▄▅▆▇█"
 
 def tell_if_stale(run: Location, index: Experts) -> None:
     """Say so where an index is of the run's plan of before."""
-    plan = run / "plan.json"
+    plan = plan_file(run)
     if not exists(plan):
         return
     found = read_json(plan, "a plan")

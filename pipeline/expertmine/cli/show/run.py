@@ -11,6 +11,7 @@ from rich.table import Table
 
 from expertmine.cli.show.console import as_json, out, table
 from expertmine.errors import UserError
+from expertmine.run.paths import failure_file, receipt_file
 from expertmine.storage.locations import absolute
 from expertmine.storage.untrusted import visible
 from expertmine.telemetry import logs
@@ -205,7 +206,7 @@ def _notes(run: Location, stage: StageProgress) -> Iterator[str]:
         kinds = "; ".join(stage.platforms)
         yield f"ran on {len(stage.platforms)} kinds of machine ({kinds}); last bits may differ between them"
     for failure in stage.failures:
-        where = run / "failures" / stage.stage / f"{failure.task:05d}.json"
+        where = failure_file(run, failure.stage, failure.task)
         yield f"task {failure.task} was given up: {failure.reason} ({where})"
 
 
@@ -239,7 +240,7 @@ def verified(run: Location, verdicts: Iterator[Damage | None]) -> None:
     checked = list(verdicts)
     damaged = [verdict for verdict in checked if verdict is not None]
     if damaged:
-        names = " ".join(str(run / "receipts" / d.stage / f"{d.task:05d}.json") for d in damaged[:10])
+        names = " ".join(str(receipt_file(run, d.stage, d.task)) for d in damaged[:10])
         raise UserError(
             f"{run}: {len(damaged)} of {len(checked)} tasks do not match their receipts, first {damaged[0].stage} task "
             f"{damaged[0].task}. Remove these receipts and run the stage again: {names}"
