@@ -16,8 +16,9 @@ from expertmine.concepts.wordnet import WordNet, wordnet_texts
 from expertmine.corpus.drafts import Draft, Refusals
 from expertmine.corpus.writer import write_corpus
 from expertmine.index.experts import Experts
-from expertmine.mining.mine import Cluster, freeze_plan, run_all
+from expertmine.mining.mine import freeze_plan, run_all
 from expertmine.model.load import EMBEDDED
+from expertmine.runtime.cluster import Cluster
 from expertmine.serving.offline import run_generate
 from expertmine.specs.settings import PlanRequest
 from expertmine.steering.assignment import Steering

@@ -18,9 +18,7 @@ from expertmine.cli.options import (
 )
 from expertmine.cli.show import console as show
 from expertmine.index.experts import DEFAULT_K
-from expertmine.mining.mine import (
-    ExtractExecutor,
-)
+from expertmine.runtime.cluster import ExtractExecutor
 from expertmine.steering.assignment import usual_k
 
 # torch, transformers, ray and dask take seconds to import: commands import what they need.

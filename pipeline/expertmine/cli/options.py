@@ -11,9 +11,10 @@ import typer
 
 from expertmine.errors import UserError
 from expertmine.index.units import Forcing, Units
-from expertmine.mining.mine import DEFAULT_TOP_K, Cluster, ExtractExecutor, ScoreExecutor
+from expertmine.runtime.cluster import Cluster, ExtractExecutor, ScoreExecutor
 from expertmine.specs.settings import (
     BATCH_TOKENS,
+    DEFAULT_TOP_K,
     Autocast,
     Codec,
     Compression,

@@ -24,15 +24,7 @@ from expertmine.cli.options import (
     request,
 )
 from expertmine.cli.show import run as show_run
-from expertmine.mining.mine import (
-    Cluster,
-    ExtractExecutor,
-    ScoreExecutor,
-    run_all,
-    run_extract,
-    run_reduce,
-    run_score,
-)
+from expertmine.runtime.cluster import Cluster, ExtractExecutor, ScoreExecutor
 from expertmine.storage.locations import location
 
 # torch, transformers, ray and dask take seconds to import: commands import what they need.
@@ -98,6 +90,8 @@ def extract(
 
     Example: `expertmine extract run --address auto`
     """
+    from expertmine.mining.mine import run_extract
+
     run_extract(run, executor, Cluster(address, workers, gpus_each))
     _tell_costs(run)
 
@@ -119,6 +113,8 @@ def score(
 
     Example: `expertmine score run --workers 4`
     """
+    from expertmine.mining.mine import run_score
+
     run_score(run, executor, Cluster(address, workers, memory=scoring_memory))
     _tell_costs(run)
 
@@ -129,6 +125,8 @@ def reduce(run: Run, top_k: TopK = None) -> None:
 
     Example: `expertmine reduce run --top-k 1000`
     """
+    from expertmine.mining.mine import run_reduce
+
     show_run.index_written(run_reduce(run, top_k))
 
 
@@ -152,7 +150,7 @@ def mine(
 
     Example: `expertmine mine run --model gpt2 --corpus corpus`, or `expertmine mine --config job.yaml`
     """
-    from expertmine.mining.mine import driven, freeze_plan
+    from expertmine.mining.mine import driven, freeze_plan, run_all
 
     asked = request(units_, responses, scoring, scoring_memory)
     with driven(run, "mine"):  # all of it: nobody else is to plan in between

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from expertmine.corpus.reader import Corpus
 from expertmine.errors import UserError
@@ -27,10 +27,11 @@ from expertmine.run.ledger import (
 )
 from expertmine.run.links import require_own
 from expertmine.runtime import serial
+from expertmine.runtime.cluster import Cluster, ExtractExecutor, ScoreExecutor
 from expertmine.runtime.events import Tell
 from expertmine.runtime.failures import Failed
 from expertmine.specs.plan import Plan, Stage
-from expertmine.specs.settings import PlanRequest
+from expertmine.specs.settings import DEFAULT_TOP_K, PlanRequest
 from expertmine.storage.files import exists
 from expertmine.storage.locations import Location, absolute
 from expertmine.telemetry import logs
@@ -39,13 +40,6 @@ from expertmine.telemetry.progress import console, track
 
 if TYPE_CHECKING:
     from expertmine.mining.planning import Bill
-
-DEFAULT_TOP_K = 500
-"""Experts kept a concept."""
-
-ExtractExecutor = Literal["ray", "serial"]
-ScoreExecutor = Literal["dask", "ray", "serial"]
-
 
 FOLLOWED = ("pairs", "experts", "sentences")
 """Counts of receipts whose rate is shown."""
@@ -78,20 +72,6 @@ _SCORING: tuple[
     ("score", score, score.NewScorer),
     ("assess", assess, assess.NewAssessor),
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Cluster:
-    """Where tasks run."""
-
-    address: str | None = None
-    """Of a running cluster; None starts a local one that ends with the stage."""
-    workers: int | None = None
-    """Processes; None takes what the machine or cluster has."""
-    gpus_each: float | None = None
-    """GPUs an extracting actor, also a fraction; None gives each one whole where there are any."""
-    memory: int | None = None
-    """Bytes that a scoring process may hold; None for what a block takes, as it was planned."""
 
 
 def freeze_plan(run: Location, corpus: Location, request: PlanRequest, force: bool = False) -> tuple[Plan, Bill | None]:

@@ -12,7 +12,7 @@ from expertmine.specs.settings import Pooling
 from expertmine.storage.locations import Location, absolute
 
 if TYPE_CHECKING:
-    from expertmine.mining.mine import ExtractExecutor
+    from expertmine.runtime.cluster import ExtractExecutor
     from expertmine.steering.generation import GenerationRequest
 
 

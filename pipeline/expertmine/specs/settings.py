@@ -9,6 +9,8 @@ from typing import Any, Literal
 from expertmine.specs.checks import require, require_word
 
 BATCH_TOKENS = 4096
+DEFAULT_TOP_K = 500
+"""Experts kept per concept."""
 ASSESSED = 100
 """Best units of each concept that are assessed by resampling."""
 Null = Literal["shared", "own"]
