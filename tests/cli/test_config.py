@@ -133,9 +133,9 @@ def test_each_stage_takes_what_concerns_it(monkeypatch: pytest.MonkeyPatch, job:
     def tell(*given: object) -> None:
         raise Called(*given)
 
-    monkeypatch.setattr(cli, "run_extract", tell)
-    monkeypatch.setattr(cli, "run_score", tell)
-    monkeypatch.setattr(cli, "run_reduce", tell)
+    monkeypatch.setattr("expertmine.mining.mine.run_extract", tell)
+    monkeypatch.setattr("expertmine.mining.mine.run_score", tell)
+    monkeypatch.setattr("expertmine.mining.mine.run_reduce", tell)
     path = job(JOB + "reduce: {top-k: 50}\n")
 
     def called(*arguments: object) -> tuple[Any, ...]:
@@ -161,7 +161,7 @@ def test_mine_runs_the_stages_where_the_sections_say(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr("expertmine.mining.mine.freeze_plan", lambda *_: (None, None))
     monkeypatch.setattr(cli.show_run, "bill", lambda *_: None)
-    monkeypatch.setattr(cli, "run_all", tell)
+    monkeypatch.setattr("expertmine.mining.mine.run_all", tell)
 
     def called(*arguments: object) -> tuple[Any, ...]:
         monkeypatch.setattr(sys, "argv", ["expertmine", "mine", *map(str, arguments)])
