@@ -24,7 +24,7 @@ MIN_SHARED = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Location:
+class UnitAddress:
     """Where a unit is in the model."""
 
     unit: int
@@ -162,7 +162,7 @@ def expert_units(experts: Experts, k: int | None = None) -> NDArray[np.int64]:
     return units[:, : k_or_all(experts, k)]
 
 
-def find_unit(experts: Experts, text: str) -> Location:
+def find_unit(experts: Experts, text: str) -> UnitAddress:
     """The unit that a text names: its id, or its hookpoint and channel as ``transformer.h.4.mlp.c_fc:979``.
 
     Raises:
@@ -173,7 +173,7 @@ def find_unit(experts: Experts, text: str) -> Location:
         unit = int(text) if len(text) <= len(str(units)) else units
         if unit >= units:
             raise UserError(f"there is no unit {text}; expected 0 to {units - 1}, the units of {experts.model.name!r}")
-        return place_of(experts, unit)
+        return address_of(experts, unit)
     name, colon, channel = text.rpartition(":")
     found = next((hookpoint for hookpoint in hookpoints if hookpoint["name"] == name), None)
     if not colon or found is None:
@@ -186,16 +186,16 @@ def find_unit(experts: Experts, text: str) -> Location:
         )
     if not (channel.isascii() and channel.isdecimal() and len(channel) < 16 and int(channel) < found["width"]):
         raise UserError(f"{name} has no channel {channel!r}; expected 0 to {found['width'] - 1}")
-    return Location(found["first_unit"] + int(channel), name, int(channel))
+    return UnitAddress(found["first_unit"] + int(channel), name, int(channel))
 
 
-def place_of(experts: Experts, unit: int) -> Location:
+def address_of(experts: Experts, unit: int) -> UnitAddress:
     """Where a unit that the model has is."""
     found = max(
         (hookpoint for hookpoint in experts.metadata["hookpoints"] if hookpoint["first_unit"] <= unit),
         key=lambda hookpoint: int(hookpoint["first_unit"]),
     )
-    return Location(unit, found["name"], unit - found["first_unit"])
+    return UnitAddress(unit, found["name"], unit - found["first_unit"])
 
 
 def concepts_of(experts: Experts, unit: int, k: int | None = None) -> list[Service]:
@@ -228,7 +228,7 @@ def most_shared(experts: Experts, count: int, k: int | None = None) -> list[Shar
     names, aps = list(experts), experts.table["ap"].to_numpy()
     return [
         SharedUnit(
-            **asdict(place_of(experts, int(found[at]))),
+            **asdict(address_of(experts, int(found[at]))),
             concepts=int(served[at]),
             best_concept=names[best_concept[at]],
             best_rank=int(best_rank[at]) + 1,

@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from expertmine.errors import UserError
 from expertmine.model.fused_experts import expert_maps, is_fused, is_readable, map_width
-from expertmine.model.hooks import Location, observing
+from expertmine.model.hooks import HookpointName, observing
 from expertmine.specs.hookpoints import Hookpoint
 
 
@@ -120,7 +120,7 @@ def _glob(paths: dict[str, str], pattern: str) -> list[str]:
 
 
 def _map_names(path: str, module: nn.Module) -> list[str]:
-    return [Location(path, parameter, expert).name for parameter, expert in expert_maps(module)]
+    return [HookpointName(path, parameter, expert).name for parameter, expert in expert_maps(module)]
 
 
 def _no_match(model: PreTrainedModel, pattern: str, paths: Iterable[str]) -> str:
@@ -156,42 +156,43 @@ def find_hookpoints(model: PreTrainedModel, patterns: Sequence[str] = ()) -> tup
     names = matching_names(model, patterns) if patterns else default_names(model)
     if not names:
         raise UserError(f"{type(model).__name__} has no Linear or Conv1D inside transformer blocks; name hookpoints")
-    places = [Location.of(name) for name in names]
+    parsed_names = [HookpointName.of(name) for name in names]
     widths: dict[str, int] = {}
 
     def record(name: str, response: torch.Tensor) -> None:
         widths[name] = response.shape[-1]
 
-    with observing(model, places, record) as runs, torch.inference_mode():
+    with observing(model, parsed_names, record) as runs, torch.inference_mode():
         # Two sentences of three tokens: no axis of a module's output that is not over tokens looks like one.
         model.base_model(input_ids=torch.tensor([[2, 3, 4], [4, 3, 2]], device=model.device))
-    for place in places:
-        if not runs.runs[place.path]:
-            raise UserError(f"hookpoint {place.name!r} does not run in a forward pass; leave it out")
+    for parsed in parsed_names:
+        if not runs.runs[parsed.path]:
+            raise UserError(f"hookpoint {parsed.name!r} does not run in a forward pass; leave it out")
     hookpoints: list[Hookpoint] = []
-    for name, width in _ordered(model, places, widths).items():
+    for name, width in _ordered(model, parsed_names, widths).items():
         first = hookpoints[-1].units.stop if hookpoints else 0
-        run = Location.of(name).run
-        only = runs.runs[Location.of(name).path] == 1
+        run = HookpointName.of(name).run
+        only = runs.runs[HookpointName.of(name).path] == 1
         hookpoints.append(Hookpoint(name.removesuffix(f"#{run}") if only else name, width, first))
     return tuple(hookpoints)
 
 
-def _ordered(model: PreTrainedModel, places: Sequence[Location], widths: dict[str, int]) -> dict[str, int]:
+def _ordered(model: PreTrainedModel, parsed_names: Sequence[HookpointName], widths: dict[str, int]) -> dict[str, int]:
     """Widths in an order that does not hang on the tokens run: experts that none reached stand among the others."""
-    maps: dict[str, list[Location]] = {}
-    for place in places:
-        if place.parameter is not None:
-            maps.setdefault(place.path, []).append(place)
+    maps: dict[str, list[HookpointName]] = {}
+    for parsed in parsed_names:
+        if parsed.parameter is not None:
+            maps.setdefault(parsed.path, []).append(parsed)
     ordered: dict[str, int] = {}
     for name, width in widths.items():
-        place = Location.of(name)
-        if place.parameter is None:
+        parsed = HookpointName.of(name)
+        if parsed.parameter is None:
             ordered[name] = width
             continue
-        for each in maps[place.path]:
+        for each in maps[parsed.path]:
             module = model.get_submodule(each.path)
             ordered.setdefault(
-                Location(each.path, each.parameter, each.expert, place.run).name, map_width(module, str(each.parameter))
+                HookpointName(each.path, each.parameter, each.expert, parsed.run).name,
+                map_width(module, str(each.parameter)),
             )
     return ordered

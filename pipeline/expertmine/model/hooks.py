@@ -34,7 +34,7 @@ _NAME = re.compile(r"(?P<path>.+?)(?:\[(?P<expert>\d+)\])?(?:#(?P<run>\d+))?")
 
 
 @dataclass(frozen=True, slots=True)
-class Location:
+class HookpointName:
     """Where in a model a hookpoint is."""
 
     path: str
@@ -46,8 +46,8 @@ class Location:
     """From 1, for a module that runs more than once a pass; None for one that runs once."""
 
     @classmethod
-    def of(cls, name: str) -> Location:
-        """The place that a hookpoint's name means."""
+    def of(cls, name: str) -> HookpointName:
+        """The module and the run that a hookpoint's name means."""
         parts = _NAME.fullmatch(name)
         assert parts is not None
         run = int(parts["run"]) if parts["run"] else None
@@ -109,11 +109,11 @@ class Pass:
 
     def last(self, device: torch.device) -> torch.Tensor:
         """(batch, tokens) True at the last token of each text that is no filling."""
-        places = torch.arange(self.tokens, device=device)
+        parsed_names = torch.arange(self.tokens, device=device)
         if self.mask is None:
-            return (places == self.tokens - 1).expand(self.batch, -1)
+            return (parsed_names == self.tokens - 1).expand(self.batch, -1)
         real = self.mask[:, -self.tokens :].to(device) > 0
-        return torch.where(real, places, -1).amax(dim=1, keepdim=True) == places
+        return torch.where(real, parsed_names, -1).amax(dim=1, keepdim=True) == parsed_names
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +123,7 @@ class Where:
     current: Pass | None
     """None where the pass is over something else than texts of tokens."""
     routed: torch.Tensor | None = None
-    """(tokens,) of an expert's map: places in the batch, text after text; None for all tokens."""
+    """(tokens,) of an expert's map: parsed_names in the batch, text after text; None for all tokens."""
     owned: bool = False
     """Whether the response may be changed in place: made a moment ago, and seen by nobody else."""
 
@@ -168,24 +168,24 @@ def _counting(model: PreTrainedModel, runs: _Runs) -> Iterator[None]:
 
 
 @contextmanager
-def observing(model: PreTrainedModel, places: Sequence[Location], record: Recorder) -> Iterator[_Runs]:
-    """While open, `record(name, response)` is called at every run of the places' modules, whatever their `run` is.
+def observing(model: PreTrainedModel, parsed_names: Sequence[HookpointName], record: Recorder) -> Iterator[_Runs]:
+    """While open, `record(name, response)` is called at every run of the parsed_names' modules, whatever their `run` is.
 
     The names it is called with all end in the run's number, ``#1`` for the first. Yields the counts of the pass.
     """
     runs = _Runs()
     maps: dict[str, list[Map]] = defaultdict(list)
     paths: dict[str, None] = {}
-    for place in places:
-        if place.parameter is None or place.expert is None:
-            paths[place.path] = None
+    for parsed in parsed_names:
+        if parsed.parameter is None or parsed.expert is None:
+            paths[parsed.path] = None
         else:
-            maps[place.path].append((place.parameter, place.expert))
+            maps[parsed.path].append((parsed.parameter, parsed.expert))
 
     def reader(path: str) -> Callable[..., None]:
         def read(module: nn.Module, inputs: object, output: object) -> None:
             runs.runs[path] += 1
-            record(Location(path, run=runs.runs[path]).name, runs.check_shape(path, output, response_of(output)))
+            record(HookpointName(path, run=runs.runs[path]).name, runs.check_shape(path, output, response_of(output)))
 
         return read
 
@@ -206,7 +206,7 @@ def _observing_experts(
     wanted = frozenset(maps)
 
     def name(found: Map) -> str:
-        return Location(path, *found, run=runs.runs[path] + 1).name
+        return HookpointName(path, *found, run=runs.runs[path] + 1).name
 
     def on_map(found: Map, tokens: torch.Tensor, output: torch.Tensor, count: int) -> None:
         if found in wanted:
@@ -236,18 +236,18 @@ def reading(model: PreTrainedModel, names: Sequence[str], record: Recorder) -> I
         UserError: at the end of a pass, when a module ran another number of times than `names` say; within it, when
             its output is none over the pass's tokens.
     """
-    places = [Location.of(name) for name in names]
+    parsed_names = [HookpointName.of(name) for name in names]
     expected: dict[str, int] = {}
-    for place in places:
-        expected[place.path] = max(expected.get(place.path, 1), place.run or 1)
+    for parsed in parsed_names:
+        expected[parsed.path] = max(expected.get(parsed.path, 1), parsed.run or 1)
     # A module's only run has no number in its name.
-    known = {Location(p.path, p.parameter, p.expert, p.run or 1).name: p.name for p in places}
+    known = {HookpointName(p.path, p.parameter, p.expert, p.run or 1).name: p.name for p in parsed_names}
 
     def record_known(name: str, response: torch.Tensor) -> None:
         if name in known:
             record(known[name], response)
 
-    with observing(model, places, record_known) as runs, ExitStack() as hooks:
+    with observing(model, parsed_names, record_known) as runs, ExitStack() as hooks:
 
         def check(module: nn.Module, args: object, output: object) -> None:
             for path, times in expected.items():
@@ -275,12 +275,12 @@ def changing(model: PreTrainedModel, changes: Mapping[str, Change]) -> Iterator[
     at_experts: dict[str, dict[tuple[Map, int | None], Change]] = defaultdict(dict)
     expected: dict[str, int] = {}
     for name, change in changes.items():
-        place = Location.of(name)
-        expected[place.path] = max(expected.get(place.path, 1), place.run or 1)
-        if place.parameter is None or place.expert is None:
-            at_modules[place.path][place.run] = change
+        parsed = HookpointName.of(name)
+        expected[parsed.path] = max(expected.get(parsed.path, 1), parsed.run or 1)
+        if parsed.parameter is None or parsed.expert is None:
+            at_modules[parsed.path][parsed.run] = change
         else:
-            at_experts[place.path][(place.parameter, place.expert), place.run] = change
+            at_experts[parsed.path][(parsed.parameter, parsed.expert), parsed.run] = change
 
     def check(module: nn.Module, args: object, output: object) -> None:
         for path, times in expected.items():

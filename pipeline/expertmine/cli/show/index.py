@@ -15,16 +15,18 @@ from expertmine.telemetry.formats import p_value, size
 
 if TYPE_CHECKING:
     from expertmine.index.experts import Experts
-    from expertmine.index.lookup import AtHookpoints, Comparison, Location, Neighbour, Service, SharedUnit
+    from expertmine.index.lookup import AtHookpoints, Comparison, Neighbour, Service, SharedUnit, UnitAddress
     from expertmine.index.pack import Packed
 
 
-def unit(index: Experts, place: Location, services: Sequence[Service], count: int, json_: bool) -> None:
+def unit(index: Experts, address: UnitAddress, services: Sequence[Service], count: int, json_: bool) -> None:
     """The concepts that a unit serves."""
     if json_:
         as_json({**asdict(place), "concepts": [asdict(service) for service in services]})
         return
-    out.print(f"[bold]unit {place.unit}[/bold]  {escape(place.hookpoint)}, channel {place.channel}", soft_wrap=True)
+    out.print(
+        f"[bold]unit {address.unit}[/bold]  {escape(address.hookpoint)}, channel {address.channel}", soft_wrap=True
+    )
     if services:
         made = table("concept", "rank", "AP", "p", "held out", "AUROC")
         for service in services[:count]:
