@@ -109,11 +109,11 @@ class Pass:
 
     def last(self, device: torch.device) -> torch.Tensor:
         """(batch, tokens) True at the last token of each text that is no filling."""
-        parsed_names = torch.arange(self.tokens, device=device)
+        positions = torch.arange(self.tokens, device=device)
         if self.mask is None:
-            return (parsed_names == self.tokens - 1).expand(self.batch, -1)
+            return (positions == self.tokens - 1).expand(self.batch, -1)
         real = self.mask[:, -self.tokens :].to(device) > 0
-        return torch.where(real, parsed_names, -1).amax(dim=1, keepdim=True) == parsed_names
+        return torch.where(real, positions, -1).amax(dim=1, keepdim=True) == positions
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +123,7 @@ class Where:
     current: Pass | None
     """None where the pass is over something else than texts of tokens."""
     routed: torch.Tensor | None = None
-    """(tokens,) of an expert's map: parsed_names in the batch, text after text; None for all tokens."""
+    """(tokens,) of an expert's map: positions in the batch, text after text; None for all tokens."""
     owned: bool = False
     """Whether the response may be changed in place: made a moment ago, and seen by nobody else."""
 
@@ -169,7 +169,7 @@ def _counting(model: PreTrainedModel, runs: _Runs) -> Iterator[None]:
 
 @contextmanager
 def observing(model: PreTrainedModel, parsed_names: Sequence[HookpointName], record: Recorder) -> Iterator[_Runs]:
-    """While open, `record(name, response)` is called at every run of the parsed_names' modules, whatever their `run` is.
+    """While open, `record(name, response)` is called at every run of the named modules, whatever their `run` is.
 
     The names it is called with all end in the run's number, ``#1`` for the first. Yields the counts of the pass.
     """

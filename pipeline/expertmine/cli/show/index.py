@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def unit(index: Experts, address: UnitAddress, services: Sequence[Service], count: int, json_: bool) -> None:
     """The concepts that a unit serves."""
     if json_:
-        as_json({**asdict(place), "concepts": [asdict(service) for service in services]})
+        as_json({**asdict(address), "concepts": [asdict(service) for service in services]})
         return
     out.print(
         f"[bold]unit {address.unit}[/bold]  {escape(address.hookpoint)}, channel {address.channel}", soft_wrap=True
