@@ -1,4 +1,4 @@
-"""The exceptions that users are meant to read."""
+"""The exceptions whose messages are written for users. Knows nothing of what raises them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 
 class UserError(Exception):
-    """Something in the user's hands is wrong: says what was found, where, what was expected, and what to do.
+    """The user can fix this: the message names what was found, where, what was expected, and what to do.
 
-    The command line prints the message alone and exits with code 2.
+    The command line prints only the message and exits with code 2.
     """
 
     def __str__(self) -> str:
@@ -17,11 +17,11 @@ class UserError(Exception):
 
 
 class StageError(UserError):
-    """Trouble that every other task of a stage would meet as well, such as a full disk: the stage stops at once."""
+    """A failure that would hit every other task of the stage too, such as a full disk: the stage stops at once."""
 
 
 class UnknownConcept(UserError, KeyError):
-    """A concept of that name is not there; suggests the nearest. A KeyError too, as mappings promise."""
+    """No concept has that name; the message suggests the nearest. Also a KeyError, as mappings promise."""
 
     @classmethod
     def among(cls, name: str, known: Sequence[str], where: str) -> UnknownConcept:

@@ -1,4 +1,4 @@
-"""Where `load_model` was until 0.1: the cards of published packs import it from here."""
+"""The home of `load_model` until 0.1; the cards of published packs still import it from here."""
 
 from expertmine.model.load import load_model as load_model
 

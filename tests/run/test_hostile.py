@@ -118,17 +118,17 @@ def test_a_forged_plan_is_read_where_it_says_nothing_wrong(run: Path) -> None:
     (lambda plan: plan["hookpoints"][0].update(name="a\x1b[2Jb"), r"hookpoint 'a\\x1b\[2Jb'"),
     (lambda plan: plan["hookpoints"][0].update(width=2**40), "does not follow|the hookpoints have"),
     (lambda plan: plan["hookpoints"][1].update(name=plan["hookpoints"][0]["name"]), "the same name"),
-    (lambda plan: plan["layout"].update(units=2**50), "tasks of a stage|rows in shards"),
-    (lambda plan: plan["layout"].update(partition_rows=2**50), "rows in shards"),
-    (lambda plan: plan["layout"].update(segments=[2**50]), "tasks of a stage"),
+    (lambda plan: plan["layout"].update(units=2**50), "tasks in a stage|rows and shards"),
+    (lambda plan: plan["layout"].update(partition_rows=2**50), "rows and shards"),
+    (lambda plan: plan["layout"].update(segments=[2**50]), "tasks in a stage"),
     (lambda plan: plan["layout"].update(segments=[1] * 100_000), "100,000 segments"),
     (lambda plan: plan["layout"].update(shard_units=0), "nothing to store"),
-    (lambda plan: plan["layout"].update(segments=[24]), "its segments are not those of its layout"),
+    (lambda plan: plan["layout"].update(segments=[24]), "the segments differ from the layout"),
     (lambda plan: plan["layout"].update(units="64"), "layout.units is not a whole number"),
     (lambda plan: plan["layout"].update(units=float("nan")), "layout.units is not a whole number"),
     (lambda plan: plan["scoring"].update(permutations=10**400), "scoring.permutations is not a whole number"),
-    (lambda plan: plan["scoring"].update(resamples=2**40), "resamples are 1099511627776"),
-    (lambda plan: plan.update(hookpoints={"a": 1}), "hookpoints is no list"),
+    (lambda plan: plan["scoring"].update(resamples=2**40), "resamples is 1099511627776"),
+    (lambda plan: plan.update(hookpoints={"a": 1}), "hookpoints is not a list"),
     (lambda plan: plan["model"].update(remote_code=True), "not a plan"),
 ])  # fmt: skip
 def test_a_forged_plan_is_refused(change: Callable[[Document], object], message: str, run: Path) -> None:
@@ -339,7 +339,7 @@ def repeated(value: pa.Array, times: int) -> tuple[Any, pa.Array]:
     return np.zeros(times, np.int32), value
 
 
-def test_a_table_that_unfolds_without_end_is_refused(tmp_path: Path) -> None:
+def test_a_table_that_expands_without_end_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "bomb.parquet"
     for columns in (
         {"text": repeated(pa.array(["y" * 1000]), 3_000_000)},
@@ -348,7 +348,7 @@ def test_a_table_that_unfolds_without_end_is_refused(tmp_path: Path) -> None:
         write_bomb(path, columns, write_statistics=False)
         assert path.stat().st_size < 100_000
         began = time.monotonic()
-        with pytest.raises(pa.ArrowInvalid, match="unfold to more than"):
+        with pytest.raises(pa.ArrowInvalid, match="expand to more than"):
             read_table(path)
         assert time.monotonic() - began < SOON
 
@@ -366,10 +366,10 @@ def test_a_table_of_zeros_that_a_file_of_its_size_may_hold_is_read(tmp_path: Pat
 def test_a_bomb_among_a_corpus_s_tables_is_one_message(corpus: Path) -> None:
     ids = repeated(pa.array([0], pa.int32()), 30_000_000)
     write_bomb(corpus / "pools.parquet", {"pool_id": ids, "sentence_id": ids}, write_statistics=False)
-    with refusal(r"pools\.parquet: cannot be read \(it has 30,000,000 rows, and 0 are promised"):
+    with refusal(r"pools\.parquet: cannot be read \(it has 30,000,000 rows, expected 0"):
         _ = Corpus.open(corpus).pools
     edit(corpus / "corpus.json", lambda metadata: metadata.update(pools=[30_000_000]))
-    with refusal(r"pools\.parquet: cannot be read \(its .* bytes unfold to more than"):
+    with refusal(r"pools\.parquet: cannot be read \(its .* bytes expand to more than"):
         _ = Corpus.open(corpus).pools
 
 
@@ -430,7 +430,7 @@ def test_a_corpus_of_other_facts_is_refused(change: Document, corpus: Path) -> N
 
 def test_a_corpus_with_more_rows_than_it_promises_is_refused(corpus: Path) -> None:
     edit(corpus / "corpus.json", lambda metadata: metadata.update(sentences=10**9))
-    with refusal(r"sentences\.parquet: cannot be read \(it has 3 rows, and 1,000,000,000 are promised"):
+    with refusal(r"sentences\.parquet: cannot be read \(it has 3 rows, expected 1,000,000,000"):
         Corpus.open(corpus).check()
 
 
@@ -442,7 +442,7 @@ def test_a_corpus_may_be_links_since_it_is_only_read(corpus: Path, tmp_path: Pat
     Corpus.open(linked).check()
 
 
-def test_an_index_whose_table_unfolds_without_end_is_refused(tmp_path: Path) -> None:
+def test_an_index_whose_table_expands_without_end_is_refused(tmp_path: Path) -> None:
     index = make_index(tmp_path / "pack", np.arange(8).reshape(2, 4), width=2)
     kept = 2_000_000
     values = {
@@ -460,7 +460,7 @@ def test_an_index_whose_table_unfolds_without_end_is_refused(tmp_path: Path) -> 
                                for at, each in enumerate(metadata["hookpoints"])]  # fmt: skip
 
     edit(tmp_path / "pack" / "index.json", promise)
-    with refusal(r"experts\.parquet cannot be read \(its .* bytes unfold"):
+    with refusal(r"experts\.parquet cannot be read \(its .* bytes expand"):
         _ = Experts.load(tmp_path / "pack").table
 
 
@@ -574,7 +574,7 @@ def test_the_shape_of_a_dataclass_is_that_of_its_json() -> None:
 
 
 def test_a_layout_that_is_planned_is_one_that_is_read() -> None:
-    with refusal("tasks of a stage"):
+    with refusal("tasks in a stage"):
         Layout((10**9,), 64, partition_rows=1, block_units=64, shard_units=64)
 
 

@@ -48,7 +48,7 @@ def server() -> Iterator[S3Server]:
 @pytest.fixture
 def folder(server: S3Server, request: pytest.FixtureRequest) -> Location:
     """A folder of the test's own in the bucket."""
-    server.forget()
+    server.reset()
     return location(f"s3://{BUCKET}/{request.node.name.partition('[')[0]}")
 
 
@@ -69,7 +69,7 @@ def assert_same_results(run: Location, done: Path) -> None:
 
 
 def plan_there(run: Location, done: Path) -> None:
-    """The plan of a local run, frozen on an object store."""
+    """The plan of a local run, saved on an object store."""
     plan = load_plan(done)
     begin(run, plan, Corpus.open(next((done / "corpus").iterdir())))
 
@@ -116,7 +116,7 @@ def test_ray_and_dask_workers_write_the_same_bytes(folder: Location, done: Path)
 
 def test_a_killed_process_is_gone_on_for(server: S3Server, folder: Location, done: Path) -> None:
     plan_there(folder, done)
-    server.delay = 0.2  # so that there is a midst to be killed in
+    server.delay = 0.2  # slow enough to be killed half-way
     command = [sys.executable, "-m", "expertmine", "extract", str(folder), "--executor", "serial"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     plan = load_plan(folder)
@@ -127,7 +127,7 @@ def test_a_killed_process_is_gone_on_for(server: S3Server, folder: Location, don
     process.wait()
     server.delay = 0
     assert missing_tasks(folder, plan, "extract")
-    run_all(folder, SERIAL, SERIAL, TOP_K)  # and takes the lock over
+    run_all(folder, SERIAL, SERIAL, TOP_K)  # and takes over the lease
     assert_same_results(folder, done)
 
 
@@ -157,7 +157,7 @@ def test_a_store_that_stays_away_is_one_message(
     monkeypatch.setattr(files, "ATTEMPTS", 2)
     plan_there(folder, done)
     server.refusals = 10**6
-    with pytest.raises(StageError, match=r"cannot be written .*mend that and run the same command again"):
+    with pytest.raises(StageError, match=r"cannot be written .*fix the cause and rerun the command"):
         files.write_atomically(folder / "x", b"")
     with pytest.raises(UserError, match="cannot be read"):
         load_plan(folder)
@@ -200,7 +200,7 @@ def test_a_creation_whose_answer_was_lost_counts(folder: Location, monkeypatch: 
 def test_requests_in_flight_are_bounded(server: S3Server, folder: Location) -> None:
     for at in range(60):
         files.write_atomically(folder / f"{at}", str(at).encode())
-    server.forget()
+    server.reset()
     paths = [folder / f"{at}" for at in range(300)]
     found = list(files.read_each(paths))
     assert found == [str(at).encode() for at in range(60)] + [None] * 240
@@ -245,9 +245,9 @@ def test_large_objects_come_whole(folder: Location) -> None:
     [
         ("nothing://bucket/run", "fsspec knows no protocol 'nothing'"),
         ("s3://", "names no bucket"),
-        ("s3://key:hidden@bucket/run", "keys do not belong in a URL"),
-        ("s3://bucket/run[1]", "are patterns to an object store"),
-        ("s3:/bucket/run", "one slash is missing"),
+        ("s3://key:hidden@bucket/run", "holds credentials; remove them from the URL"),
+        ("s3://bucket/run[1]", "are wildcards on an object store"),
+        ("s3:/bucket/run", "a slash is missing"),
         ("gs://bucket/run", "needs a library that is not installed"),
     ],
 )

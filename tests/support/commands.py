@@ -1,4 +1,4 @@
-"""The command line as users run it, in a process of its own."""
+"""Runs the command line as users do, in its own process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def succeed(*arguments: object) -> str:
 
 
 def refused(*arguments: object) -> str:
-    """The one message of a command that bad input ends."""
+    """Run a command that must refuse its input; return its message."""
     done = expertmine(*arguments)
     assert done.returncode == 2, (done.returncode, done.stdout, done.stderr)
     assert "Traceback" not in done.stderr

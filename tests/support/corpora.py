@@ -1,4 +1,4 @@
-"""Corpora from lists of texts, for tests."""
+"""Builds corpora from lists of texts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from expertmine.specs.identity import CorpusIdentity
 
 @dataclass(frozen=True)
 class LabelledTexts:
-    """A concept as two lists of texts, and perhaps a pool to share and texts that are neither."""
+    """A concept as lists of positive and negative texts, with an optional pool and texts that are neither."""
 
     name: str
     group: str

@@ -1,8 +1,8 @@
-"""Hosts on one machine: network namespaces, each with an address, a network card, and a folder of Ray's of its own.
+"""Simulated hosts: network namespaces, each with its own address, network card and folder for Ray.
 
-They share the disk, as the machines of a cluster share that of a run. The network between them lies in a namespace too:
-the machine's own is not touched, and addresses may be any. A host is cut off as a cable is pulled: nothing tells those
-who were talking to it.
+They share the disk, as the machines of a cluster share a run's folder. The network between them is in a namespace too,
+so the machine's own network is not touched and any addresses will do. Cutting off a host is like pulling its cable:
+its peers are not notified.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 RAYS_FOLDER = Path("/tmp/ray")
-"""Where Ray keeps its sockets, also on nodes that join: each host finds a folder of its own there."""
+"""Where Ray keeps its sockets, also on nodes that join; each host has its own folder mounted there."""
 AS_ITSELF = 'hostname "$0" && mount --bind "$1" "$2" && shift 2 && exec "$@"'
 
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """A namespace that is plugged into a switch."""
+    """A namespace that is connected to a switch."""
 
     name: str
     address: str
@@ -32,7 +32,7 @@ class Host:
     folder: Path
 
     def start(self, *command: object, environment: Mapping[str, str], **how: Any) -> subprocess.Popen[str]:
-        """Start a command there; see `kill_family` for its end."""
+        """Start a command on the host; end it with `kill_family`."""
         namespaces = ["ip", "netns", "exec", self.name, "unshare", "--uts"]
         itself = ["sh", "-c", AS_ITSELF, self.name, self.folder, RAYS_FOLDER]
         return subprocess.Popen(
@@ -40,12 +40,12 @@ class Host:
         )
 
     def cut_off(self) -> None:
-        """Pull its cable."""
+        """Disconnect the host from the switch."""
         _ip("-n", self.switch, "link", "set", self.port, "down")
 
 
 def why_not() -> str | None:
-    """Why this machine cannot have such hosts, or None where it can."""
+    """Return why this machine cannot simulate hosts; None if it can."""
     if missing := [name for name in ("ip", "unshare", "mount", "hostname") if shutil.which(name) is None]:
         return f"no network namespaces: no {' and no '.join(missing)} here (Debian's iproute2, util-linux, hostname)"
     if os.geteuid() != 0:
@@ -65,10 +65,10 @@ def why_not() -> str | None:
 
 @contextmanager
 def hosts(count: int, folder: Path) -> Iterator[list[Host]]:
-    """While open, so many hosts on one switch: 10.0.0.1 and so on.
+    """While open, this many hosts on one switch, with addresses from 10.0.0.1.
 
     Args:
-        folder: for what Ray keeps, a folder each.
+        folder: holds a folder for Ray per host.
     """
     switch = f"expertmine-{os.getpid()}-switch"
     made = [
@@ -87,7 +87,7 @@ def hosts(count: int, folder: Path) -> Iterator[list[Host]]:
         yield made
     finally:
         for name in (switch, *(host.name for host in made)):
-            with suppress(RuntimeError):  # those that were not reached
+            with suppress(RuntimeError):  # it may not have been created
                 _ip("netns", "del", name)
 
 
@@ -98,7 +98,7 @@ def _plug_in(host: Host) -> None:
     _ip("-n", host.switch, "link", "set", host.port, "master", "bridge", "up")
     _ip("-n", host.name, "address", "add", f"{host.address}/24", "dev", "eth0")
     _ip("-n", host.name, "link", "set", "eth0", "up")
-    # Leads nowhere; Ray and Dask ask which address they would have towards the world, and take that for their own.
+    # A route to nowhere: Ray and Dask take as their own address the one that they would use towards the internet.
     _ip("-n", host.name, "route", "add", "default", "via", "10.0.0.254")
 
 

@@ -1,4 +1,4 @@
-"""Expert indexes that are made up: as many concepts as a test wants, and no run needed."""
+"""Synthetic expert indexes with any number of concepts, without a run."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def made_metadata(concepts: Sequence[str], width: int) -> dict[str, Any]:
 
 
 def made_tables(units: np.ndarray, metadata: Mapping[str, Any]) -> dict[str, pa.Table]:
-    """Tables for units (concepts, k) that all the kinds have alike; average precision falls with the rank."""
+    """Tables in which every kind has the same units (concepts, k); average precision falls with the rank."""
     concepts, k = units.shape
     width = metadata["hookpoints"][0]["width"]
     names = [concept["name"] for concept in metadata["concepts"]]
@@ -70,7 +70,7 @@ def made_tables(units: np.ndarray, metadata: Mapping[str, Any]) -> dict[str, pa.
 
 
 def make_index(folder: Path, units: np.ndarray, width: int, names: Sequence[str] | None = None) -> Experts:
-    """An index of experts (concepts, k) of a model of four hookpoints."""
+    """Write and load an index of units (concepts, k) for a model with four hookpoints."""
     metadata = made_metadata(names or [f"concept {at}" for at in range(len(units))], width)
     write_tables(folder, made_tables(units, metadata), metadata)
     return Experts.load(folder)

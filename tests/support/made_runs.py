@@ -1,4 +1,4 @@
-"""Runs whose responses are made up, not extracted: as large as a test of scoring wants them, and no model needed."""
+"""Runs with synthetic responses of any size, without a model or an extraction."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HOOKPOINTS = 8
 
 
 def make_corpus(folder: Path, texts: int, concepts: int, positives: int, pool: int, held_out_percent: int = 0) -> Path:
-    """Concepts with positives drawn by lot, and one pool of negatives for all."""
+    """Write a corpus of concepts with random positives and one shared pool of negatives."""
     rng = np.random.default_rng(0)
     names = np.array([f"sentence {at} of {texts}" for at in range(texts)], dtype=object)
     drawn = [
@@ -38,7 +38,7 @@ def make_corpus(folder: Path, texts: int, concepts: int, positives: int, pool: i
 def make_run(
     run: Path, corpus: Path, units: int, memory: int | None = None, block_units: int | None = None, **scoring: Any
 ) -> Plan:
-    """A run that is extracted already; responses are normal and know nothing of any concept."""
+    """Make an extracted run whose responses are normally distributed and independent of every concept."""
     opened = Corpus.open(corpus)
     table = sentences.of_corpus(opened)
     segment, spec, chosen = sentences.segment_of(table), ResponseSpec(), ScoringSpec(**scoring)

@@ -1,4 +1,4 @@
-"""Slow, obviously right answers, in plain Python and NumPy. Imports nothing that is under test."""
+"""Slow, obviously correct reference implementations in plain Python and NumPy. Imports no code under test."""
 
 import math
 from collections.abc import Sequence

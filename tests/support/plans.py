@@ -1,4 +1,4 @@
-"""Runs that tests plan: a model, a corpus, and what is to be stored."""
+"""Plans runs for tests from a model, a corpus and settings."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def request(
 def plan_new(
     run: Path, model: Path, corpus: Path, partition_rows: int | None = 32, **responses: Any
 ) -> tuple[Plan, Bill]:
-    """A planned run, and its bill; cut into small partitions unless None is given."""
+    """Plan a run and return it with its costs; partitions are small unless None is given."""
     opened = Corpus.open(corpus)
     plan, bill = make_plan(request(model, **responses), opened)
     if partition_rows is not None:

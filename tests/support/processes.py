@@ -1,4 +1,4 @@
-"""Processes that tests start, and kill."""
+"""Starts and kills the processes of tests: Ray nodes, Dask schedulers, commands."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 import psutil
 
 KILLS = int(os.environ.get("EXPERTMINE_KILLS", "2"))
-"""Of each kind."""
+"""Kills of each kind."""
 
 
 SEED = int(os.environ.get("EXPERTMINE_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
@@ -22,7 +22,7 @@ SEED = int(os.environ.get("EXPERTMINE_SEED", "0")) or random.SystemRandom().rand
 ENVIRONMENT = {
     **os.environ,
     "RAY_AUTH_MODE": "token",
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # on loopback alone, on both sides
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # both ends are on loopback
     "RAY_worker_niceness": "0",
 }
 
@@ -44,7 +44,7 @@ for line in sys.stdin:
 
 @contextmanager
 def ray_nodes() -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """A Ray of a head and two nodes; the process removes the node whose number it is sent, and adds another."""
+    """A Ray cluster of a head and two nodes; the process replaces the node whose number is written to it."""
     process = subprocess.Popen(
         [sys.executable, "-c", NODES],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=ENVIRONMENT,
@@ -64,7 +64,7 @@ def ray_nodes() -> Iterator[tuple[str, subprocess.Popen[str]]]:
 
 
 def kill_family(process: subprocess.Popen[str]) -> None:
-    """Kill a driver and all that it started, as a machine that goes down does."""
+    """Kill a process and all its children at once, as if the machine went down."""
     with suppress(psutil.NoSuchProcess):
         for member in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
             with suppress(psutil.NoSuchProcess):

@@ -1,4 +1,4 @@
-"""The checkout's own files, as tests read them."""
+"""Reads files of this repository."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def filled(text: str, values: dict[str, str]) -> str:
-    """A file with its places marked <…> filled in: each takes the value of the one name that it has in it."""
+    """Replace each placeholder <…> in a file by the value whose name occurs in it."""
 
     def value(found: re.Match[str]) -> str:
         (fitting,) = (value for name, value in values.items() if name in found[0])

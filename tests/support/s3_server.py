@@ -1,4 +1,4 @@
-"""A real HTTP server that speaks S3, on loopback: moto's, behind a door that counts, refuses and delays."""
+"""An S3 server on loopback: moto's HTTP server, behind middleware that counts, refuses and delays requests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BUCKET = "experts"
 
 
 class S3Server:
-    """What the server has seen, and how it is to behave."""
+    """The server's request counts, and the faults that it injects."""
 
     def __init__(self) -> None:
         self.app = DomainDispatcherApplication(create_backend_app)
@@ -25,9 +25,9 @@ class S3Server:
         self.methods: Counter[str] = Counter()
         self.inside = self.peak = 0
         self.refusals = 0
-        """How many of the next requests are answered with 503."""
+        """Number of further requests to answer with 503."""
         self.delay = 0.0
-        """Seconds that a put takes longer."""
+        """Seconds added to each put."""
         self.server: Any = None
         self.port = 0
 
@@ -53,7 +53,7 @@ class S3Server:
                 self.inside -= 1
 
     def start(self) -> None:
-        """Listen, on the port of before if there was one; what is stored stays."""
+        """Start listening, on the previous port if there was one; stored objects stay."""
         self.server = make_server("127.0.0.1", self.port, self, threaded=True)
         self.port = self.server.server_port
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
@@ -62,13 +62,13 @@ class S3Server:
         self.server.shutdown()
         self.server.server_close()
 
-    def forget(self) -> None:
-        """Count anew."""
+    def reset(self) -> None:
+        """Reset the counts and the faults."""
         self.methods, self.peak, self.refusals, self.delay = Counter(), 0, 0, 0.0
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a client needs to know, as users give it."""
+        """Environment variables that point a client at this server."""
         return {
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.port}",
             "AWS_ACCESS_KEY_ID": KEY,

@@ -1,4 +1,4 @@
-"""Two small annotated corpora, in the two layouts that are read."""
+"""Two small annotated corpora, one per supported layout."""
 
 from __future__ import annotations
 

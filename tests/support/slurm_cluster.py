@@ -1,7 +1,7 @@
-"""A real Slurm of several nodes on this machine: a controller and its nodes, in a folder that goes with them.
+"""A real Slurm cluster on this machine: a controller and several nodes, in a temporary folder.
 
-Nothing of the machine's own configuration is read or changed: the configuration, the key, the socket and the ports are
-this cluster's. It listens where the machine's name leads, which is loopback on most.
+It neither reads nor changes the machine's own configuration: its configuration, key, socket and ports are its own. It
+listens on the address of the machine's host name, which on most machines is loopback.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PROGRAMS = ("sbatch", "scontrol", "squeue", "slurmctld", "slurmd", "munged")
 SYSTEM_FOLDERS = ("/usr/sbin", "/usr/local/sbin")
 NODES = ("node1", "node2")
 CPUS = 8
-"""That each node says it has: jobs of several tests run side by side, whatever the machine has."""
+"""CPUs that each node claims, so that jobs of several tests run side by side on any machine."""
 
 CONFIGURATION = """\
 ClusterName=tests
@@ -62,7 +62,7 @@ PartitionName=all Nodes=ALL Default=YES State=UP
 
 
 def programs_missing() -> list[str]:
-    """Programs of Slurm that this machine does not have."""
+    """List Slurm's programs that are not installed."""
     return [name for name in PROGRAMS if shutil.which(name, path=_path()) is None]
 
 
@@ -72,20 +72,20 @@ def _path() -> str:
 
 @dataclass(frozen=True, slots=True)
 class Slurm:
-    """A cluster that runs."""
+    """A running cluster."""
 
     folder: Path
-    """Its configuration, state and logs."""
+    """Holds its configuration, state and logs."""
 
     @property
     def environment(self) -> dict[str, str]:
-        """In which its commands are called; nothing of a job, or of a Ray, that the tests themselves may be."""
+        """Environment of its commands, without variables of a Slurm job or a Ray in which the tests may run."""
         others = ("SLURM_", "SBATCH_", "RAY_")
         outside = {name: value for name, value in os.environ.items() if not name.startswith(others)}
         return {**outside, "PATH": _path(), "SLURM_CONF": str(self.folder / "slurm.conf")}
 
     def command(self, *arguments: object, **environment: str) -> str:
-        """Standard output of one of Slurm's commands."""
+        """Run one of Slurm's commands; return its standard output."""
         done = subprocess.run(
             [*map(str, arguments)],
             capture_output=True, text=True, timeout=60, env=self.environment | environment,
@@ -96,18 +96,18 @@ class Slurm:
     def submit(
         self, log: Path, script: Path, *arguments: object, options: Mapping[str, object], **environment: str
     ) -> int:
-        """The number of a job whose output is appended to a log."""
+        """Submit a job whose output is appended to a log; return its number."""
         chosen = [f"--{name}={value}" for name, value in options.items()]
         answer = self.command("sbatch", "--parsable", f"--output={log}", *chosen, script, *arguments, **environment)
         return int(answer)
 
     def job(self, number: int) -> dict[str, str]:
-        """What the controller knows of a job: JobState, Restarts, ExitCode, …"""
+        """Return the controller's record of a job: JobState, Restarts, ExitCode, …"""
         words = self.command("scontrol", "--oneliner", "show", "job", number).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
     def wait_for(self, number: int, state: str, restarts: int, log: Path, seconds: float = 400) -> dict[str, str]:
-        """What is known of a job when it is in that state, after so many restarts."""
+        """Wait until a job is in a state after so many restarts; return its record."""
         deadline = time.monotonic() + seconds
         while True:
             known = self.job(number)
@@ -124,9 +124,9 @@ class Slurm:
 
 @contextmanager
 def slurm() -> Iterator[Slurm]:
-    """While open, a cluster of NODES; its jobs end with it."""
-    folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))  # a short path: of a socket, among others
-    folder.chmod(0o711)  # munged asks for a socket that all can reach
+    """While open, a cluster of NODES; its jobs end when it closes."""
+    folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))  # sockets need a short path
+    folder.chmod(0o711)  # munged requires a socket that everyone can reach
     with ExitStack() as running:
         running.callback(shutil.rmtree, folder, ignore_errors=True)
         cluster = Slurm(folder)
@@ -157,12 +157,12 @@ def _configure(folder: Path) -> None:
     key.write_bytes(secrets.token_bytes(128))
     port, *ports = _free_ports(1 + len(NODES))
     host = socket.gethostname()
-    address = socket.gethostbyname(host)  # the one that a slurmd binds, whatever else it is told
+    address = socket.gethostbyname(host)  # slurmd always binds this one
     nodes = [
         f"NodeName={name} NodeHostname={host} NodeAddr={address} Port={at} CPUs={CPUS} State=UNKNOWN"
         for name, at in zip(NODES, ports, strict=True)
     ]
-    first = 100_000 + secrets.randbelow(900_000)  # no other cluster of this machine has such jobs
+    first = 100_000 + secrets.randbelow(900_000)  # unlike the jobs of other clusters on this machine
     told = {"first": first, "host": host, "address": address, "port": port, "user": getpass.getuser(), "folder": folder}
     text = CONFIGURATION.format(**told, nodes="\n".join(nodes))
     (folder / "slurm.conf").write_text(text)
@@ -178,7 +178,7 @@ def _free_ports(count: int) -> list[int]:
 
 @contextmanager
 def _daemon(cluster: Slurm, program: str, *arguments: str) -> Iterator[None]:
-    """A daemon in the foreground of a session of its own."""
+    """While open, run a daemon in the foreground of its own session."""
     with (cluster.folder / f"{program}-{'-'.join(arguments[-1:])}.out".replace("/", "_")).open("w") as out:
         process = subprocess.Popen(
             [program, *arguments], stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,

@@ -1,4 +1,4 @@
-"""Models of many architectures with two or three layers and random weights, and folders that hold one."""
+"""Models of many architectures, with two or three layers and random weights, and model folders."""
 
 from __future__ import annotations
 
@@ -91,11 +91,11 @@ def _seeded(build: Callable[[], PreTrainedModel]) -> Callable[[], PreTrainedMode
 
 
 BUILDERS: dict[str, Callable[[], PreTrainedModel]] = {name: _seeded(build) for name, build in _UNSEEDED.items()}
-"""Each makes the same model at every call; the embedded tokenizer fits it."""
+"""Each builds the same model at every call, with the embedded tokenizer's vocabulary."""
 
 
 def save_tokenizer(folder: Path, closing: bool = False) -> None:
-    """Put the embedded tokenizer into a model folder; `closing` ends each text with a special token too."""
+    """Save the embedded tokenizer into a model folder; with `closing`, it also ends each text with a special token."""
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(EMBEDDED_FOLDER / name, folder)
     if closing:
@@ -109,7 +109,7 @@ def save_tokenizer(folder: Path, closing: bool = False) -> None:
 
 
 def save_model(name: str, folder: Path) -> Path:
-    """A model folder of that architecture, as a user would name it."""
+    """Save a model of an architecture; return its folder, as a user would name it."""
     BUILDERS[name]().save_pretrained(folder)
     save_tokenizer(folder, closing=name in ENCODERS)
     return folder

@@ -1,4 +1,4 @@
-"""Workers that tests hand to runtimes."""
+"""Workers for tests of runtimes."""
 
 from __future__ import annotations
 

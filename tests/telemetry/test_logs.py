@@ -1,4 +1,4 @@
-"""What is logged: lines for people, JSON for programs, and from where to where."""
+"""Logs: text for people, JSON for programs, and where each goes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from expertmine.telemetry import logs, progress
 
 @pytest.fixture
 def restored() -> Iterator[None]:
-    """Has logging of this process be as it was."""
+    """Restores this process's logging afterwards."""
     handlers, level = list(logs.logger.handlers), logs.logger.level
     yield
     logs.logger.handlers[:] = handlers
@@ -75,7 +75,7 @@ def test_a_log_is_written_behind_what_it_has(tmp_path: Path, restored: None) -> 
 
 
 def test_people_are_shown_warnings_alone(restored: None) -> None:
-    """Bars say what goes well, and the message that ends a command what went wrong."""
+    """Bars show progress, and the final message shows the error; only warnings are logged."""
     shown = StringIO()
     logs.configure("text", None, Console(file=shown))
     logs.event("task finished", task=1)
@@ -86,7 +86,7 @@ def test_people_are_shown_warnings_alone(restored: None) -> None:
 
 
 def test_a_log_that_cannot_be_written_is_refused(tmp_path: Path, restored: None) -> None:
-    with pytest.raises(UserError, match="no log can be written there"):
+    with pytest.raises(UserError, match="the log cannot be written"):
         logs.configure("json", tmp_path / "none" / "log", Console(file=StringIO()))
 
 
@@ -167,7 +167,7 @@ def test_progress_is_logged_with_rate_and_time_left(
 
 
 def test_a_batch_job_logs_json_and_nothing_else(tmp_path: Path, tiny_model: Path, tiny_corpus: Path) -> None:
-    """Standard error is a log that a program reads; standard output is as ever. And so to the end with bad input."""
+    """Standard error is JSON, also when bad input ends the command; standard output does not change."""
     run = tmp_path / "run"
     plan_new(run, tiny_model, tiny_corpus)
     on = ("--max-tokens", 64, "--extract-on", "serial", "--score-on", "serial", "--resamples", 0, "--top-k", 50)

@@ -29,7 +29,7 @@ SAMPLE = re.compile(r"^(\w+)\{(.*)\} (\S+)$")
 
 
 def scrape(endpoint: str, run: str) -> dict[tuple[str, str], float]:
-    """Our own metrics of a run, by name and stage; buckets of histograms are left out."""
+    """Our own metrics of a run, by name and stage, without histogram buckets."""
     assert urlsplit(endpoint).hostname == "127.0.0.1"
     found = {}
     for line in urlopen(endpoint, timeout=20).read().decode().splitlines():
@@ -46,7 +46,7 @@ def test_a_ray_node_shows_what_a_run_does(new_run: Path, monkeypatch: pytest.Mon
 
     with ray.cluster(None, cpus=2):
         run_extract(new_run, "ray", Cluster(workers=1))
-        again = ray.recorder({"stage": "score", "run": "run"})  # the next stage makes the same meters anew
+        again = ray.recorder({"stage": "score", "run": "run"})  # the next stage creates the same meters again
         (endpoint,) = ray.metrics_endpoints()
         until = time.monotonic() + 60
         again(DONE, 8)
@@ -84,7 +84,7 @@ def test_a_dask_scheduler_of_our_own_shows_what_a_run_does(mined: Path, tmp_path
 
 
 def new_counter() -> Callable[[], Callable[[int], Receipt]]:
-    """Makes workers that pretend to have scored ten pairs in half a second."""
+    """Returns workers that pretend to score ten pairs in 0.5 s."""
     return lambda: lambda task: Receipt("score", task, "", {}, 0.5, 1.0, "m-1", "x86_64", {"pairs": 10})
 
 

@@ -221,7 +221,7 @@ def _forward_seconds(load: Workload, hardware: Hardware, costs: UnitCosts) -> fl
 def _extract(load: Workload, hardware: Hardware, costs: UnitCosts) -> StageEstimate:
     """Tokenise, run, and write go on side by side in a process with a GPU, and share its core without one."""
     tasks, workers = load.left["extract"], hardware.extractors
-    objects = 2 + load.layout.objects_a_partition * load.poolings
+    objects = 2 + load.layout.objects_per_partition * load.poolings
     written = load.response_bytes * load.share("extract")
     work = {
         FORWARD: _forward_seconds(load, hardware, costs),

@@ -168,7 +168,7 @@ def make_bill(
         stored_bytes=round(len(lengths) * layout.padded_shape[1] * itemsize * sample.compressed),
         expertise_bytes=expertise_bytes(plan),
         expertise_choices=choices,
-        files=partitions * (2 + layout.objects_a_partition * len(spec.poolings))
+        files=partitions * (2 + layout.objects_per_partition * len(spec.poolings))
         + scores * (2 + len(STATISTICS))
         + 2 * plan.tasks("assess"),
         extract_memory=None if weights is None else weights + a_pass + PARTITIONS_AT_ONCE * partition,

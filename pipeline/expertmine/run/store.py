@@ -117,7 +117,7 @@ class Store:
         checksums: dict[str, str] = {}
         for pooling, values in responses.items():
             name = f"responses/{pooling}"
-            for shard in range(layout.objects_a_partition):
+            for shard in range(layout.objects_per_partition):
                 part = values[:, shard * layout.shard_units : (shard + 1) * layout.shard_units]
                 padded = np.zeros((layout.partition_rows, layout.shard_units), values.dtype)
                 padded[rows, : part.shape[1]] = part
@@ -130,7 +130,7 @@ class Store:
         Raises:
             UserError: names the first partition that lost one.
         """
-        shards = range(self.plan.layout.objects_a_partition)
+        shards = range(self.plan.layout.objects_per_partition)
         responses = [f"responses/{pooling}" for pooling in self.plan.responses.poolings]
         there = {f"{name}/{key}" for name in ("tokens", *responses) for key in self._objects(name)}
         for partition in range(self.plan.layout.partitions):

@@ -1,4 +1,4 @@
-"""A model's hookpoints: modules whose output channels are units."""
+"""A model's hookpoints: modules whose output channels are units. Knows no model; only names and numbers."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import re
 from dataclasses import dataclass
 
 LAYER = re.compile(r"(?:^|\.)(\d+)(?=[.#\[]|$)")
-"""Finds a layer's number in a hookpoint's name."""
+"""Finds the layer number in a hookpoint's name."""
 
 
 def layer_of(hookpoint: str) -> int | None:
-    """The number of the layer that a hookpoint is in: the first number among the names of its path."""
+    """Return the number of a hookpoint's layer: the first number in its path; None if there is none."""
     found = LAYER.search(hookpoint)
     return int(found[1]) if found else None
 
@@ -22,10 +22,11 @@ class Hookpoint:
     name: str
     """The module's path in the model, such as ``transformer.h.0.mlp.c_fc``."""
     width: int
-    """Channels, each of them a unit."""
+    """Number of channels; each is a unit."""
     first_unit: int
     """Unit id of channel 0."""
 
     @property
     def units(self) -> range:
+        """Ids of its units."""
         return range(self.first_unit, self.first_unit + self.width)

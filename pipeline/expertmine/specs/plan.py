@@ -1,6 +1,6 @@
-"""What a run is made of: frozen, validated when made, written to ``plan.json`` and read back.
+"""The plan of a run: frozen, validated on construction, written to ``plan.json`` and read back.
 
-Knows no model, no store and no cluster; only which settings belong together and which values make sense.
+Knows which settings belong together and which values are valid; no model, no store, no cluster.
 """
 
 from __future__ import annotations
@@ -25,46 +25,46 @@ PLAN_FORMAT = 3
 
 Stage = Literal["extract", "score", "assess"]
 STAGES: tuple[Stage, ...] = ("extract", "score", "assess")
-"""Those that have tasks and receipts, in order."""
+"""The stages that have tasks and receipts, in order."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All that decides a run's results, frozen before the first sentence is run."""
+    """Everything that decides a run's results, frozen before the model runs on the first sentence."""
 
     model: ModelIdentity
     patterns: tuple[str, ...]
-    """Presets and globs that chose the hookpoints; none for the default rule."""
+    """Presets and globs that chose the hookpoints; empty for the default rule."""
     hookpoints: tuple[Hookpoint, ...]
     corpus: CorpusIdentity
     responses: ResponseSpec
     compression: Compression
     segments: tuple[Segment, ...]
-    """The stored sentences; those of earlier corpora too."""
+    """The stored sentences, including those of earlier corpora."""
     layout: Layout
     scoring: ScoringSpec = field(default_factory=ScoringSpec)
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over everything in the plan; receipts of scoring, and the index, carry it."""
+        """SHA-256 of the whole plan; receipts of scoring, and the index, carry it."""
         return _digest(self._body())
 
     @cached_property
     def extraction_fingerprints(self) -> tuple[str, ...]:
-        """Of each segment: SHA-256 over what decides its responses and where they lie.
+        """Per segment: SHA-256 of the settings that decide its responses and where they are stored.
 
-        Receipts of extraction carry that of their segment, and so outlive a growing corpus.
+        Receipts of extraction carry their segment's fingerprint, and so stay valid when the corpus grows.
         """
         body = self._body()
         shared = {name: body[name] for name in ("model", "hookpoints", "responses", "compression")}
-        cut = {name: value for name, value in body["layout"].items() if name != "segments"}
+        sizes = {name: value for name, value in body["layout"].items() if name != "segments"}
         return tuple(
-            _digest({**shared, "layout": cut, "first_row": self.layout.first_row(at), "segment": asdict(segment)})
+            _digest({**shared, "layout": sizes, "first_row": self.layout.first_row(at), "segment": asdict(segment)})
             for at, segment in enumerate(self.segments)
         )
 
     def tasks(self, stage: Stage) -> int:
-        """How many tasks a stage has: one a partition, or one a block and pooling."""
+        """Return a stage's number of tasks: one per partition, or one per pooling and block."""
         if stage == "extract":
             return self.layout.partitions
         if stage == "assess" and not self.scoring.resamples:
@@ -73,18 +73,18 @@ class Plan:
 
     @property
     def kept_columns(self) -> int | None:
-        """Units of a block of which statistics other than average precision are stored; None for all."""
+        """Units per block whose statistics other than average precision are stored; None for all."""
         keep = self.scoring.keep
         return 2 * keep if keep is not None and 2 * keep < self.layout.block_units else None
 
     def task_fingerprint(self, stage: Stage, task: int) -> str:
-        """What a task's receipt must carry."""
+        """Return the fingerprint that a task's receipt must carry."""
         if stage == "extract":
             return self.extraction_fingerprints[self.layout.segment_of(task)]
         return self.fingerprint
 
     def scoring_task(self, task: int) -> tuple[Pooling, int]:
-        """The pooling and the block of units that a task of scoring or assessing stands for."""
+        """Return the pooling and the block of units of a task of scoring or assessment."""
         return self.responses.poolings[task // self.layout.blocks], task % self.layout.blocks
 
     def to_json(self) -> dict[str, Any]:
@@ -107,15 +107,15 @@ class Plan:
         require(not wrong, f"{source}: not a plan ({wrong}); expected the sections {names}")
         try:
             plan = cls._of(document)
-        except TypeError as error:  # something that no section has
+        except TypeError as error:  # a section has an unknown key
             raise UserError(f"{source}: not a plan ({error}); expected the sections {names}") from error
         except UserError as error:
-            raise UserError(f"{source}: no plan that could be carried out: {error}; plan a new run folder") from error
+            raise UserError(f"{source}: the plan has an invalid value: {error}; plan a new run folder") from error
         fault = plan._contradiction()
-        require(not fault, f"{source}: contradicts itself: {fault}; plan a new run folder")
+        require(not fault, f"{source}: the plan contradicts itself: {fault}; plan a new run folder")
         require(
             plan.fingerprint == document.get("fingerprint"),
-            f"{source}: its contents do not match its fingerprint; it was edited or damaged. Plan a new run folder.",
+            f"{source}: its contents do not match its fingerprint, so it was edited or damaged; plan a new run folder",
         )
         return plan
 
@@ -135,23 +135,25 @@ class Plan:
         )
 
     def _contradiction(self) -> str | None:
-        """What does not fit together in sections that are sound each by itself."""
+        """Describe what does not fit together although each section is valid by itself; None if all fits."""
         first = 0
         for hookpoint in self.hookpoints:
             if hookpoint.first_unit != first or hookpoint.width < 1 or not hookpoint.name.isprintable():
-                return f"hookpoint {hookpoint.name[:80]!r} does not follow those before it, or is no name"
+                return (
+                    f"hookpoint {hookpoint.name[:80]!r} does not follow those before it, or its name is not printable"
+                )
             first += hookpoint.width
         if first != self.layout.units:
             return f"the hookpoints have {first} units, the layout {self.layout.units}"
         if len({hookpoint.name for hookpoint in self.hookpoints}) < len(self.hookpoints):
             return "two hookpoints have the same name"
         if tuple(segment.sentences for segment in self.segments) != self.layout.segments:
-            return "its segments are not those of its layout"
+            return "the segments differ from the layout's segments"
         return None
 
 
 _PLAN = schema_of(Plan)
-"""The shape of ``plan.json``."""
+"""The schema of ``plan.json``."""
 
 
 def _digest(body: dict[str, Any]) -> str:

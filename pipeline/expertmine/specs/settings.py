@@ -1,4 +1,4 @@
-"""What users choose: how responses are made, compressed and scored."""
+"""The user's settings: how responses are computed, compressed and scored. Knows only which values are valid."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ BATCH_TOKENS = 4096
 DEFAULT_TOP_K = 500
 """Experts kept per concept."""
 ASSESSED = 100
-"""Best units of each concept that are assessed by resampling."""
+"""Number of best units per concept that are assessed by resampling."""
 Null = Literal["shared", "own"]
 Pooling = Literal["max", "mean", "last", "reference"]
 StoredType = Literal["float16", "float32"]
@@ -21,35 +21,36 @@ Autocast = Literal["none", "bfloat16", "float16"]
 WeightsType = Literal["float32", "bfloat16"]
 Codec = Literal["zstd", "lz4", "none"]
 Shuffle = Literal["bitshuffle", "shuffle", "noshuffle"]
-MAX_DRAWN = 100_000
-"""Times that labels are shuffled, or sentences drawn anew."""
+MAX_REPEATS = 100_000
+"""Shuffles of labels, and resamples of sentences."""
 MAX_THREADS = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class ResponseSpec:
-    """How a sentence becomes one response a unit."""
+    """How a sentence becomes one response per unit."""
 
     poolings: tuple[Pooling, ...] = ("max",)
-    """How its tokens become one number, each way stored beside the others; over the real tokens, special ones only if
-    `special_tokens`. ``reference`` is the maximum over a text filled up to `max_tokens`, filling and special tokens
-    and all, as Suau et al.'s code has it; that needs passes of its own, and so stands alone."""
+    """How the values of its tokens become one number; several poolings are stored side by side. They pool real tokens,
+    and special ones only if `special_tokens`. ``reference`` is the maximum over a text padded to `max_tokens`,
+    including padding and special tokens, as in the code of Suau et al.; it needs forward passes of its own, and so
+    excludes other poolings."""
     dtype: StoredType = "float16"
     """Stored type; every reported number is a function of the stored value."""
     max_tokens: int = 128
-    """Longest sentence, in tokens, special ones included."""
+    """Longest sentence, in tokens, including special ones."""
     too_long: TooLong = "drop"
     """What happens to longer sentences."""
     special_tokens: bool = False
     """Whether tokens that the tokenizer adds (BOS, CLS, SEP) are pooled too."""
     weights: WeightsType = "float32"
-    """Type in which the model is loaded."""
+    """Type of the loaded weights."""
     autocast: Autocast = "none"
-    """Lower precision for the operations that bear it, as PyTorch's autocast has them."""
+    """PyTorch's autocast: lower precision for the operations that tolerate it."""
     batch_tokens: int = BATCH_TOKENS
-    """Tokens a forward pass, padding included; part of the plan since batches decide the last bits of a float."""
+    """Tokens per forward pass, including padding; in the plan because batches decide the last bits of a float."""
     threads: int = 1
-    """CPU threads of one extracting process; part of the plan for the same reason."""
+    """CPU threads per extraction process; in the plan for the same reason."""
 
     def __post_init__(self) -> None:
         require(len(self.poolings) > 0, "no pooling is named; expected max, mean or last, or several")
@@ -59,9 +60,12 @@ class ResponseSpec:
         if "reference" in self.poolings:
             require(
                 self.poolings == ("reference",),
-                "the reference's pooling fills every sentence up and so needs passes of its own; ask for it alone",
+                "pooling reference pads every sentence, which other poolings do not; ask for it alone",
             )
-            require(self.too_long == "drop", "the reference's pooling drops longer sentences; leave --too-long out")
+            require(
+                self.too_long == "drop",
+                f"too_long is {self.too_long!r}: pooling reference drops longer sentences; leave --too-long out",
+            )
         require_word("dtype", self.dtype, StoredType)
         require_word("too_long", self.too_long, TooLong)
         require_word("weights", self.weights, WeightsType)
@@ -76,13 +80,13 @@ class ResponseSpec:
 
 @dataclass(frozen=True, slots=True)
 class Compression:
-    """How chunks of responses are compressed; the values are the same with any."""
+    """How chunks of responses are compressed; it does not change the values."""
 
     codec: Codec = "zstd"
     level: int = 1
-    """Of zstd and lz4, 1 (fast) to 9 (small)."""
+    """Level of zstd and lz4, 1 (fast) to 9 (small)."""
     shuffle: Shuffle = "noshuffle"
-    """Which parts of neighbouring values are put side by side first: bits, bytes, or none."""
+    """What is regrouped across neighbouring values before compression: bits, bytes, or nothing."""
 
     def __post_init__(self) -> None:
         require_word("codec", self.codec, Codec)
@@ -92,30 +96,30 @@ class Compression:
 
 @dataclass(frozen=True, slots=True)
 class ScoringSpec:
-    """What is computed of every (concept, unit) pair beside its average precision, and how it is put to the test."""
+    """Which statistics of (concept, unit) pairs are stored beside average precision, and how results are assessed."""
 
     keep: int | None = None
-    """Statistics are stored of this many best and worst units of each block, by average precision, which itself is
-    stored of all; None stores every statistic of every pair."""
+    """Statistics are stored for this many best and worst units per block, by average precision; average precision
+    itself is stored for all units. None stores every statistic of every pair."""
     permutations: int = 20
-    """Times that labels are shuffled to see what the best unit reaches by chance; 0 for not at all."""
+    """Shuffles of labels, which show what the best unit reaches by chance; 0 for none."""
     null: Null = "shared"
-    """Whose labels are shuffled: those of one concept among others of like size, or each concept's own."""
+    """Whose labels are shuffled: those of one concept for all concepts of similar size, or each concept's own."""
     resamples: int = 100
-    """Times that a concept's sentences are drawn anew to see how sure its best units are; 0 for not at all."""
+    """Resamples of a concept's sentences, which show how certain its best units are; 0 for none."""
     seed: int = 0
-    """Of shuffling and drawing."""
+    """Seed of shuffles and resamples."""
 
     def __post_init__(self) -> None:
-        require(self.keep is None or self.keep >= 1, f"keep is {self.keep}: expected at least 1 unit a block")
+        require(self.keep is None or self.keep >= 1, f"keep is {self.keep}: expected at least 1 unit per block")
         require_word("null", self.null, Null)
-        for name, drawn in (("permutations", self.permutations), ("resamples", self.resamples)):
-            require(0 <= drawn <= MAX_DRAWN, f"{name} are {drawn}: expected 0 or more, at most {MAX_DRAWN:,}")
+        for name, repeats in (("permutations", self.permutations), ("resamples", self.resamples)):
+            require(0 <= repeats <= MAX_REPEATS, f"{name} is {repeats}: expected 0 or more, at most {MAX_REPEATS:,}")
 
 
 @dataclass(frozen=True, slots=True)
 class PlanRequest:
-    """What a user asks of a run, beside its corpus."""
+    """A user's settings for a run, without its corpus."""
 
     model: str
     revision: str | None = None
@@ -123,6 +127,6 @@ class PlanRequest:
     responses: ResponseSpec = ResponseSpec()
     compression: Compression = Compression()
     scoring: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of a `ScoringSpec`; those not named are as the run was planned, or else the defaults."""
+    """Fields of a `ScoringSpec`; absent ones keep the values of the existing plan, or else the defaults."""
     scoring_memory: int | None = None
-    """Bytes that a scoring process may hold, which decides how many units a block has; None for as many as are good."""
+    """Memory budget of a scoring process, in bytes, which bounds the units per block; None for the default block."""

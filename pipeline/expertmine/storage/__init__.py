@@ -1,1 +1,1 @@
-"""Locations here or on an object store, files written whole, Parquet, and untrusted JSON. No runs, no models."""
+"""Local and object-store locations, whole-file writes, Parquet tables, untrusted JSON. Knows no runs and no models."""

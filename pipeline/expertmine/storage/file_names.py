@@ -1,4 +1,7 @@
-"""Any name as one component of a path, safely: different names never become the same file."""
+"""Turns any name into one safe path component; different names never become the same file.
+
+Knows strings only; it neither reads nor writes files.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +11,18 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 _UNSAFE = frozenset('%/\\:*?"<>|')
-"""Characters that some file system reads as something else than a part of a name; ``%`` begins an escape."""
+"""Characters with a special meaning on some file system; ``%`` starts an escape."""
 
 
-_LONGEST = 150
-"""Bytes of a file name that are kept as they are; file systems end at 255."""
+_MAX_BYTES = 150
+"""Longer file names are cut to this many bytes and end in a hash; file systems allow 255."""
 
 
 def file_name(name: str) -> str:
-    """A name as one component of a path, whatever is in it; different names never become the same one.
+    """Return a name as one safe path component; different names give different components.
 
-    Letters, digits and most signs stay. What has a meaning in paths (slashes, a leading dot) and what cannot be seen
-    becomes ``%`` and its bytes, as in addresses of the web; a name too long for a file system ends in its hash.
+    Letters, digits and most punctuation stay. Characters with a meaning in paths (slashes, a leading dot) and
+    unprintable ones are percent-encoded, as in URLs; a name too long for a file system ends in its hash.
 
     >>> file_name("bird.n.01"), file_name("../etc"), file_name("a/b")
     ('bird.n.01', '%2E.%2Fetc', 'a%2Fb')
@@ -30,11 +33,11 @@ def file_name(name: str) -> str:
         else letter
         for at, letter in enumerate(name)
     )
-    return _no_longer(safe, name)
+    return _shortened(safe, name)
 
 
 def file_names(names: Iterable[str]) -> dict[str, str]:
-    """Each name as a component of a path; different ones differ on file systems that ignore case, or accents' form."""
+    """Map names to path components that stay distinct even where a file system ignores case or Unicode form."""
     alike: dict[str, list[str]] = defaultdict(list)
     for name in dict.fromkeys(names):
         alike[_folded(name)].append(name)
@@ -46,25 +49,25 @@ def _folded(name: str) -> str:
 
 
 def _spelled_out(name: str) -> str:
-    """A name with everything escaped that a file system could fold: all but small Latin letters, digits, ``-._``."""
+    """Escape everything that a file system could fold: all but lower-case ASCII letters, digits, ``-._``."""
     plain = "abcdefghijklmnopqrstuvwxyz0123456789-_."
     safe = "".join(
         letter if letter in plain and not (letter == "." and at in (0, len(name) - 1)) else _escaped(letter)
         for at, letter in enumerate(name)
     )
-    return _no_longer(safe, name)
+    return _shortened(safe, name)
 
 
 def _escaped(letter: str) -> str:
     return "".join(f"%{byte:02X}" for byte in letter.encode("utf-8", "surrogatepass"))
 
 
-def _no_longer(safe: str, name: str) -> str:
-    """A component that a file system takes; no escape begins with ``%.`` or ``%em``, so these are nobody else's."""
+def _shortened(safe: str, name: str) -> str:
+    """Limit a component's length. No escape starts with ``%.`` or ``%em``, so the results clash with no other name."""
     if not safe:
         return "%empty"
     content = safe.encode()
-    if len(content) <= _LONGEST:
+    if len(content) <= _MAX_BYTES:
         return safe
     digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
-    return f"{content[:_LONGEST].decode(errors='ignore')}%.{digest[:32]}"
+    return f"{content[:_MAX_BYTES].decode(errors='ignore')}%.{digest[:32]}"

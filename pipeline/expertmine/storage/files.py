@@ -1,7 +1,7 @@
-"""Small files and whole objects, here or on an object store: written whole or not at all, and hashes of them.
+"""Reads, atomic writes, copies and hashes of files, local or on an object store. Knows no file's format.
 
-On a disk that takes a temporary name, a flush and a rename. An object store has no renaming and needs none: a put of
-one object is seen whole or not at all. Its requests are tried again, later and later, before anything is given up.
+A local file is written under a temporary name, flushed and renamed. An object store has no rename and needs none: a
+put of one object is visible whole or not at all. Its requests are retried with growing pauses before they fail.
 """
 
 from __future__ import annotations
@@ -27,57 +27,57 @@ from expertmine.storage.locations import Location, is_remote
 Result = TypeVar("Result")
 
 ATTEMPTS = 8
-"""How often a request to an object store is made, within some 90 seconds; its client tries a few times each time."""
+"""Attempts per request to an object store, over about 90 seconds; the client itself retries within each attempt."""
 FIRST_PAUSE = 0.5
-"""Seconds before the second attempt; each further pause is twice as long, less up to a half by lot."""
+"""Seconds before the second attempt; each further pause is twice as long, and a random 50 to 100 % of it is waited."""
 TOGETHER = 64
-"""Requests that are in flight at once where many objects are read."""
+"""Concurrent requests when many objects are read."""
 
 _log = logging.getLogger("expertmine")
-_hasty: ContextVar[bool] = ContextVar("hasty", default=False)
-_TROUBLE = (OSError, ValueError, TypeError, LookupError, RuntimeError)
-"""What reading and writing at a place may end with: clients of object stores raise what they like."""
+_only_once: ContextVar[bool] = ContextVar("only_once", default=False)
+_ERRORS = (OSError, ValueError, TypeError, LookupError, RuntimeError)
+"""What reading or writing may raise; clients of object stores raise more than OSError."""
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
-"""What file systems without hard links answer to making one."""
+"""Error numbers of file systems that do not support hard links."""
 _FINAL = (
     *(FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError),
     *(ValueError, TypeError, LookupError, RuntimeError),
 )
-"""Answers of an object store, and contents, that asking again does not change."""
+"""Errors of an object store that a retry cannot cure."""
 _FINAL_ERRNOS = (errno.ENOSYS, errno.EREMCHG, errno.EMSGSIZE)
-"""And among others: a store that cannot do it, is of another region, or takes nothing as large."""
+"""Further such errors, by number: operation not supported, wrong region, object too large."""
 _FINAL_NAMES = ("ParamValidationError", "UnknownServiceError")
 _WITHOUT_KEYS = (
     *("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"),
     *("TokenRetrievalError", "SSOTokenLoadError", "UnauthorizedSSOTokenError"),
 )
-"""So are these, of clients that have no credentials; named, since the clients' libraries need not be installed."""
+"""Errors of clients without credentials; listed by name, since the clients' libraries need not be installed."""
 
 
 def with_retries(where: Location, request: Callable[[], Result]) -> Result:
-    """Do something at a place; on an object store again and again, with pauses, while it may yet succeed.
+    """Make a request at a location; on an object store, retry with growing pauses while a retry may help.
 
     Raises:
-        FileNotFoundError, FileExistsError: at once.
-        PermissionError: at once; also where there are no credentials.
-        OSError: whatever else it was, at last.
+        FileNotFoundError, FileExistsError: without a retry.
+        PermissionError: without a retry; also when there are no credentials.
+        OSError: any other failure, after the last attempt.
     """
     if not is_remote(where):
         return request()
-    pause, attempts = FIRST_PAUSE, 1 if _hasty.get() else ATTEMPTS
+    pause, attempts = FIRST_PAUSE, 1 if _only_once.get() else ATTEMPTS
     for attempt in range(1, attempts + 1):
         try:
             return request()
         except _FINAL:
             raise
-        except Exception as error:  # clients raise what they like, of their own libraries
+        except Exception as error:  # clients raise exceptions of their own libraries
             if type(error).__name__ in _WITHOUT_KEYS:
                 raise PermissionError(f"no credentials for {where}: {error}") from error
             final = type(error).__name__ in _FINAL_NAMES or getattr(error, "errno", None) in _FINAL_ERRNOS
             if attempt == attempts or final:
                 raise OSError(f"{error or type(error).__name__} ({attempt} attempts)") from error
             if attempt == 2:
-                _log.warning("%s does not answer (%s); it is asked again for a while", where, error)
+                _log.warning("%s does not respond (%s); retrying for up to 90 s", where, error)
         time.sleep(pause * random.uniform(0.5, 1))
         pause *= 2
     raise AssertionError
@@ -85,37 +85,37 @@ def with_retries(where: Location, request: Callable[[], Result]) -> Result:
 
 @contextmanager
 def single_attempt() -> Iterator[None]:
-    """Within, requests to object stores are made once: for news and farewells, which nobody should wait for."""
-    before = _hasty.set(True)
+    """While open, requests to object stores are not retried: for status updates, which are not worth waiting for."""
+    before = _only_once.set(True)
     try:
         yield
     finally:
-        _hasty.reset(before)
+        _only_once.reset(before)
 
 
 @contextmanager
 def writing(path: Location) -> Iterator[None]:
-    """Tell the user when a disk is full or refuses, or an object store cannot be reached.
+    """Turn errors of writing, such as a full disk or an unreachable object store, into one for the user.
 
     Raises:
         StageError: in place of an OSError; names the path.
     """
     try:
         yield
-    except _TROUBLE as error:
+    except _ERRORS as error:
         if not isinstance(error, OSError) and not is_remote(path):
-            raise  # a mistake of ours
+            raise  # a bug of ours
         why = getattr(error, "strerror", None) or error
         raise StageError(
-            f"{path}: cannot be written ({why}); mend that and run the same command again: what is done is kept"
+            f"{path}: cannot be written ({why}); fix the cause and rerun the command; finished tasks are kept"
         ) from error
 
 
 def make_folder(path: Location) -> None:
-    """Make a folder and those above it, where there are such things as folders.
+    """Create a local folder and its parents; object stores need none.
 
     Raises:
-        UserError: the disk is full or refuses.
+        UserError: the disk is full or not writable.
     """
     if not is_remote(path):
         with writing(path):
@@ -123,10 +123,10 @@ def make_folder(path: Location) -> None:
 
 
 def write_atomically(path: Location, content: bytes) -> None:
-    """Write a file: readers see all of it or none, and it is on the disk itself when this returns.
+    """Write a file atomically: readers see all of it or none, and it has reached the disk when this returns.
 
     Raises:
-        UserError: the disk is full or refuses, or the object store cannot be reached; what was there stays.
+        UserError: the disk is full or not writable, or the object store cannot be reached; the old file stays.
     """
     if is_remote(path):
         with writing(path):
@@ -137,22 +137,22 @@ def write_atomically(path: Location, content: bytes) -> None:
 
 
 def create(path: Location, content: bytes) -> bool:
-    """Write a file that must not be there yet; of several who try, one does. Returns whether it was this one.
+    """Write a file if it does not exist yet; returns whether this call created it. Of several callers, one does.
 
     Raises:
-        UserError: the disk is full or refuses, or the object store cannot be reached.
+        UserError: the disk is full or not writable, or the object store cannot be reached.
     """
     if is_remote(path):
         with writing(path):
             try:
                 with_retries(path, lambda: path.fs.pipe_file(path.path, content, mode="create"))
             except FileExistsError:
-                # Perhaps by an attempt of our own whose answer was lost.
+                # It may be the result of an earlier attempt of ours whose response was lost.
                 return read_bytes(path) == content
         return True
     with writing(path), _flushed(path, content) as temporary:
         try:
-            os.link(temporary, path)  # fails where the name is taken, on network file systems as well
+            os.link(temporary, path)  # fails if the name is taken, on network file systems too
         except FileExistsError:
             return False
         except OSError as error:
@@ -163,7 +163,7 @@ def create(path: Location, content: bytes) -> bool:
 
 
 def _create_in_place(path: Path, content: bytes) -> bool:
-    """The same on a file system that knows no hard links; others may see the file before it is whole."""
+    """`create` for a file system without hard links; others may see the file before it is complete."""
     try:
         with path.open("xb") as file:
             file.write(content)
@@ -176,7 +176,7 @@ def _create_in_place(path: Path, content: bytes) -> bool:
 
 @contextmanager
 def _flushed(path: Path, content: bytes) -> Iterator[Path]:
-    """A file of another name beside a path, that is on the disk itself; gone at the end, unless it was renamed."""
+    """Write a temporary file next to a path and flush it to disk; it is removed on exit unless it was renamed."""
     make_folder(path.parent)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     temporary = Path(name)
@@ -196,20 +196,20 @@ def write_json(path: Location, document: Any) -> None:
 
 
 def read_bytes(path: Location) -> bytes:
-    """All of a file.
+    """Read a whole file.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: it does not exist.
         OSError: it cannot be read.
     """
     return with_retries(path, path.read_bytes)
 
 
-def read_each(paths: Sequence[Location], most: int | None = None) -> Iterator[bytes | None]:
-    """Each of many small files of one place, None where there is none; many at a time from an object store.
+def read_each(paths: Sequence[Location], max_bytes: int | None = None) -> Iterator[bytes | None]:
+    """Read many small files of one folder, None for each that does not exist; concurrently on an object store.
 
     Args:
-        most: bytes of each that are read; None for all.
+        max_bytes: how much of each file is read; None for all of it.
 
     Raises:
         UserError: one cannot be read.
@@ -217,34 +217,37 @@ def read_each(paths: Sequence[Location], most: int | None = None) -> Iterator[by
     for start in range(0, len(paths), TOGETHER):
         some = paths[start : start + TOGETHER]
         try:
-            found = _read_together(some, most) if is_remote(some[0]) else [_beginning(path, most) for path in some]
-        except _TROUBLE as error:
+            if is_remote(some[0]):
+                found = _read_together(some, max_bytes)
+            else:
+                found = [_read_head(path, max_bytes) for path in some]
+        except _ERRORS as error:
             raise UserError(f"{some[0].parent}: cannot be read ({error})") from error
         yield from found
 
 
-def _beginning(path: Location, most: int | None) -> bytes | None:
+def _read_head(path: Location, max_bytes: int | None) -> bytes | None:
     try:
         with path.open("rb") as file:
-            return file.read(-1 if most is None else most)
+            return file.read(-1 if max_bytes is None else max_bytes)
     except FileNotFoundError:
         return None
 
 
-def _read_together(paths: Sequence[Location], most: int | None) -> list[bytes | None]:
+def _read_together(paths: Sequence[Location], max_bytes: int | None) -> list[bytes | None]:
     remote = [path for path in paths if is_remote(path)]
     first, names = remote[0], [path.path for path in remote]
 
     def request() -> list[bytes | None]:
-        if most is None:
+        if max_bytes is None:
             by_name = first.fs.cat(names, on_error="return", batch_size=TOGETHER)
             found = [by_name[name] for name in names]
         else:
-            found = first.fs.cat_ranges(names, 0, most, on_error="return", batch_size=TOGETHER)
-        for answer in found:
-            if isinstance(answer, Exception) and not isinstance(answer, FileNotFoundError):
-                raise answer
-        return [None if isinstance(answer, Exception) else answer for answer in found]
+            found = first.fs.cat_ranges(names, 0, max_bytes, on_error="return", batch_size=TOGETHER)
+        for content in found:
+            if isinstance(content, Exception) and not isinstance(content, FileNotFoundError):
+                raise content
+        return [None if isinstance(content, Exception) else content for content in found]
 
     return with_retries(first, request)
 
@@ -253,7 +256,7 @@ def read_json(path: Location, what: str) -> Any:
     """Parse a JSON file.
 
     Raises:
-        UserError: missing, unreadable or malformed; names the file, the line, and `what` was expected.
+        UserError: it is missing, unreadable or malformed; names the file, the line, and `what` was expected.
     """
     try:
         return json.loads(read_bytes(path).decode("utf-8"))
@@ -261,24 +264,24 @@ def read_json(path: Location, what: str) -> Any:
         raise UserError(f"{path}: no such file; expected {what}") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {error.lineno}: not JSON ({error.msg}); expected {what}") from error
-    except (OSError, ValueError, RecursionError) as error:  # bytes that are no UTF-8, endless numbers and brackets
+    except (OSError, ValueError, RecursionError) as error:  # invalid UTF-8, endless numbers, deep nesting
         raise UserError(f"{path}: cannot be read ({error}); expected {what}") from error
 
 
 def exists(path: Location) -> bool:
-    """Whether there is a file or a folder.
+    """Return whether a file or folder exists.
 
     Raises:
-        UserError: the object store cannot be reached, or does not let us in.
+        UserError: the object store cannot be reached, or denies access.
     """
     try:
         return with_retries(path, path.exists)
-    except _TROUBLE as error:
-        raise UserError(f"{path}: cannot be looked at ({error})") from error
+    except _ERRORS as error:
+        raise UserError(f"{path}: cannot be accessed ({error})") from error
 
 
 def children(folder: Location) -> list[Location]:
-    """What lies in a folder, in order of names; nothing where there is none.
+    """List a folder's files and folders by name; an absent folder has none.
 
     Raises:
         UserError: it cannot be read.
@@ -291,13 +294,13 @@ def children(folder: Location) -> list[Location]:
             names = [path.name for path in folder.iterdir()]
     except FileNotFoundError:
         return []
-    except _TROUBLE as error:
+    except _ERRORS as error:
         raise UserError(f"{folder}: cannot be read ({error})") from error
     return [folder / name for name in sorted(names)]
 
 
 def sizes(folder: Location) -> dict[str, int]:
-    """Bytes of every file under a folder, by its path in it; nothing where there is none.
+    """Map the relative path of every file under a folder to its bytes; an absent folder has none.
 
     Raises:
         OSError: it cannot be read.
@@ -314,7 +317,7 @@ def sizes(folder: Location) -> dict[str, int]:
 
 
 def remove(path: Location) -> None:
-    """Have a file gone.
+    """Remove a file if it exists.
 
     Raises:
         UserError: the disk or the object store refuses.
@@ -327,7 +330,7 @@ def remove(path: Location) -> None:
 
 
 def remove_folder(folder: Location) -> None:
-    """Have a folder gone, with all that is in it.
+    """Remove a folder and everything in it, if it exists.
 
     Raises:
         UserError: the disk or the object store refuses.
@@ -340,22 +343,22 @@ def remove_folder(folder: Location) -> None:
 
 
 def copy(source: Location, target: Location) -> None:
-    """Copy a file, whole or not at all, however large.
+    """Copy a file of any size atomically.
 
     Raises:
-        UserError: it cannot be read, or not be written.
+        UserError: it cannot be read or written.
     """
     with writing(target), ExitStack() as spare:
-        here = source if not is_remote(source) else Path(spare.enter_context(tempfile.TemporaryDirectory())) / "file"
+        local = source if not is_remote(source) else Path(spare.enter_context(tempfile.TemporaryDirectory())) / "file"
         if is_remote(source):
-            with_retries(source, lambda: source.fs.get_file(source.path, str(here)))
+            with_retries(source, lambda: source.fs.get_file(source.path, str(local)))
         if is_remote(target):
-            with_retries(target, lambda: target.fs.put_file(str(here), target.path))
+            with_retries(target, lambda: target.fs.put_file(str(local), target.path))
         else:
             make_folder(target.parent)
             temporary = target.with_name(f".{target.name}.{os.getpid()}")
             try:
-                shutil.copyfile(here, temporary)
+                shutil.copyfile(local, temporary)
                 flush(temporary)
                 temporary.replace(target)
             finally:
@@ -363,7 +366,7 @@ def copy(source: Location, target: Location) -> None:
 
 
 def flush(path: Path) -> None:
-    """Have the system bring a file that was just written to the disk itself."""
+    """Force a file that was just written out to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -372,7 +375,7 @@ def flush(path: Path) -> None:
 
 
 def sha256_file(path: Location) -> str:
-    """Of a file's bytes.
+    """Return the SHA-256 of a file's bytes, in hexadecimal.
 
     Raises:
         OSError: it cannot be read.

@@ -1,7 +1,7 @@
-"""Where corpora, runs and indexes lie: a folder of this machine, or one of an object store, such as ``s3://bucket/run``.
+"""Locations of corpora, runs and indexes: local folders, or URLs of an object store such as ``s3://bucket/run``.
 
-Both have the methods of a `pathlib.Path`; what differs (renaming, flushing, creating exclusively) is in
-`expertmine.storage.files`.
+Both have the methods of `pathlib.Path`. Where the two differ (renaming, flushing, exclusive creation),
+`expertmine.storage.files` hides it. Knows nothing of the files at a location.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from upath.registry import available_implementations
 from expertmine.errors import UserError
 
 Location: TypeAlias = Path | UPath
-"""A file or folder, here or on an object store."""
+"""A file or folder, local or on an object store."""
 
 EXAMPLE = "s3://bucket/folder"
 _ONE_SLASH = re.compile(r"([a-z][a-z0-9+.-]+):/(?!/)")
@@ -29,31 +29,32 @@ _REMEDY = "for s3, `pip install 'expertmine[s3]'`"
 
 
 def location(text: str | Path) -> Location:
-    """A place from what a user wrote: a path, or a URL of any kind that fsspec knows.
+    """Parse a location from a user's text: a path, or a URL of any protocol that fsspec knows.
 
-    Keys are those that the library of the store finds by itself (environment, profile, role of the machine); one in the
-    URL would be printed with it, and kept in files.
+    Credentials are those that the store's library finds by itself (environment, profile, role of the machine); in the
+    URL they would be printed and written to files.
 
     Raises:
-        UserError: nobody knows that kind of URL, it holds a user or names no bucket, or a library is not installed.
+        UserError: fsspec does not know the protocol, the URL holds credentials or names no bucket, or the protocol's
+            library is not installed.
     """
     protocol, separator, rest = str(text).partition("://")
     if not separator:
         if (slip := _ONE_SLASH.match(str(text))) and slip[1] in available_implementations(fallback=True):
-            raise UserError(f"{text}: one slash is missing; expected a path, or a URL such as {EXAMPLE}")
+            raise UserError(f"{text}: a slash is missing; expected a path, or a URL such as {EXAMPLE}")
         return Path(text)
     if protocol == "file":
         return Path(rest)
     bucket, _, _ = rest.partition("/")
     if "@" in bucket:
         raise UserError(
-            f"{protocol}://…@{bucket.rpartition('@')[2]}: keys do not belong in a URL; give them by the environment "
-            "or a profile, as the library of the store expects them"
+            f"{protocol}://…@{bucket.rpartition('@')[2]}: holds credentials; remove them from the URL and set them in "
+            "the environment or a profile, where the store's library looks for them"
         )
     if protocol not in available_implementations(fallback=True):
         raise UserError(f"{text}: fsspec knows no protocol {protocol!r}; expected a path, or a URL such as {EXAMPLE}")
     if set(rest) & set("*?["):
-        raise UserError(f"{text}: *, ? and [ are patterns to an object store, and mean others; name it otherwise")
+        raise UserError(f"{text}: holds *, ? or [, which are wildcards on an object store; choose a name without them")
     if not bucket:
         raise UserError(f"{text}: names no bucket; expected something like {EXAMPLE}")
     try:
@@ -65,15 +66,15 @@ def location(text: str | Path) -> Location:
 
 
 def is_remote(where: Location) -> TypeIs[UPath]:
-    """Whether a place is on an object store: no renaming, no folders, every request a round trip."""
+    """Return whether a location is on an object store: no rename, no folders, every request a round trip."""
     return not isinstance(where, Path)
 
 
 def same(one: Location, other: Location) -> bool:
-    """Whether two places are one, by links and other ways of writing it as well."""
+    """Return whether two locations are the same, also through links or other spellings."""
     return str(one.resolve()) == str(other.resolve())
 
 
 def absolute(where: Location) -> Location:
-    """The same place as another working folder sees it."""
+    """Return the location as a path that does not depend on the working folder."""
     return where.absolute() if isinstance(where, Path) else where

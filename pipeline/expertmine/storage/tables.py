@@ -1,7 +1,7 @@
-"""Parquet tables, here or on an object store, and their checksums.
+"""Parquet tables, local or on an object store, and their checksums. Knows nothing of what the tables mean.
 
-A few bytes of Parquet can say one value a billion times. A table is therefore taken in piece by piece, and refused as
-soon as it holds more than any honest file of its size does. Knows nothing of what tables are about.
+A few bytes of Parquet can encode one value a billion times. A table is therefore read piece by piece, and refused as
+soon as it takes more memory than any honest file of its size.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from expertmine.storage.files import read_bytes, sha256_file, with_retries, writ
 from expertmine.storage.locations import Location, is_remote
 from expertmine.storage.untrusted import visible
 
-UNFOLDED = 1_000
-"""Bytes in memory that a byte of a file may become; tables of ours stay below a tenth of that."""
-ALWAYS = 64 * 2**20
+MAX_EXPANSION = 1_000
+"""Bytes in memory that a byte of a file may become; our own tables stay below a tenth of that."""
+ALWAYS_ALLOWED = 64 * 2**20
 """Bytes in memory that any file may become."""
 _PIECE, _CHUNK = 256, 1 << 16
-"""Rows that are taken in at a time, and rows that lie together after that."""
+"""Rows that are read at a time, and rows of the contiguous chunks that they are joined to."""
 
 
 def write_table(path: Location, table: pa.Table, **options: Any) -> str:
-    """Write a table whole or not at all; returns the checksum of its file.
+    """Write a table atomically; returns the SHA-256 of its file.
 
     Args:
-        options: of `pyarrow.parquet.write_table`.
+        options: passed to `pyarrow.parquet.write_table`.
 
     Raises:
-        UserError: the disk is full or refuses, or the object store cannot be reached.
+        UserError: the disk is full or not writable, or the object store cannot be reached.
     """
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd", **options)
@@ -50,15 +50,15 @@ def read_table(
     schema: pa.Schema | None = None,
     rows: int | None = None,
 ) -> pa.Table:
-    """A table, or some columns or one row group of it; no more than that is fetched.
+    """Read a table, or some columns or one row group; nothing else is fetched.
 
     Args:
-        schema: columns and types that the whole table must have; None where any will do.
-        rows: that it must have, or its row group; None for any number.
+        schema: columns and types that the whole table must have; None for any.
+        rows: number of rows that the table, or the row group, must have; None for any.
 
     Raises:
-        OSError: it is not there or cannot be read.
-        pyarrow.ArrowException: it is torn, has other columns or rows, or unfolds to more than a file of its size may.
+        OSError: the file is missing or cannot be read.
+        pyarrow.ArrowException: it is torn, has other columns or rows, or expands to more than a file of its size may.
     """
 
     def read(file: pq.ParquetFile, size: int) -> pa.Table:
@@ -71,7 +71,7 @@ def read_table(
     if is_remote(path):
 
         def fetch() -> pa.Table:
-            # Without the client's own reading ahead, of many megabytes; the second reads ahead what was asked for.
+            # The client's own read-ahead, of many megabytes, is off; pre_buffer reads ahead only the chosen columns.
             with (
                 path.fs.open(path.path, "rb", cache_type="none") as remote,
                 pq.ParquetFile(remote, pre_buffer=True) as file,
@@ -84,10 +84,10 @@ def read_table(
 
 
 def require_schema(file: pq.ParquetFile, schema: pa.Schema) -> None:
-    """Refuse a table of other columns, from its footer alone; long text counts as text.
+    """Refuse a table of other columns, by its footer alone; large strings count as strings.
 
     Raises:
-        pyarrow.ArrowInvalid: says which it has.
+        pyarrow.ArrowInvalid: names the columns found and expected.
     """
     found = file.schema_arrow
     if _columns(found) != _columns(schema):
@@ -103,21 +103,21 @@ def _columns(schema: pa.Schema) -> list[tuple[str, pa.DataType]]:
 def read_all(
     file: pq.ParquetFile, size: int, columns: Sequence[str] | None = None, row_group: int | None = None
 ) -> pa.Table:
-    """All of an open table, or some columns or one row group of it.
+    """Read an open table, or some columns or one row group.
 
     Args:
         size: bytes of the file.
 
     Raises:
-        pyarrow.ArrowException: it is torn, or unfolds to more than a file of its size may.
+        pyarrow.ArrowException: it is torn, or expands to more than a file of its size may.
     """
-    allowed = ALWAYS + UNFOLDED * size
+    allowed = ALWAYS_ALLOWED + MAX_EXPANSION * size
     schema = file.schema_arrow
     chosen = schema if columns is None else pa.schema([schema.field(name) for name in columns])
     parts = _parts(file, row_group)
     groups = list(range(file.num_row_groups)) if row_group is None else [row_group]
-    width = sum(map(_least_width, chosen.types))
-    # Of text, a few rows may be much; of numbers, their count says all.
+    width = sum(map(_min_width, chosen.types))
+    # A few rows of text may take much memory; numbers take what their count says.
     piece_rows = _CHUNK if all(map(_is_number, chosen.types)) else _PIECE
     claimed = sum(max(part.total_byte_size, part.num_rows * width) for part in parts)
     held, chunks, pieces, rows = 0, [], [], 0
@@ -131,33 +131,33 @@ def read_all(
             chunks.append(pa.Table.from_batches(pieces).combine_chunks())
             pieces, rows = [], 0
     if max(held, claimed) > allowed:
-        raise pa.ArrowInvalid(f"its {size:,} bytes unfold to more than {allowed:,}, which no table of ours does")
+        raise pa.ArrowInvalid(f"its {size:,} bytes expand to more than {allowed:,}; expertmine writes no such table")
     return pa.concat_tables([chosen.empty_table(), *chunks, pa.Table.from_batches(pieces, chosen).combine_chunks()])
 
 
 def _parts(file: pq.ParquetFile, row_group: int | None) -> list[pq.RowGroupMetaData]:
-    """What the footer says of all row groups, or of one."""
+    """Return the footer's metadata of all row groups, or of one."""
     if row_group is None:
         return [file.metadata.row_group(group) for group in range(file.num_row_groups)]
     if row_group >= file.num_row_groups:
-        raise pa.ArrowInvalid(f"it has {file.num_row_groups} row groups, and number {row_group} is missing")
+        raise pa.ArrowInvalid(f"it has {file.num_row_groups} row groups; row group {row_group} is missing")
     return [file.metadata.row_group(row_group)]
 
 
 def _require_rows(file: pq.ParquetFile, row_group: int | None, rows: int) -> None:
     found = sum(part.num_rows for part in _parts(file, row_group))
     if found != rows:
-        raise pa.ArrowInvalid(f"it has {found:,} rows, and {rows:,} are promised")
+        raise pa.ArrowInvalid(f"it has {found:,} rows, expected {rows:,}")
 
 
 def _is_number(kind: pa.DataType) -> bool:
     return bool(pa.types.is_primitive(kind))
 
 
-def _least_width(kind: pa.DataType) -> int:
-    """Bytes that a row takes in memory at least."""
+def _min_width(kind: pa.DataType) -> int:
+    """Return the fewest bytes that a row can take in memory."""
     if pa.types.is_fixed_size_list(kind):
-        return int(kind.list_size) * _least_width(kind.value_type)
+        return int(kind.list_size) * _min_width(kind.value_type)
     try:
         return int(kind.bit_width) // 8
     except ValueError:  # text, lists
@@ -166,36 +166,42 @@ def _least_width(kind: pa.DataType) -> int:
 
 @dataclass(frozen=True, slots=True)
 class TableFile:
-    """A table's file that is read more than once; fetched where it lies on an object store."""
+    """A table's file that is read more than once; one on an object store is fetched once."""
 
     path: Location
     content: bytes | None
-    """None for a file of this machine."""
+    """None for a local file."""
 
     @classmethod
     def of(cls, path: Location) -> TableFile:
-        """Raises:
-        FileNotFoundError: it is not there.
+        """Prepare a file for reading.
+
+        Raises:
+            FileNotFoundError: a remote file does not exist.
         """
         return cls(path, read_bytes(path) if is_remote(path) else None)
 
     def size(self) -> int:
-        """Bytes of the file.
+        """Return the file's bytes.
 
         Raises:
-            FileNotFoundError: it is not there.
+            FileNotFoundError: it does not exist.
         """
         return self.path.stat().st_size if self.content is None else len(self.content)
 
     def checksum(self) -> str:
-        """Raises:
-        FileNotFoundError: it is not there.
+        """Return the SHA-256 of the file.
+
+        Raises:
+            FileNotFoundError: it does not exist.
         """
         return sha256_file(self.path) if self.content is None else hashlib.sha256(self.content).hexdigest()
 
     def open(self) -> pq.ParquetFile:
-        """Raises:
-        OSError: it cannot be read.
-        pyarrow.ArrowException: it is torn.
+        """Open the table.
+
+        Raises:
+            OSError: it cannot be read.
+            pyarrow.ArrowException: it is torn.
         """
         return pq.ParquetFile(self.path if self.content is None else pa.BufferReader(self.content))

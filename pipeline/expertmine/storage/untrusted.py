@@ -1,7 +1,7 @@
-"""What a document of JSON must look like before it is believed, and how a stranger's text is shown.
+"""Validates untrusted JSON; escapes untrusted text for terminals.
 
-Plans, receipts, indexes and corpora come from others, and a fingerprint proves nothing to whoever could write it as
-well. Knows types and how they are said in words; nothing of what the documents mean.
+Plans, receipts, indexes and corpora may come from others, and a fingerprint proves nothing when the attacker can write
+it too. Knows types and their names in messages; nothing of what the documents mean.
 """
 
 from __future__ import annotations
@@ -15,48 +15,47 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 Record = TypeVar("Record")
 
-LARGEST = 2**53
-"""No number in a document has a reason to be larger; Python's whole numbers have no bound of their own."""
+MAX_NUMBER = 2**53
+"""Larger numbers in a document are refused; Python's integers have no bound of their own."""
 
 EVERY = "*"
-"""As the only key of a shape: any text may be one."""
+"""As the only key of an object's schema: allows any keys."""
 
 _WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false", None: "null"}
 
-_TURNS = frozenset("\u2028\u2029\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-"""End a line, or turn the direction of what follows: a terminal then shows another text than is there."""
+_DIRECTION_CONTROLS = frozenset("\u2028\u2029\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+"""Line separators and bidirectional controls: with them a terminal shows text other than the string holds."""
 
 
-def mismatch(found: Any, shape: Any, where: str = "") -> str | None:
-    """Where a document first differs from a shape, in words; None where it does not.
+def mismatch(found: Any, schema: Any, where: str = "") -> str | None:
+    """Describe where a document first differs from a schema; None if it does not.
 
     Args:
-        shape: a type, a tuple of alternatives, a list of one shape for all its items, or a dict of keys that must be
-            there.
+        schema: a type, a tuple of alternatives, a list with the schema of every item, or a dict of required keys.
     """
     inner: Iterable[tuple[Any, Any, str]]
-    if isinstance(shape, tuple):
-        if any(mismatch(found, each) is None for each in shape):
+    if isinstance(schema, tuple):
+        if any(mismatch(found, each) is None for each in schema):
             return None
-        return f"{where} is no {' or '.join(_WORDS[each] for each in shape)}"
-    if isinstance(shape, list):
+        return f"{where} is not {' or '.join(_WORDS[each] for each in schema)}"
+    if isinstance(schema, list):
         if not isinstance(found, list):
-            return f"{where or 'it'} is no list"
-        inner = ((each, shape[0], f"{where}[{at}]") for at, each in enumerate(found))
-    elif isinstance(shape, dict):
+            return f"{where or 'it'} is not a list"
+        inner = ((each, schema[0], f"{where}[{at}]") for at, each in enumerate(found))
+    elif isinstance(schema, dict):
         if not isinstance(found, dict):
-            return f"{where or 'it'} is no object"
+            return f"{where or 'it'} is not an object"
         prefix = f"{where}." if where else ""
-        if EVERY in shape:
+        if EVERY in schema:
             if any(not _is(name, str) for name in found):
-                return f"{where or 'it'} has a name that is no text"
-            inner = ((each, shape[EVERY], f"{prefix}{visible(name[:80])}") for name, each in found.items())
-        elif absent := shape.keys() - found.keys():
+                return f"{where or 'it'} has a key that is not text"
+            inner = ((each, schema[EVERY], f"{prefix}{visible(name[:80])}") for name, each in found.items())
+        elif absent := schema.keys() - found.keys():
             return f"{prefix}{min(absent)} is missing"
         else:
-            inner = ((found[name], each, f"{prefix}{name}") for name, each in shape.items())
+            inner = ((found[name], each, f"{prefix}{name}") for name, each in schema.items())
     else:
-        return None if _is(found, shape) else f"{where} is not {_WORDS[shape]}"
+        return None if _is(found, schema) else f"{where} is not {_WORDS[schema]}"
     return next((words for part in inner if (words := mismatch(*part))), None)
 
 
@@ -69,21 +68,21 @@ def _is(found: Any, kind: type | None) -> bool:
         )
     if kind is bool or isinstance(found, bool):
         return kind is bool and isinstance(found, bool)
-    # Not a number fails both comparisons.
-    return isinstance(found, int if kind is int else (int, float)) and -LARGEST <= found <= LARGEST
+    # NaN fails both comparisons.
+    return isinstance(found, int if kind is int else (int, float)) and -MAX_NUMBER <= found <= MAX_NUMBER
 
 
-def _shape_of(kind: type) -> Any:
-    """The shape of what `dataclasses.asdict` makes of a dataclass, once JSON has made lists of its tuples."""
+def _schema_of(kind: type) -> Any:
+    """Return the schema of a dataclass as `dataclasses.asdict` and JSON write it: its tuples are lists."""
     hints = get_type_hints(kind)
-    return {field.name: _shape_of_hint(hints[field.name]) for field in fields(kind)}
+    return {field.name: _schema_of_hint(hints[field.name]) for field in fields(kind)}
 
 
-schema_of: Callable[[type], Any] = cache(_shape_of)
+schema_of: Callable[[type], Any] = cache(_schema_of)
 
 
 def record(content: bytes | None, kind: type[Record]) -> Record | None:
-    """A small record that a dataclass was written as, in JSON; None where there is none that is whole."""
+    """Read a dataclass that was written as JSON; None if the content is absent, torn or of another schema."""
     try:
         document = json.loads(content or b"")
         return None if mismatch(document, schema_of(kind)) else kind(**document)
@@ -91,32 +90,32 @@ def record(content: bytes | None, kind: type[Record]) -> Record | None:
         return None
 
 
-def _shape_of_hint(hint: Any) -> Any:
+def _schema_of_hint(hint: Any) -> Any:
     if is_dataclass(hint):
         return schema_of(hint)  # type: ignore[arg-type]
     origin, inner = get_origin(hint), get_args(hint)
     if origin is Literal:
-        return str  # which words, the dataclass says itself
+        return str  # the dataclass itself checks which words it takes
     if origin in (Union, types.UnionType):
-        return tuple(None if each is type(None) else _shape_of_hint(each) for each in inner)
+        return tuple(None if each is type(None) else _schema_of_hint(each) for each in inner)
     if origin in (tuple, list):
-        return [_shape_of_hint(inner[0])]
-    return {EVERY: _shape_of_hint(inner[1])} if origin is dict else hint
+        return [_schema_of_hint(inner[0])]
+    return {EVERY: _schema_of_hint(inner[1])} if origin is dict else hint
 
 
 def visible(text: str) -> str:
-    """A stranger's text for a terminal: what would steer it (escapes, returns, turns of direction) is spelled out.
+    """Escape untrusted text for a terminal: escape sequences, line ends and bidirectional controls are spelled out.
 
     >>> visible("tame"), visible("\\x1b[2Jwild")
     ('tame', '\\\\x1b[2Jwild')
     """
     if text.isprintable():
         return text
-    return "".join(_escaped(letter) if _steers(letter) else letter for letter in text)
+    return "".join(_escaped(letter) if _is_control(letter) else letter for letter in text)
 
 
-def _steers(letter: str) -> bool:
-    return letter < " " or "\x7f" <= letter <= "\x9f" or "\ud800" <= letter <= "\udfff" or letter in _TURNS
+def _is_control(letter: str) -> bool:
+    return letter < " " or "\x7f" <= letter <= "\x9f" or "\ud800" <= letter <= "\udfff" or letter in _DIRECTION_CONTROLS
 
 
 def _escaped(letter: str) -> str:

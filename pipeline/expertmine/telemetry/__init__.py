@@ -1,1 +1,1 @@
-"""Logs, progress, numbers as people read them, and metrics. Knows no task and no runtime."""
+"""Logs, progress bars, numbers formatted for people, and metrics. Knows no task and no runtime."""

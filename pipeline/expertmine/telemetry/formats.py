@@ -1,4 +1,4 @@
-"""Numbers as people read them: durations, counts, bytes, probabilities."""
+"""Formats numbers for people: durations, counts, bytes, probabilities. Knows nothing of what they measure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: ``8 s``, ``3 min 20 s``, ``2 h 5 min``."""
+    """Format seconds: ``8 s``, ``3 min 20 s``, ``2 h 5 min``."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -16,15 +16,15 @@ def duration(seconds: float) -> str:
 
 
 def number(value: float) -> str:
-    """A number as people say it: ``870``, ``12,300``, ``4.56 million``."""
-    for limit, word in ((1e9, "thousand million"), (1e6, "million")):
+    """Format a count: ``870``, ``12,300``, ``4.56 million``, ``1.2 billion``."""
+    for limit, word in ((1e9, "billion"), (1e6, "million")):
         if value >= limit:
             return f"{value / limit:.3g} {word}"
     return f"{value:,.0f}"
 
 
 def size(bytes_: float) -> str:
-    """Bytes as people say them, in powers of 1,000."""
+    """Format bytes, in powers of 1,000: ``1.5 GB``."""
     for unit in ("B", "kB", "MB", "GB"):
         if bytes_ < 1000:
             return f"{bytes_:.3g} {unit}"
@@ -33,11 +33,12 @@ def size(bytes_: float) -> str:
 
 
 def p_value(value: float, permutations: int) -> str:
-    """A p-value; the least that so many shuffles can show is a bound, not a measurement."""
+    """Format a p-value; the smallest one that so many shuffles can show is a bound: ``≤ 0.05``."""
     if math.isnan(value):
         return "–"
     return f"{value:.2g}" if value * (permutations + 1) > 1.5 else f"≤ {value:.2g}"
 
 
 def interval(low: float, high: float) -> str:
+    """Format an interval: ``0.61–0.74``; a dash for NaN."""
     return "–" if math.isnan(low) else f"{low:.2f}–{high:.2f}"

@@ -1,8 +1,8 @@
-"""Events of long work as log records: lines for people, or JSON for programs. Knows no stage.
+"""Logs events of long work: text lines for people, or JSON lines for programs. Knows no stage.
 
-An event has a name and fields. What is under way (run, stage) is said once, by `about`, and is part of every event
-within. Records go to Python's logger ``expertmine``; a program that uses the library configures that as it likes, and
-finds ``event`` and ``fields`` on each record. The command line calls `configure`.
+An event has a name and fields. Fields that many events share (run, stage) are set once, by `about`. Records go to
+Python's logger ``expertmine``; a program that uses the library configures that logger itself, and finds ``event`` and
+``fields`` on each record. The command line calls `configure`.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ LogFormat = Literal["text", "json"]
 logger = logging.getLogger("expertmine")
 logger.addHandler(logging.NullHandler())
 
-_about: ContextVar[Mapping[str, Any]] = ContextVar("about", default={})  # noqa: B039 (never changed)
+_about: ContextVar[Mapping[str, Any]] = ContextVar("about", default={})  # noqa: B039 (never mutated)
 _json_on_stderr = False
 
 
 @contextmanager
 def about(**fields: Any) -> Iterator[None]:
-    """While open, these fields are part of every event."""
+    """While open, add these fields to every event."""
     token = _about.set({**_about.get(), **fields})
     try:
         yield
@@ -44,7 +44,7 @@ def about(**fields: Any) -> Iterator[None]:
 
 
 def event(name: str, level: int = logging.INFO, **fields: Any) -> None:
-    """Log an event; costs nothing where nobody listens. Fields that are None are left out."""
+    """Log an event; costs almost nothing when no handler wants it. Fields that are None are left out."""
     if not logger.isEnabledFor(level):
         return
     present = {key: value for key, value in {**_about.get(), **fields}.items() if value is not None}
@@ -52,7 +52,7 @@ def event(name: str, level: int = logging.INFO, **fields: Any) -> None:
 
 
 class _Fields:
-    """Fields as a line shows them, written out only where somebody wants a line."""
+    """An event's fields as part of a line, formatted only if a handler writes that line."""
 
     def __init__(self, fields: Mapping[str, Any]) -> None:
         self.fields = fields
@@ -69,9 +69,9 @@ def _value(value: Any) -> str:
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line: time (ISO 8601, UTC), level, event, and the event's fields.
+    """One JSON object per line: time (ISO 8601, UTC), level, event, and the event's fields.
 
-    Records of other loggers are events ``log``, with their message and logger.
+    Records of other loggers become events ``log`` with a message and the logger's name.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -84,7 +84,7 @@ class JsonLines(logging.Formatter):
 
 
 class TextLines(logging.Formatter):
-    """One line an event: time (ISO 8601, UTC), level, event, and fields as ``name=value``."""
+    """One line per event: time (ISO 8601, UTC), level, event, and fields as ``name=value``."""
 
     def format(self, record: logging.LogRecord) -> str:
         message = record.getMessage().replace("\n", "\\n")
@@ -96,7 +96,7 @@ def _time(record: logging.LogRecord) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """What JSON has: a number that is none becomes null."""
+    """Convert a value to JSON's types; NaN and infinities become null."""
     if isinstance(value, Mapping):
         return {str(name): _plain(each) for name, each in value.items()}
     if isinstance(value, list | tuple):
@@ -105,10 +105,10 @@ def _plain(value: Any) -> Any:
 
 
 def configure(format_: LogFormat, file: Path | None, console: Console) -> None:
-    """Have this process log as its user asked.
+    """Set up this process's logging as the user asked.
 
-    With a file, events go there, behind what it has. Without one, JSON takes the place of bars and messages on standard
-    error; with text only warnings are shown there, since bars say the rest, and errors end the command with a message.
+    With a file, events are appended to it. Without one, JSON lines replace progress bars and messages on standard
+    error; text is limited to warnings, since bars show the rest and an error ends the command with a message.
 
     Args:
         console: standard error.
@@ -123,12 +123,12 @@ def configure(format_: LogFormat, file: Path | None, console: Console) -> None:
     elif format_ == "json":
         global _json_on_stderr
         _json_on_stderr = True
-        # Python's own warnings, too.
+        # Python's own warnings become events too.
         logging.captureWarnings(True)
         handler = logging.StreamHandler(sys.stderr)
         logging.getLogger("py.warnings").addHandler(handler)
         _add(handler, formatter)
-        console.file = cast(TextIO, _Said())
+        console.file = cast(TextIO, _MessageEvents())
     if not _json_on_stderr:
         warnings = _OnConsole(console)
         warnings.addFilter(lambda record: record.levelno == logging.WARNING)
@@ -136,7 +136,7 @@ def configure(format_: LogFormat, file: Path | None, console: Console) -> None:
 
 
 def on_stderr() -> bool:
-    """Whether standard error has JSON lines, and nothing else is to be written there."""
+    """Return whether standard error carries JSON lines, so that nothing else may be written there."""
     return _json_on_stderr
 
 
@@ -150,13 +150,13 @@ def _open(file: Path) -> logging.Handler:
         return logging.FileHandler(file, encoding="utf-8")
     except OSError as error:
         raise UserError(
-            f"{file}: no log can be written there ({error.strerror or error}); give --log-file a file in a folder "
-            "that exists"
+            f"{file}: the log cannot be written ({error.strerror or error}); set --log-file to a file in an existing, "
+            "writable folder"
         ) from error
 
 
 class _OnConsole(logging.Handler):
-    """Lines above the bar of a terminal."""
+    """Prints lines above a terminal's progress bar."""
 
     def __init__(self, console: Console) -> None:
         super().__init__()
@@ -166,15 +166,15 @@ class _OnConsole(logging.Handler):
         self.console.print(self.format(record), markup=False, highlight=False, soft_wrap=True)
 
 
-class _Said(TextIOBase):
-    """Takes what is printed for people, and makes each line of it an event ``message``."""
+class _MessageEvents(TextIOBase):
+    """A text stream that logs each line printed to it as an event ``message``."""
 
     def __init__(self) -> None:
-        self.begun = ""
+        self.unfinished = ""
 
     def write(self, text: str) -> int:
-        *lines, self.begun = (self.begun + text).split("\n")
+        *lines, self.unfinished = (self.unfinished + text).split("\n")
         for line in lines:
-            if said := Text.from_ansi(line).plain.strip():
-                event("message", message=said)
+            if message := Text.from_ansi(line).plain.strip():
+                event("message", message=message)
         return len(text)

@@ -1,7 +1,7 @@
-"""Numbers that Prometheus collects: what they are, and how this process keeps them where no Ray does.
+"""Metrics for Prometheus: their definitions, and a recorder for processes outside Ray. Knows no stage and no runtime.
 
-A meter is kept by whoever shows it: Ray's metrics of the node (`expertmine.runtime.ray.recorder`), or the registry of
-this process, which the scheduler of a Dask cluster of our own shows at its ``/metrics``.
+Metrics are exported either by Ray's agent on the node (`expertmine.runtime.ray.recorder`), or from this process's
+registry, which the scheduler of a local Dask cluster serves at ``/metrics``.
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ from typing import Any, Literal, TypeAlias
 
 @dataclass(frozen=True, slots=True)
 class Meter:
-    """A number that is followed over time."""
+    """The definition of a metric."""
 
     name: str
-    """Without the prefix ``ray_`` that Ray gives, nor the suffix ``_total`` that counters get."""
+    """Without the prefix ``ray_``, which Ray adds, and the suffix ``_total``, which counters get."""
     kind: Literal["counter", "gauge", "histogram"]
     description: str
     boundaries: tuple[float, ...] = ()
-    """Of a histogram's buckets."""
+    """Upper bounds of a histogram's buckets."""
 
 
 Record: TypeAlias = Callable[[Meter, float], None]
-"""Adds to a counter, sets a gauge, or takes a value into a histogram."""
+"""Adds a value to a counter, sets a gauge to it, or observes it in a histogram."""
 
 
 def unrecorded(meter: Meter, value: float) -> None:
-    """Keeps nothing."""
+    """Record nothing."""
 
 
 def recorder(tags: Mapping[str, str]) -> Record:
-    """Keeps meters in prometheus_client's registry of this process; nothing where that is not installed.
+    """Return a recorder into this process's registry of prometheus_client; if that is not installed, it does nothing.
 
     Args:
-        tags: of everything that is kept. A call has the same names of tags as those before it.
+        tags: labels of every recorded value. All calls must use the same label names.
     """
     try:
         import prometheus_client  # noqa: F401
@@ -57,7 +57,7 @@ def recorder(tags: Mapping[str, str]) -> Record:
 
 @cache
 def _registered(meter: Meter, tags: tuple[str, ...]) -> Any:
-    """A name can be registered only once a process."""
+    """Register a metric; a name can be registered only once per process."""
     from prometheus_client import Counter, Gauge, Histogram
 
     if meter.kind == "counter":

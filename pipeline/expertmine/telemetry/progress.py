@@ -1,6 +1,6 @@
-"""Progress of long work: a bar on a terminal, a plain line now and then elsewhere, always on standard error.
+"""Shows progress of long work on standard error: a bar on a terminal, elsewhere a plain line every few seconds.
 
-It is logged, too.
+Progress is also logged as events. Knows nothing of the work itself.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PLAIN_INTERVAL = 10.0
 """Seconds between plain lines, and between events."""
 
 console = Console(stderr=True, width=None if sys.stderr.isatty() else 160)
-"""Standard error; a file has no width of its own, and nothing must be folded there."""
+"""Standard error; a file has no width, so a fixed one keeps lines from wrapping."""
 
 
 def track(
@@ -40,11 +40,11 @@ def track(
     done: int = 0,
     amount: Callable[[Item], tuple[int, str]] = lambda _: (0, ""),
 ) -> Iterator[Item]:
-    """Pass items through and show how many of `total` have come.
+    """Pass items through and show how many of `total` are done.
 
     Args:
-        done: how many were there before this call; they count, but not towards the speed.
-        amount: how much work an item was, and in what unit, for showing how much is done a second.
+        done: items that were done before this call; they do not count towards the speed.
+        amount: returns how much work an item was and its unit, for the speed per second.
     """
     rate = _Rate()
     items = _events(rate.of(items, amount), label, total, done, rate)
@@ -71,7 +71,7 @@ def track(
 
 
 class _Rate:
-    """How much is done a second, since the first item was asked for."""
+    """Work per second since the first item was requested."""
 
     def __init__(self) -> None:
         self._started = time.monotonic()
@@ -79,13 +79,13 @@ class _Rate:
 
     @property
     def per_second(self) -> dict[str, float]:
-        """As a field of an event; empty where nothing is counted."""
+        """The speed by unit, as a field of an event; empty if nothing was counted."""
         if not self._amount:
             return {}
         return {self._unit: round(self._amount / max(time.monotonic() - self._started, 1e-3), 3)}
 
     def of(self, items: Iterable[Item], amount: Callable[[Item], tuple[int, str]]) -> Iterator[Item]:
-        """Pass items through and add up what they amount to."""
+        """Pass items through and add up their work."""
         for item in items:
             more, self._unit = amount(item)
             self._amount += more
@@ -96,12 +96,12 @@ class _Rate:
 
 
 def _events(items: Iterable[Item], label: str, total: int, done: int, rate: _Rate) -> Iterator[Item]:
-    """Pass items through and log now and then how far they are."""
-    started = said = time.monotonic()
+    """Pass items through and log an event every `PLAIN_INTERVAL` seconds."""
+    started = reported = time.monotonic()
     for new, item in enumerate(items, 1):
         now = time.monotonic()
-        if now - said >= PLAIN_INTERVAL and done + new < total:
-            said = now
+        if now - reported >= PLAIN_INTERVAL and done + new < total:
+            reported = now
             left = round((now - started) / new * (total - done - new), 1)
             speed = rate.per_second or None
             logs.event("progress", what=label, done=done + new, total=total, per_second=speed, seconds_left=left)
@@ -109,31 +109,32 @@ def _events(items: Iterable[Item], label: str, total: int, done: int, rate: _Rat
 
 
 def _plain(items: Iterable[Item], label: str, total: int, done: int, rate: _Rate) -> Iterator[Item]:
-    started = said = time.monotonic()
+    """Pass items through and print a line every `PLAIN_INTERVAL` seconds."""
+    started = reported = time.monotonic()
     new = 0
     for item in items:
         new += 1
         now = time.monotonic()
-        if now - said >= PLAIN_INTERVAL and done + new < total:
-            said = now
+        if now - reported >= PLAIN_INTERVAL and done + new < total:
+            reported = now
             left = (now - started) / new * (total - done - new)
-            _say(f"{label}: {done + new:,} of {total:,}", str(rate), f"about {duration(left)} left")
+            _print_line(f"{label}: {done + new:,} of {total:,}", str(rate), f"about {duration(left)} left")
         yield item
     if new:
         took = duration(time.monotonic() - started)
-        _say(f"{label}: {done + new:,} of {total:,} in {took}", str(rate))
+        _print_line(f"{label}: {done + new:,} of {total:,} in {took}", str(rate))
 
 
-def _say(*parts: str) -> None:
+def _print_line(*parts: str) -> None:
     console.print(", ".join(part for part in parts if part), highlight=False)
 
 
 def track_bytes(chunks: Iterable[Item], label: str, total: int, position: Callable[[], int]) -> Iterator[Item]:
-    """Pass chunks of a file through and show how far into it reading is; what is over at once shows nothing.
+    """Pass chunks of a file through and show how much of it has been read; quick reads leave no line.
 
     Args:
         total: bytes of the file.
-        position: tells how many of them are read.
+        position: returns how many bytes have been read.
     """
     if not console.is_terminal or logs.on_stderr():
         yield from _plain_bytes(chunks, label, total, position)
@@ -148,11 +149,11 @@ def track_bytes(chunks: Iterable[Item], label: str, total: int, position: Callab
 
 
 def _plain_bytes(chunks: Iterable[Item], label: str, total: int, position: Callable[[], int]) -> Iterator[Item]:
-    started = said = time.monotonic()
+    started = reported = time.monotonic()
     for chunk in chunks:
         now = time.monotonic()
-        if now - said >= PLAIN_INTERVAL:
-            said = now
+        if now - reported >= PLAIN_INTERVAL:
+            reported = now
             done = max(position(), 1)
             left = duration((now - started) / done * (total - done))
             console.print(f"{label}: {size(done)} of {size(total)}, about {left} left", highlight=False)
