@@ -92,7 +92,7 @@ def test_a_log_that_cannot_be_written_is_refused(tmp_path: Path, restored: None)
 
 def test_the_library_says_nothing_unless_asked() -> None:
     code = (
-        "import logging; from expertmine import logs; logs.event('one', logging.ERROR);"
+        "import logging; from expertmine.telemetry import logs; logs.event('one', logging.ERROR);"
         "logging.basicConfig(level='INFO', format='%(name)s %(message)s'); logs.event('two', task=3)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
