@@ -20,6 +20,7 @@ from expertmine.cli import app as cli
 from expertmine.cli.job_file import MAX_BYTES, Setting, Vocabulary, read_job
 from expertmine.cli.show import config as show_config
 from expertmine.errors import UserError
+from expertmine.runtime.cluster import Cluster
 
 JOB = """\
 # One job, on a laptop or on a cluster.
@@ -145,14 +146,14 @@ def test_each_stage_takes_what_concerns_it(monkeypatch: pytest.MonkeyPatch, job:
         return told.value.args
 
     run = Path("runs/mine")
-    assert called("extract") == (run, "serial", cli.Cluster(None, 2, 0.5))
-    assert called("extract", "other", "--executor", "ray") == (Path("other"), "ray", cli.Cluster(None, 2, 0.5))
-    assert called("score") == (run, "ray", cli.Cluster("auto", 4, memory=2_000_000_000))
+    assert called("extract") == (run, "serial", Cluster(None, 2, 0.5))
+    assert called("extract", "other", "--executor", "ray") == (Path("other"), "ray", Cluster(None, 2, 0.5))
+    assert called("score") == (run, "ray", Cluster("auto", 4, memory=2_000_000_000))
     assert called("reduce") == (run, 50)
     path.write_text("run: memory://bucket/run\nextract-on: serial\nray-address: auto\nextract-workers: 5\nworkers: 6\n")
     where, *others = called("extract")
-    assert (str(where), others) == ("memory://bucket/run", ["serial", cli.Cluster("auto", 5)])
-    assert called("score")[1:] == ("dask", cli.Cluster(None, 6))
+    assert (str(where), others) == ("memory://bucket/run", ["serial", Cluster("auto", 5)])
+    assert called("score")[1:] == ("dask", Cluster(None, 6))
 
 
 def test_mine_runs_the_stages_where_the_sections_say(monkeypatch: pytest.MonkeyPatch, job: Any) -> None:
@@ -169,16 +170,16 @@ def test_mine_runs_the_stages_where_the_sections_say(monkeypatch: pytest.MonkeyP
             cli.main()
         return told.value.args[1:3]
 
-    extracting = ("serial", cli.Cluster(None, 2, 0.5))
+    extracting = ("serial", Cluster(None, 2, 0.5))
     memory = 2_000_000_000
     path = job(JOB)
-    assert called("--config", path) == (extracting, ("ray", cli.Cluster("auto", 4, memory=memory)))
-    assert called("--config", path, "--workers", 3)[1] == ("ray", cli.Cluster("auto", 3, memory=memory))
-    assert called("--config", path, "--score-workers", 9)[1] == ("ray", cli.Cluster("auto", 9, memory=memory))
+    assert called("--config", path) == (extracting, ("ray", Cluster("auto", 4, memory=memory)))
+    assert called("--config", path, "--workers", 3)[1] == ("ray", Cluster("auto", 3, memory=memory))
+    assert called("--config", path, "--score-workers", 9)[1] == ("ray", Cluster("auto", 9, memory=memory))
     typed = ("run", "--corpus", "corpus", "--ray-address", "r", "--dask-address", "d")
-    assert called(*typed) == (("ray", cli.Cluster("r")), ("dask", cli.Cluster("d")))
+    assert called(*typed) == (("ray", Cluster("r")), ("dask", Cluster("d")))
     shared = called(*typed[:-2], "--score-on", "ray")
-    assert shared == (("ray", cli.Cluster("r")), ("ray", cli.Cluster("r")))  # one Ray for both unless told
+    assert shared == (("ray", Cluster("r")), ("ray", Cluster("r")))  # one Ray for both unless told
 
 
 def test_a_whole_run_from_a_job_file_alone_is_the_one_that_was_typed(
