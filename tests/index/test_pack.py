@@ -29,9 +29,9 @@ from expertmine.index.distribution import grouped
 from expertmine.index.experts import TABLES
 from expertmine.index.names import STEERING
 from expertmine.index.pack import FILES, PackRequest, pack
-from expertmine.index.units import UNITS
 from expertmine.index.writer import write_tables
 from expertmine.model.load import load_model
+from expertmine.specs.choices import UNITS
 
 NAMES = ["bird", "pipe | star*", "<script>alert(1)</script>", "``` fence", "quote\"'\\", "ünï 🐦"]
 KEPT, WIDTH = 12, 20

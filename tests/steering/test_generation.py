@@ -13,10 +13,11 @@ from transformers import PreTrainedModel
 
 from expertmine import Experts, steer
 from expertmine.errors import UserError
-from expertmine.index.units import ConceptExperts, Expert, Forcing
+from expertmine.index.units import ConceptExperts, Expert
 from expertmine.model.hookpoints import find_hookpoints
 from expertmine.model.hooks import reading
 from expertmine.model.load import LoadedModel, load_model
+from expertmine.specs.choices import Forcing
 from expertmine.steering.assignment import Steering
 from expertmine.steering.decoding import RowSampler, Stopper
 from expertmine.steering.generation import GenerationRequest, Generator, _Batch

@@ -12,8 +12,9 @@ import pyarrow as pa
 from expertmine.index.distribution import BINS
 from expertmine.index.distribution import SCHEMA as DISTRIBUTION
 from expertmine.index.experts import Experts
-from expertmine.index.units import SCHEMA, UNITS
+from expertmine.index.units import SCHEMA
 from expertmine.index.writer import write_tables
+from expertmine.specs.choices import UNITS
 
 HOOKPOINTS = ("model.h.0.in", "model.h.0.out", "model.h.1.in", "model.h.1.out")
 

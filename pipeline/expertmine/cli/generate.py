@@ -17,9 +17,8 @@ from expertmine.cli.options import (
     WhichPooling,
 )
 from expertmine.cli.show import console as show
-from expertmine.index.experts import DEFAULT_K
 from expertmine.runtime.cluster import ExtractExecutor
-from expertmine.steering.assignment import usual_k
+from expertmine.specs.choices import DEFAULT_K
 
 # torch, transformers, ray and dask take seconds to import: commands import what they need.
 
@@ -58,6 +57,7 @@ def generate(
     """
     from expertmine.index.experts import Experts
     from expertmine.serving.offline import run_generate
+    from expertmine.steering.assignment import usual_k
     from expertmine.steering.generation import GenerationRequest
 
     concepts = tuple(concept or ())

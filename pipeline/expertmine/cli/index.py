@@ -11,8 +11,7 @@ from expertmine.cli.options import AsJson, Run, WhichPooling
 from expertmine.cli.show import experts as show_experts
 from expertmine.cli.show import index as show_index
 from expertmine.errors import UserError
-from expertmine.index.distribution import Grouping
-from expertmine.index.units import Units
+from expertmine.specs.choices import Grouping, Units
 from expertmine.specs.settings import Pooling
 from expertmine.storage.locations import location
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, cast
 import typer
 
 from expertmine.errors import UserError
-from expertmine.index.units import Forcing, Units
 from expertmine.runtime.cluster import Cluster, ExtractExecutor, ScoreExecutor
+from expertmine.specs.choices import Conflicts, Forcing, Tokens, Units
 from expertmine.specs.settings import (
     BATCH_TOKENS,
     DEFAULT_TOP_K,
@@ -27,10 +27,10 @@ from expertmine.specs.settings import (
     TooLong,
     WeightsType,
 )
-from expertmine.steering.assignment import Conflicts, Steering, Tokens
 from expertmine.storage.locations import location
 
 if TYPE_CHECKING:
+    from expertmine.steering.assignment import Steering
     from expertmine.storage.locations import Location
 
     Where: TypeAlias = Location
@@ -173,6 +173,8 @@ class ForcingOptions:
         Raises:
             UserError: a value out of range.
         """
+        from expertmine.steering.assignment import Steering
+
         return Steering(k, self.forcing, self.strength, self.tokens, tuple(self.layers) if self.layers else None)
 
 

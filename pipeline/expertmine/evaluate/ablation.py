@@ -28,10 +28,11 @@ from expertmine.evaluate.results import (
 )
 from expertmine.evaluate.statistics import interval, sign_flip_p
 from expertmine.evaluate.tasks import Runtime, run_tasks
-from expertmine.index.experts import DEFAULT_K, Experts
+from expertmine.index.experts import Experts
 from expertmine.index.units import require_k
 from expertmine.run.ledger import load_plan, open_corpus
 from expertmine.run.links import require_own
+from expertmine.specs.choices import DEFAULT_K
 from expertmine.specs.settings import Pooling
 from expertmine.steering.assignment import assign, usual_k
 from expertmine.storage.locations import Location, absolute

@@ -16,8 +16,8 @@ from expertmine.evaluate.perplexity import losses, perplexity
 from expertmine.evaluate.results import Provenance, Success
 from expertmine.evaluate.tasks import TaskRequest, TaskResult
 from expertmine.index.experts import Experts
-from expertmine.index.units import Units
 from expertmine.run.ledger import load_plan, open_corpus
+from expertmine.specs.choices import Units
 from expertmine.specs.settings import Pooling
 from expertmine.steering.assignment import Steering
 from expertmine.steering.generation import GenerationRequest, Generator

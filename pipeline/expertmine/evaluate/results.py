@@ -10,9 +10,8 @@ from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from expertmine.errors import UserError
-from expertmine.index.units import Forcing, Units
 from expertmine.run.paths import evaluation_folder
-from expertmine.steering.assignment import Tokens
+from expertmine.specs.choices import Forcing, Tokens, Units
 from expertmine.storage.files import exists, read_json, write_json
 from expertmine.storage.locations import Location
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from expertmine.specs.choices import Grouping
 from expertmine.specs.hookpoints import LAYER, Hookpoint, layer_of
 
 BINS = 20
@@ -19,9 +20,6 @@ EDGES = np.arange(BINS + 1) / BINS
 
 SHOWN_EDGES = (10, 14, 18)
 """Edges at and above which pairs are counted for people: 0.5, 0.7, 0.9."""
-
-Grouping = Literal["layer", "kind", "hookpoint"]
-"""Layers, kinds of module (the same in every layer), or hookpoints."""
 
 SCHEMA = pa.schema(
     [

@@ -25,7 +25,8 @@ from expertmine.index import hub
 from expertmine.index.checks import check_metadata, check_rows, read_distribution, read_units
 from expertmine.index.distribution import SCHEMA as DISTRIBUTION_SCHEMA
 from expertmine.index.names import METADATA, STEERING, index_folder
-from expertmine.index.units import SCHEMA, UNITS, ConceptExperts, Expert, Units
+from expertmine.index.units import SCHEMA, ConceptExperts, Expert
+from expertmine.specs.choices import DEFAULT_K, UNITS, Units
 from expertmine.specs.identity import ModelIdentity
 from expertmine.specs.plan import PLAN_FILE
 from expertmine.specs.settings import Pooling
@@ -38,8 +39,6 @@ FORMAT = 4
 
 
 TABLES = (*UNITS, "distribution")
-DEFAULT_K = 50
-"""Experts that are set unless the user says how many, or an evaluation chose."""
 MANNER_BY_DEFAULT: Mapping[str, Any] = {"forcing": "mean", "strength": 1.0, "tokens": "all", "layers": None}
 """How units are set unless one asks for something else; a chosen k means nothing when they are set otherwise."""
 

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from expertmine.errors import UserError
 from expertmine.index.experts import Experts
 from expertmine.index.lookup import k_or_all
-from expertmine.index.units import Units
+from expertmine.specs.choices import Units
 from expertmine.storage.files import write_atomically
 
 TableFormat = Literal["csv", "parquet"]

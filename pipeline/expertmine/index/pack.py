@@ -19,8 +19,8 @@ from expertmine.index.experts import TABLES, Experts
 from expertmine.index.export import cut
 from expertmine.index.lookup import k_or_all
 from expertmine.index.names import METADATA, STEERING
-from expertmine.index.units import UNITS
 from expertmine.index.writer import write_tables
+from expertmine.specs.choices import UNITS
 from expertmine.storage.files import read_json, write_atomically, write_json, writing
 from expertmine.storage.locations import Location, same
 

@@ -4,26 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 
 from expertmine.errors import UserError
+from expertmine.specs.choices import Forcing
 from expertmine.specs.hookpoints import layer_of
 from expertmine.specs.identity import ModelIdentity
-
-Units = Literal["experts", "worst", "random", "matched"]
-"""Which units of a concept: the best by average precision; the worst; drawn by lot from all that are not among the
-best; or for each of the best one of the same hookpoint, drawn by lot likewise."""
-
-
-UNITS: tuple[Units, ...] = ("experts", "worst", "random", "matched")
-
-
-Forcing = Literal["mean", "p50", "p90", "zero"]
-"""Value that do(c, k) sets a unit to: the mean of its responses to positives (the paper's), their median (the
-reference's), their 90th percentile, or zero."""
-
 
 SCHEMA = pa.schema(
     [

@@ -11,9 +11,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from expertmine.errors import UnknownConcept, UserError
 from expertmine.index.experts import Experts
-from expertmine.index.units import Forcing, Units
 from expertmine.serving.refusals import Refusal, of_field
-from expertmine.steering.assignment import Conflicts, Steering, Tokens, usual_k
+from expertmine.specs.choices import Conflicts, Forcing, Tokens, Units
+from expertmine.steering.assignment import Steering, usual_k
 from expertmine.steering.generation import GenerationRequest
 
 MAX_CONCEPTS = 32

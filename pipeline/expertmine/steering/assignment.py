@@ -6,18 +6,12 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from expertmine.errors import UserError
-from expertmine.index.experts import DEFAULT_K, Experts
-from expertmine.index.units import ConceptExperts, Expert, Forcing, Units
-
-Tokens = Literal["all", "last"]
-"""At which tokens of a pass units are set: at all of them, or at the last one of each text only."""
-
-Conflicts = Literal["best", "mean", "first"]
-"""What a unit is set to that several concepts share: the value of the concept that it tells best (by average precision;
-the one named first where they are equal), the mean of their values, or the value of the one named first."""
+from expertmine.index.experts import Experts
+from expertmine.index.units import ConceptExperts, Expert
+from expertmine.specs.choices import DEFAULT_K, Conflicts, Forcing, Tokens, Units
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +21,7 @@ class Steering:
     k: int = DEFAULT_K
     """How many experts of each concept; 0 sets none."""
     forcing: Forcing = "mean"
-    """To which value, see `expertmine.index.experts.Forcing`."""
+    """To which value, see `expertmine.specs.choices.Forcing`."""
     strength: float = 1.0
     """How far from its own response towards that value a unit is moved: 0 not at all, 1 all the way."""
     tokens: Tokens = "all"

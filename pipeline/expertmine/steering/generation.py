@@ -15,9 +15,9 @@ from transformers import GenerationConfig
 
 from expertmine.errors import UserError
 from expertmine.index.experts import Experts
-from expertmine.index.units import Units
 from expertmine.model.load import LoadedModel, load_identical, refuse_encoder, tokenise
 from expertmine.model.responses import padding_id
+from expertmine.specs.choices import Units
 from expertmine.specs.settings import Pooling
 from expertmine.steering.assignment import Steering
 from expertmine.steering.decoding import Decoding, RowSampler, StepStreamer, Stopper

@@ -14,10 +14,11 @@ import torch
 from transformers import PreTrainedModel
 
 from expertmine.errors import UserError
-from expertmine.index.units import ConceptExperts, Forcing
+from expertmine.index.units import ConceptExperts
 from expertmine.model.hooks import Where, changing
 from expertmine.model.load import check_weights
-from expertmine.steering.assignment import Assignment, Conflicts, Steering, Tokens, assign
+from expertmine.specs.choices import Conflicts, Forcing, Tokens
+from expertmine.steering.assignment import Assignment, Steering, assign
 
 
 @dataclass(frozen=True)

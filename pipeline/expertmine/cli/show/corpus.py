@@ -7,7 +7,6 @@ from dataclasses import asdict
 from textwrap import shorten
 from typing import TYPE_CHECKING
 
-import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
@@ -42,6 +41,8 @@ def corpus_written(identity: CorpusIdentity, draft: Draft, folder: Location) -> 
 
 
 def corpus(opened: Corpus, all_: bool, json_: bool) -> None:
+    import numpy as np
+
     from expertmine.concepts.overlap import Overlap, lengths
 
     held = opened.held_out
