@@ -165,7 +165,7 @@ CLUSTERS = ["zarr", "ray", "dask", "distributed", "numba"]
     ("expertmine.index.experts", [*CLUSTERS, "torch", "huggingface_hub", "expertmine.run"]),
     ("expertmine.steering.interventions", [*CLUSTERS, "expertmine.run"]),
     ("expertmine.steering.generation", [*CLUSTERS, "expertmine.run"]),
-    ("expertmine.cli.app", ["torch", "ray", "distributed", "matplotlib", "fastapi", "uvicorn", "huggingface_hub"]),
+    ("expertmine.cli.app", [*CLUSTERS, "torch", "numpy", "pyarrow", "matplotlib", "fastapi", "huggingface_hub"]),
 ])  # fmt: skip
 def test_what_importing_a_module_loads(module: str, absent: list[str]) -> None:
     code = f"import sys, {module}; print([name for name in {absent!r} if name in sys.modules])"
