@@ -28,7 +28,9 @@ from expertmine.index.experts import Experts
 from expertmine.mining.mine import Cluster, run_all
 from expertmine.run import sentences
 from expertmine.run.ledger import load_plan, open_corpus
+from expertmine.run.selfcond import export_selfcond
 from expertmine.run.store import Store
+from expertmine.storage.file_names import file_name, file_names
 
 COLUMNS = ["ap", "off_mean", "on_p50", "on_p90", "layer", "unit", "uuid", "concept", "group"]
 SERIAL = ("serial", Cluster())
@@ -45,7 +47,7 @@ def reference_run(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, ti
 @pytest.fixture(scope="module")
 def exported(reference_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("exported")
-    folders = export.export_selfcond(reference_run, out)
+    folders = export_selfcond(reference_run, out)
     model = Path(load_plan(reference_run).model.name).name
     assert folders == [out / model / "test" / name / "expertise" for name in ("animal", "tool")]
     return out / model / "test"
@@ -130,12 +132,12 @@ def test_the_file_is_what_pandas_would_write(exported: Path) -> None:
 def test_little_memory_changes_nothing_and_only_the_chosen_are_written(
     reference_run: Path, exported: Path, tmp_path: Path
 ) -> None:
-    export.export_selfcond(reference_run, tmp_path / "little", gathered=1)
+    export_selfcond(reference_run, tmp_path / "little", gathered=1)
     for path in sorted(exported.rglob("*.*")):
         assert (
             tmp_path / "little" / exported.parent.name / "test" / path.relative_to(exported)
         ).read_bytes() == path.read_bytes()
-    (folder,) = export.export_selfcond(reference_run, tmp_path / "one", ["tool", "tool"])
+    (folder,) = export_selfcond(reference_run, tmp_path / "one", ["tool", "tool"])
     assert {path.name for path in folder.parents[1].iterdir()} == {"tool"}
     assert (folder / "expertise.csv").read_bytes() == (exported / "tool" / "expertise" / "expertise.csv").read_bytes()
 
@@ -150,7 +152,7 @@ def test_strange_names_stay_below_the_folder_and_are_read_back(tmp_path: Path, t
     write_lists(drawn, tmp_path / "corpus")
     plan_new(tmp_path / "run", tiny_model, tmp_path / "corpus", scoring={"permutations": 0, "resamples": 0})
     run_all(tmp_path / "run", SERIAL, SERIAL, top_k=5)
-    folders = export.export_selfcond(tmp_path / "run", tmp_path / "out" / "there")
+    folders = export_selfcond(tmp_path / "run", tmp_path / "out" / "there")
     assert len(set(folders)) == len(names)
     assert {path.name for path in tmp_path.iterdir()} == {"corpus", "run", "out"}
     for folder, name in zip(folders, [each.name for each in Corpus.open(tmp_path / "corpus").concepts], strict=True):
@@ -164,7 +166,7 @@ NAMES = st.text(st.sampled_from("aAbBİiéÉ./\\%2F~ \0\n‰") | st.characters(c
 
 @given(st.lists(NAMES, max_size=6))
 def test_names_never_meet_as_files_nor_mean_anything(names: list[str]) -> None:
-    found = export.file_names(names)
+    found = file_names(names)
     assert found.keys() == set(names)
     folded = {unicodedata.normalize("NFC", file.casefold()) for file in found.values()}
     assert len(folded) == len(found)
@@ -174,10 +176,10 @@ def test_names_never_meet_as_files_nor_mean_anything(names: list[str]) -> None:
 
 
 def test_long_names_differ_by_their_hash() -> None:
-    one, two = export.file_name("x" * 300 + "1"), export.file_name("x" * 300 + "2")
+    one, two = file_name("x" * 300 + "1"), file_name("x" * 300 + "2")
     assert one != two and len(one) < 255
-    assert export.file_name("") == "%empty"
-    assert export.file_name("bird.n.01") == "bird.n.01"
+    assert file_name("") == "%empty"
+    assert file_name("bird.n.01") == "bird.n.01"
 
 
 def test_what_cannot_be_exported_is_refused(
@@ -185,17 +187,17 @@ def test_what_cannot_be_exported_is_refused(
 ) -> None:
     out = tmp_path / "out"
     with pytest.raises(UserError, match=r"score tasks are not done.*expertmine score"):
-        export.export_selfcond(planned, out)
+        export_selfcond(planned, out)
     with pytest.raises(UnknownConcept, match="did you mean tool"):
-        export.export_selfcond(mined, out, ["tol"])
+        export_selfcond(mined, out, ["tol"])
     with pytest.raises(UserError, match="has no mean pooling; it has max"):
-        export.export_selfcond(mined, out, pooling="mean")
+        export_selfcond(mined, out, pooling="mean")
     with pytest.raises(UserError, match="no such file"):
-        export.export_selfcond(mined / "experts", out)
+        export_selfcond(mined / "experts", out)
     corpus = make_corpus(tmp_path / "corpus", texts=60, concepts=2, positives=10, pool=30)
     make_run(tmp_path / "kept", corpus, units=64, block_units=32, keep=2)
     with pytest.raises(UserError, match=r"keeps statistics .* of 4 units a block only.*--keep all"):
-        export.export_selfcond(tmp_path / "kept", out)
+        export_selfcond(tmp_path / "kept", out)
     assert not out.exists()
 
 

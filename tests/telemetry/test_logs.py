@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from support.commands import expertmine
+from support.commands import expertmine_process
 from support.plans import plan_new
 
 from expertmine.errors import UserError
@@ -171,7 +171,7 @@ def test_a_batch_job_logs_json_and_nothing_else(tmp_path: Path, tiny_model: Path
     run = tmp_path / "run"
     plan_new(run, tiny_model, tiny_corpus)
     on = ("--max-tokens", 64, "--extract-on", "serial", "--score-on", "serial", "--resamples", 0, "--top-k", 50)
-    done = expertmine("--log-format", "json", "mine", run, "--model", tiny_model, "--corpus", tiny_corpus, *on)
+    done = expertmine_process("--log-format", "json", "mine", run, "--model", tiny_model, "--corpus", tiny_corpus, *on)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [f"{run / 'experts'}: expert index"]
     said = lines(done.stderr)
@@ -185,7 +185,7 @@ def test_a_batch_job_logs_json_and_nothing_else(tmp_path: Path, tiny_model: Path
     assert costs["extract"]["counts"]["sentences"] == 72
     assert costs["score"]["stored_bytes"] > 0
 
-    refused = expertmine("--log-format", "json", "extract", tmp_path / "nothing")
+    refused = expertmine_process("--log-format", "json", "extract", tmp_path / "nothing")
     (problem,) = lines(refused.stderr)
     assert (refused.returncode, problem["event"], problem["level"]) == (2, "problem", "error")
     assert "no such file" in problem["reason"]
