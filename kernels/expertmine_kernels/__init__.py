@@ -1,7 +1,7 @@
 """Average precision and its companions for many units and concepts, on NumPy and Numba alone."""
 
 from expertmine_kernels.concepts import ConceptRows
-from expertmine_kernels.expertise import Expertise, average_precision, expertise
+from expertmine_kernels.expertise import Expertise, average_precision, expertise, responses_at_once
 from expertmine_kernels.keys import key_values, order_keys
 from expertmine_kernels.resampling import draw_with_replacement, resampled_average_precision
 from expertmine_kernels.top import top_k
@@ -15,5 +15,6 @@ __all__ = [
     "key_values",
     "order_keys",
     "resampled_average_precision",
+    "responses_at_once",
     "top_k",
 ]

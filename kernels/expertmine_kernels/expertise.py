@@ -21,9 +21,12 @@ from expertmine_kernels.sums import Sum, add, empty_sum, is_exact, rounded
 
 Integer = TypeVar("Integer", bound=np.signedinteger[Any])
 
-_RESPONSES_AT_ONCE = 1 << 18
-_UNITS_AT_ONCE = 8
 _TILE = 1 << 15
+
+
+def responses_at_once(sentences: int) -> int:
+    """How many responses of a block are ranked at once, whole units of so many sentences: 8 units, or more if short."""
+    return max(8 * sentences, 1 << 18)
 
 
 class Expertise(NamedTuple):
@@ -102,7 +105,7 @@ def expertise(responses: ArrayLike, rows: ConceptRows) -> Expertise:
     sentences, units = block.shape
     rows.check_within(sentences)
     statistics = np.empty((len(Expertise._fields), rows.concepts, units))
-    at_once = max(_UNITS_AT_ONCE, _RESPONSES_AT_ONCE // max(sentences, 1))
+    at_once = responses_at_once(sentences) // max(sentences, 1)
     positives = Sets(_read_only(rows.positive_indptr), _read_only(rows.positive_rows))
     pools = Sets(_read_only(rows.pool_indptr), _read_only(rows.pool_rows))
     removed = Sets(_read_only(rows.removed_indptr), _read_only(rows.removed_rows))

@@ -30,11 +30,13 @@ from zarr.storage import MemoryStore
 
 from expertmine.concepts.wordnet import WordNet, wordnet_texts
 from expertmine.mining import extract
+from expertmine.mining.extraction_memory import PARTITIONS_IN_FLIGHT
 from expertmine.model.hookpoints import find_hookpoints
 from expertmine.model.hooks import reading
 from expertmine.model.load import EMBEDDED, EMBEDDED_FOLDER, load_model
 from expertmine.model.responses import Batch, forward_passes, make_batches, padding_id, prepare
 from expertmine.run import sentences
+from expertmine.run.open_run import open_run
 from expertmine.runtime import serial
 from expertmine.specs.settings import ResponseSpec
 
@@ -124,14 +126,14 @@ def test_extraction_against_the_bare_forward_pass(autocast: Any, tmp_path: Path)
     run = tmp_path / "run"
     options = {"max_tokens": PADDED, "threads": 2, "autocast": autocast}
     plan, _ = plan_new(run, model, corpus, None, **options)
-    tasks = extract.plan(run)
-    worker = extract.Extractor(run, "cpu")
+    tasks = extract.plan(open_run(run))
+    worker = extract.Extractor(open_run(run), "cpu")
     loaded = worker.loaded
-    texts = [text for task in tasks for text in sentences.texts(run, plan, task)]
+    texts = [text for task in tasks for text in sentences.texts(open_run(run), task)]
     fill = padding_id(loaded.tokenizer)
     batches: list[Batch] = []
     for task in tasks:
-        tokenised, kept = prepare(loaded.tokenizer, sentences.texts(run, plan, task), plan.responses)
+        tokenised, kept = prepare(loaded.tokenizer, sentences.texts(open_run(run), task), plan.responses)
         batches += make_batches(tokenised, kept, plan.responses, fill)
     tokens = sum(int(batch.pooled.sum()) for batch in batches)
     cast = torch.autocast("cpu", torch.bfloat16, enabled=autocast == "bfloat16")
@@ -148,7 +150,9 @@ def test_extraction_against_the_bare_forward_pass(autocast: Any, tmp_path: Path)
         in_the_same_thread(lambda: [forward(batch) for batch in batches])
 
     def whole() -> None:
-        assert all(isinstance(done, extract.Receipt) for done in serial.run(lambda: worker, tasks, extract.IN_FLIGHT))
+        assert all(
+            isinstance(done, extract.Receipt) for done in serial.run(lambda: worker, tasks, PARTITIONS_IN_FLIGHT)
+        )
 
     padded_spec = ResponseSpec(poolings=("reference",), max_tokens=PADDED)
     few = texts[:: len(texts) // PADDED_SENTENCES]

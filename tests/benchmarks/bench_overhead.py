@@ -17,13 +17,13 @@ from support.made_runs import make_corpus, make_run
 from expertmine.run.ledger import (
     Receipt,
     forget_receipts,
-    load_plan,
     missing_tasks,
     now,
     report_worker,
     worker_name,
     write_receipt,
 )
+from expertmine.run.open_run import OpenRun, open_run
 from expertmine.runtime import dask, ray, serial
 from expertmine.telemetry.progress import track
 
@@ -61,7 +61,7 @@ def clerk(run: Path) -> MakeWorker:
     """
 
     def make() -> Callable[[int], Receipt]:
-        plan = load_plan(run)
+        plan = open_run(run).plan
 
         def keep(task: int) -> Receipt:
             started = time.perf_counter()
@@ -69,7 +69,7 @@ def clerk(run: Path) -> MakeWorker:
             sums = {f"expertise/max/{name}/c/0/{task}": "0" * 64 for name in range(7)}
             fingerprint = plan.task_fingerprint("score", task)
             receipt = Receipt("score", task, fingerprint, sums, 0.0, now(), worker_name(), "none", {"pairs": 1})
-            write_receipt(run, receipt)
+            write_receipt(open_run(run), receipt)
             report_worker(run, "score", "none", "waiting", task)
             return replace(receipt, seconds=time.perf_counter() - started)
 
@@ -98,7 +98,7 @@ def test_a_task_costs_less_than_ten_milliseconds_beyond_its_work(tmp_path: Path)
             receipts = list(track(run_tasks(clerk(run), tasks), "score", TASKS))
             kept = (time.perf_counter() - started) / TASKS
             started = time.perf_counter()
-            assert missing_tasks(run, plan, "score") == []
+            assert missing_tasks(OpenRun(run, plan), "score") == []
             finding = (time.perf_counter() - started) / TASKS
             work = sum(receipt.seconds for receipt in receipts) / TASKS / (1 if name == "serial" else WORKERS)
             beyond |= {name: nothing, f"{name}, receipts": kept - work, f"{name}, finding what is missing": finding}

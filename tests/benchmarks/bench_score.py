@@ -18,8 +18,10 @@ import pytest
 from support.made_runs import make_corpus, make_run
 
 from expertmine.mining import assess, score
-from expertmine.mining.reduce import reduce
-from expertmine.run.ledger import forget_receipts, load_plan, read_receipts
+from expertmine.mining.mine import run_reduce
+from expertmine.mining.stage import WorkerOptions
+from expertmine.run.ledger import forget_receipts, read_receipts
+from expertmine.run.open_run import open_run
 from expertmine.runtime import dask, serial
 
 ROUNDS = 5
@@ -27,9 +29,9 @@ ROUNDS = 5
 
 def seconds_of_score(run: Path) -> float:
     """One process, one thread, labels laid out and kernels compiled before."""
-    make = score.NewScorer(run)
+    make = score.new_worker(open_run(run), WorkerOptions())
     forget_receipts(run, "score")
-    tasks = score.plan(run)
+    tasks = score.plan(open_run(run))
     scorer = make()
     started = time.perf_counter()
     for _ in serial.run(lambda: scorer, tasks):
@@ -40,7 +42,7 @@ def seconds_of_score(run: Path) -> float:
 def parts(run: Path) -> Counter[str]:
     """Milliseconds of all tasks, by part."""
     total: Counter[str] = Counter()
-    for receipt in read_receipts(run, load_plan(run), "score"):
+    for receipt in read_receipts(open_run(run), "score"):
         total.update({name: count for name, count in receipt.counts.items() if name.endswith("_ms")})
         total["all"] += round(1000 * receipt.seconds)
     return total
@@ -87,10 +89,10 @@ def _all_of_scoring(run: Path) -> tuple[float, float, float]:
     scored = seconds_of_score(run)
     forget_receipts(run, "assess")
     started = time.perf_counter()
-    for _ in serial.run(assess.NewAssessor(run), assess.plan(run)):
+    for _ in serial.run(assess.new_worker(open_run(run), WorkerOptions()), assess.plan(open_run(run))):
         pass
     assessed = time.perf_counter()
-    reduce(run, 100)
+    run_reduce(run, 100)
     return scored, assessed - started, time.perf_counter() - assessed
 
 
@@ -98,16 +100,16 @@ def test_two_workers_are_almost_twice_as_fast_as_one(tmp_path: Path) -> None:
     corpus = make_corpus(tmp_path / "corpus", texts=20_000, concepts=500, positives=200, pool=1000)
     run = tmp_path / "run"
     make_run(run, corpus, units=16_384, block_units=256, resamples=0)
-    tasks = range(load_plan(run).layout.blocks)
-    score.plan(run)
+    tasks = range(open_run(run).plan.layout.blocks)
+    score.plan(open_run(run))
     taken: dict[int, list[float]] = {1: [], 2: []}
     with dask.cluster(None, 1) as one, dask.cluster(None, 2) as two:
         for client in (one, two):  # have workers load and compile what they need
-            list(dask.run(client, score.NewScorer(run), tasks[:4]))
+            list(dask.run(client, score.new_worker(open_run(run), WorkerOptions()), tasks[:4]))
         for _ in range(ROUNDS):
             for workers, client in ((1, one), (2, two)):
                 started = time.perf_counter()
-                list(dask.run(client, score.NewScorer(run), tasks))
+                list(dask.run(client, score.new_worker(open_run(run), WorkerOptions()), tasks))
                 taken[workers].append(time.perf_counter() - started)
     ratios = [a / b for a, b in zip(taken[1], taken[2], strict=True)]
     print(
@@ -122,7 +124,7 @@ import sys
 from pathlib import Path
 from expertmine import assess, score
 run, memory, stage = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-worker = {"score": score.NewScorer, "assess": assess.NewAssessor}[stage](run, memory)()
+worker = {"score": score.Scorer, "assess": assess.Assessor}[stage](open_run(run), memory)
 for task in map(int, sys.argv[4].split()):
     worker(task)
 (peak,) = [line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")]
@@ -146,15 +148,17 @@ def test_a_process_keeps_to_its_memory(megabytes: int, tmp_path: Path) -> None:
     for planned in (4000, megabytes):
         run = tmp_path / f"run planned for {planned}"
         make_run(run, corpus, units=2048, memory=planned * 10**6)
-        width = load_plan(run).layout.block_units
-        score.plan(run)
+        width = open_run(run).plan.layout.block_units
+        score.plan(open_run(run))
         for stage in ("score", "assess"):
             if stage == "assess":
-                list(serial.run(score.NewScorer(run, 10**10), score.plan(run)))
-                assess.plan(run)
+                list(
+                    serial.run(score.new_worker(open_run(run), WorkerOptions(memory=10**10)), score.plan(open_run(run)))
+                )
+                assess.plan(open_run(run))
             peak, units = peak_megabytes(run, megabytes, stage, [0, 1])
             print(
-                f"{stage}: {load_plan(run).layout.sentences:,} sentences, 1,000 concepts, blocks of {width} units "
+                f"{stage}: {open_run(run).plan.layout.sentences:,} sentences, 1,000 concepts, blocks of {width} units "
                 f"planned for {planned} MB; {megabytes} MB given: {units} units at once, peak {peak:.0f} MB"
             )
             assert peak <= megabytes

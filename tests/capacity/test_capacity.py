@@ -27,10 +27,10 @@ from expertmine.capacity.workloads import Shape, Sizes, model_dimensions, paper_
 from expertmine.cli import app as cli
 from expertmine.errors import UserError
 from expertmine.mining import score
-from expertmine.mining.planning import expertise_bytes
+from expertmine.mining.planning import expertise_bytes_of
 from expertmine.model.hookpoints import find_hookpoints
 from expertmine.model.load import load_model
-from expertmine.run.ledger import load_plan, open_corpus
+from expertmine.run.open_run import OpenRun, open_corpus, open_run
 from expertmine.runtime import serial
 from expertmine.specs.settings import PlanRequest, ResponseSpec
 
@@ -251,21 +251,21 @@ def test_a_planned_run_is_read_as_it_is(keep: int | None, planned: Path, tmp_pat
     run = tmp_path / "run"
     plan = make_run(run, corpus, 512, keep=keep, permutations=3, resamples=5)
     # Its model is made up; that of the planned run has a configuration.
-    score.plan(run)
-    sets = score.NewScorer(run)().rows.concepts
-    edited = replace(plan, model=load_plan(planned).model)
+    score.plan(open_run(run))
+    sets = score.Scorer(open_run(run)).rows.concepts
+    edited = replace(plan, model=open_run(planned).plan.model)
     (run / "plan.json").write_text(json.dumps(edited.to_json()))
     for receipt in (run / "receipts" / "extract").iterdir():
         receipt.unlink()
-    found = workload_of_run(run)
-    opened = open_corpus(run, edited)
+    found = workload_of_run(open_run(run))
+    opened = open_corpus(OpenRun(run, edited))
     assert found.layout == plan.layout
     assert found.left == {
         "extract": plan.layout.partitions,
         "score": plan.tasks("score"),
         "assess": plan.tasks("assess"),
     }
-    assert found.expertise_bytes == expertise_bytes(plan)
+    assert found.expertise_bytes == expertise_bytes_of(plan, keep)
     assert found.shuffles + 2 * 12 == sets
     positives, negatives = opened.counts(~opened.held_out)
     assert (found.positives, found.negatives) == (positives.mean(), negatives.mean())
@@ -275,7 +275,7 @@ def test_a_planned_run_is_read_as_it_is(keep: int | None, planned: Path, tmp_pat
 
 
 def test_what_is_done_takes_no_time(mined: Path) -> None:
-    load = workload_of_run(mined)
+    load = workload_of_run(open_run(mined))
     assert load.left == {"extract": 0, "score": 0, "assess": 0}
     assert load.tokens == 0
     assert [each.stage for each in estimate(load, parse_cluster(CLUSTER)).stages] == ["reduce"]
@@ -307,8 +307,8 @@ def test_scoring_takes_what_the_estimate_says(concepts: int, positives: int, per
     corpus = make_corpus(tmp_path / "corpus", texts=4_000, concepts=concepts, positives=positives, pool=500)
     run = tmp_path / "run"
     plan = make_run(run, corpus, units=2_048, permutations=permutations, resamples=0)
-    tasks = score.plan(run)
-    scorer = score.NewScorer(run)()
+    tasks = score.plan(open_run(run))
+    scorer = score.Scorer(open_run(run))
     load = replace(
         paper_workload(
             Shape.on_paper(plan.layout.units, 1e6),

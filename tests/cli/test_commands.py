@@ -183,7 +183,7 @@ def test_scoring_anew_with_other_settings(serial_run: Path, corpus: Path, tiny_m
     assert done.returncode == 0, done.stderr
     assert "39 shuffles of labels" in done.stderr and "extract:" not in done.stderr
     expertmine("plan", *mine[1:], "--resamples", 7)
-    assert "was planned anew since" in expertmine("experts", run, "animal", "-k", 2).stderr
+    assert "was planned again since" in expertmine("experts", run, "animal", "-k", 2).stderr
     index = json.loads((run / "experts" / "index.json").read_text())
     assert (index["scoring"]["keep"], index["scoring"]["permutations"], index["scoring"]["resamples"]) == (4, 39, 100)
     assert "is planned already" in expertmine(*mine, *on).stderr  # what is not said stays

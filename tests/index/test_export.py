@@ -27,7 +27,7 @@ from expertmine.index import export
 from expertmine.index.experts import Experts
 from expertmine.mining.mine import Cluster, run_all
 from expertmine.run import sentences
-from expertmine.run.ledger import load_plan, open_corpus
+from expertmine.run.open_run import open_corpus, open_run
 from expertmine.run.selfcond import export_selfcond
 from expertmine.run.store import Store
 from expertmine.storage.file_names import file_name, file_names
@@ -47,22 +47,22 @@ def reference_run(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, ti
 @pytest.fixture(scope="module")
 def exported(reference_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("exported")
-    folders = export_selfcond(reference_run, out)
-    model = Path(load_plan(reference_run).model.name).name
+    folders = export_selfcond(open_run(reference_run), out)
+    model = Path(open_run(reference_run).plan.model.name).name
     assert folders == [out / model / "test" / name / "expertise" for name in ("animal", "tool")]
     return out / model / "test"
 
 
 def stored(run: Path, concept: str) -> tuple[np.ndarray, np.ndarray]:
     """Mined responses (sentences, units) as stored, and their labels (sentences,)."""
-    plan = load_plan(run)
-    corpus = open_corpus(run, plan)
+    plan = open_run(run).plan
+    corpus = open_corpus(open_run(run))
     labelled = corpus.rows(corpus.concept(concept).concept_id)
     ids = np.concatenate([labelled.positives, labelled.negatives])
     labels = np.repeat([1, 0], [len(labelled.positives), len(labelled.negatives)])
     mined = ~corpus.held_out[ids]
-    responses = Store(run, plan).read_responses(plan.responses.poolings[0], range(plan.layout.units))
-    return responses[sentences.rows_of(run, plan, corpus)[ids[mined]]], labels[mined]
+    responses = Store(open_run(run)).read_responses(plan.responses.poolings[0], range(plan.layout.units))
+    return responses[sentences.rows_of(open_run(run), corpus)[ids[mined]]], labels[mined]
 
 
 @pytest.mark.parametrize("concept", ["animal", "tool"])
@@ -70,7 +70,7 @@ def test_numbers_are_those_of_scikit_learn_and_numpy(concept: str, reference_run
     found = pd.read_csv(exported / concept / "expertise" / "expertise.csv")
     responses, labels = stored(reference_run, concept)
     assert 0 < labels.sum() < len(labels)
-    hookpoints = load_plan(reference_run).hookpoints
+    hookpoints = open_run(reference_run).plan.hookpoints
     by_name = sorted(hookpoints, key=lambda hookpoint: hookpoint.name + ":0")
     assert [each.name for each in by_name] == sorted(each.name for each in hookpoints)
     units = np.concatenate([np.array(hookpoint.units) for hookpoint in by_name])
@@ -108,8 +108,8 @@ def test_pandas_reads_the_references_columns_and_types(reference_run: Path, expo
 
 
 def test_every_float32_is_read_back_as_it_is_stored(reference_run: Path, exported: Path) -> None:
-    plan = load_plan(reference_run)
-    store, units = Store(reference_run, plan), range(plan.layout.units)
+    plan = open_run(reference_run).plan
+    store, units = Store(open_run(reference_run)), range(plan.layout.units)
     found = pd.read_csv(exported / "tool" / "expertise" / "expertise.csv")
     order = np.concatenate([np.array(each.units) for each in sorted(plan.hookpoints, key=lambda each: each.name)])
     for name in COLUMNS[:4]:
@@ -132,12 +132,12 @@ def test_the_file_is_what_pandas_would_write(exported: Path) -> None:
 def test_little_memory_changes_nothing_and_only_the_chosen_are_written(
     reference_run: Path, exported: Path, tmp_path: Path
 ) -> None:
-    export_selfcond(reference_run, tmp_path / "little", gathered=1)
+    export_selfcond(open_run(reference_run), tmp_path / "little", gathered=1)
     for path in sorted(exported.rglob("*.*")):
         assert (
             tmp_path / "little" / exported.parent.name / "test" / path.relative_to(exported)
         ).read_bytes() == path.read_bytes()
-    (folder,) = export_selfcond(reference_run, tmp_path / "one", ["tool", "tool"])
+    (folder,) = export_selfcond(open_run(reference_run), tmp_path / "one", ["tool", "tool"])
     assert {path.name for path in folder.parents[1].iterdir()} == {"tool"}
     assert (folder / "expertise.csv").read_bytes() == (exported / "tool" / "expertise" / "expertise.csv").read_bytes()
 
@@ -152,7 +152,7 @@ def test_strange_names_stay_below_the_folder_and_are_read_back(tmp_path: Path, t
     write_lists(drawn, tmp_path / "corpus")
     plan_new(tmp_path / "run", tiny_model, tmp_path / "corpus", scoring={"permutations": 0, "resamples": 0})
     run_all(tmp_path / "run", SERIAL, SERIAL, top_k=5)
-    folders = export_selfcond(tmp_path / "run", tmp_path / "out" / "there")
+    folders = export_selfcond(open_run(tmp_path / "run"), tmp_path / "out" / "there")
     assert len(set(folders)) == len(names)
     assert {path.name for path in tmp_path.iterdir()} == {"corpus", "run", "out"}
     for folder, name in zip(folders, [each.name for each in Corpus.open(tmp_path / "corpus").concepts], strict=True):
@@ -187,17 +187,17 @@ def test_what_cannot_be_exported_is_refused(
 ) -> None:
     out = tmp_path / "out"
     with pytest.raises(UserError, match=r"score tasks are not done.*expertmine score"):
-        export_selfcond(planned, out)
+        export_selfcond(open_run(planned), out)
     with pytest.raises(UnknownConcept, match="did you mean tool"):
-        export_selfcond(mined, out, ["tol"])
+        export_selfcond(open_run(mined), out, ["tol"])
     with pytest.raises(UserError, match="has no mean pooling; it has max"):
-        export_selfcond(mined, out, pooling="mean")
+        export_selfcond(open_run(mined), out, pooling="mean")
     with pytest.raises(UserError, match="no such file"):
-        export_selfcond(mined / "experts", out)
+        export_selfcond(open_run(mined / "experts"), out)
     corpus = make_corpus(tmp_path / "corpus", texts=60, concepts=2, positives=10, pool=30)
     make_run(tmp_path / "kept", corpus, units=64, block_units=32, keep=2)
     with pytest.raises(UserError, match=r"keeps statistics .* of 4 units a block only.*--keep all"):
-        export_selfcond(tmp_path / "kept", out)
+        export_selfcond(open_run(tmp_path / "kept"), out)
     assert not out.exists()
 
 

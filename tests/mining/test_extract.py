@@ -22,6 +22,7 @@ from expertmine.mining.planning import make_layout, make_plan
 from expertmine.model.load import TokenisedText, load_model
 from expertmine.model.responses import Batch, find_runs, make_batches, pool, refuse_nan
 from expertmine.run.ledger import Receipt
+from expertmine.run.open_run import OpenRun, open_run
 from expertmine.run.store import Store
 from expertmine.specs.hookpoints import Hookpoint
 from expertmine.specs.settings import Compression, Pooling, ResponseSpec
@@ -53,13 +54,13 @@ def test_stored_responses_are_those_of_single_sentences(
     plan, _ = plan_new(
         tmp_path / "run", tiny_model, tiny_corpus, poolings=(pooling,), dtype="float32", batch_tokens=100
     )
-    tasks = extract.plan(tmp_path / "run")
+    tasks = extract.plan(open_run(tmp_path / "run"))
     assert len(tasks) > 1
-    extractor = extract.Extractor(tmp_path / "run", "cpu")
+    extractor = extract.Extractor(open_run(tmp_path / "run"), "cpu")
     for task in tasks:
         extractor(task)
-    extract.finish(tmp_path / "run")
-    stored = Store(tmp_path / "run", plan).read_responses(pooling, range(plan.layout.units))
+    extract.finish(open_run(tmp_path / "run"))
+    stored = Store(OpenRun(tmp_path / "run", plan)).read_responses(pooling, range(plan.layout.units))
     np.testing.assert_allclose(
         stored[: corpus.identity.sentences], naive_responses(tiny_model, corpus, pooling), atol=2e-6
     )
@@ -68,11 +69,11 @@ def test_stored_responses_are_those_of_single_sentences(
 def extracted(run: Path, model: Path, corpus: Path, **responses: Any) -> dict[str, np.ndarray]:
     """Stored responses of each pooling, (sentences, units), of a run taken through extraction."""
     plan, _ = plan_new(run, model, corpus, **responses)
-    extractor_tasks = extract.plan(run)
-    extractor = extract.Extractor(run, "cpu")
+    extractor_tasks = extract.plan(open_run(run))
+    extractor = extract.Extractor(open_run(run), "cpu")
     for task in extractor_tasks:
         extractor(task)
-    store, units = Store(run, plan), range(plan.layout.units)
+    store, units = Store(OpenRun(run, plan)), range(plan.layout.units)
     return {
         pooling: store.read_responses(pooling, units)[: plan.layout.sentences] for pooling in plan.responses.poolings
     }
@@ -170,9 +171,9 @@ def test_settings_that_do_not_go_together_are_refused(settings_: dict[str, Any],
 
 def test_running_a_task_again_writes_the_same_bytes_in_any_order(new_run: Path, tmp_path: Path) -> None:
     other = Path(shutil.copytree(new_run, tmp_path / "other"))
-    tasks = extract.plan(new_run)
-    extract.plan(other)
-    first, second = extract.Extractor(new_run, "cpu"), extract.Extractor(other, "cpu")
+    tasks = extract.plan(open_run(new_run))
+    extract.plan(open_run(other))
+    first, second = extract.Extractor(open_run(new_run), "cpu"), extract.Extractor(open_run(other), "cpu")
     receipts = [first(task) for task in tasks]
     again = {task: second(task) for task in reversed(tasks)}
     assert [receipt.checksums for receipt in receipts] == [again[task].checksums for task in tasks]
@@ -188,12 +189,12 @@ def test_too_long_sentences_are_dropped_or_cut_and_counted(tiny_model: Path, tin
     for too_long in ("drop", "truncate"):
         run = tmp_path / too_long
         plan, bill = plan_new(run, tiny_model, tiny_corpus, max_tokens=9, too_long=too_long)
-        extractor_tasks = extract.plan(run)
-        extractor = extract.Extractor(run, "cpu")
+        extractor_tasks = extract.plan(open_run(run))
+        extractor = extract.Extractor(open_run(run), "cpu")
         receipts: list[Receipt] = [extractor(task) for task in extractor_tasks]
         dropped = sum(receipt.counts["dropped"] for receipt in receipts)
         assert dropped == bill.dropped
-        assert (Store(run, plan).read_tokens()[: plan.layout.sentences] == 0).sum() == dropped
+        assert (Store(OpenRun(run, plan)).read_tokens()[: plan.layout.sentences] == 0).sum() == dropped
         counts[too_long] = dropped
     assert counts["truncate"] == 0 < counts["drop"] < corpus.identity.sentences
 
@@ -213,9 +214,9 @@ def test_another_model_in_the_same_place_is_refused(tiny_model: Path, tiny_corpu
     plan_new(run, folder, tiny_corpus)
     tensors = load_file(folder / "model.safetensors")
     save_file({name: tensor + 0.25 for name, tensor in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
-    extract.plan(run)
+    extract.plan(open_run(run))
     with pytest.raises(UserError, match="other weights"):
-        extract.Extractor(run, "cpu")
+        extract.Extractor(open_run(run), "cpu")
     assert json.loads((run / "plan.json").read_text())["model"]["name"] == str(folder)
 
 

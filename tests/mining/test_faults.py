@@ -22,7 +22,9 @@ from expertmine.errors import UserError
 from expertmine.mining import extract
 from expertmine.mining.mine import Cluster, run_extract
 from expertmine.run.inspection import progress_of, workers_of
-from expertmine.run.ledger import load_plan, read_failures, read_receipts
+from expertmine.run.ledger import read_failures, read_receipts
+from expertmine.run.open_run import OpenRun, open_run
+from expertmine.run.sentences import texts as texts_of
 from expertmine.run.store import Store
 from expertmine.runtime.failures import ATTEMPTS, Failed
 
@@ -57,7 +59,7 @@ def test_a_poisoned_sentence_costs_its_partition_alone(
     run = tmp_path / "run"
     model = changed_model(tiny_model, tmp_path / "model", poison("anvil"))
     plan, _ = plan_new(run, model, tiny_corpus, partition_rows=8)
-    texts = [text for task in range(9) for text in extract.failure(run, task, "", 1).sentences]
+    texts = [text for task in range(9) for text in texts_of(open_run(run), task)]
     bad = {row // 8 for row, text in enumerate(texts) if "anvil" in text}
     done = expertmine("extract", run, "--executor", executor)
     assert done.returncode == 2
@@ -68,7 +70,7 @@ def test_a_poisoned_sentence_costs_its_partition_alone(
     )
     assert "anvil" in message
     assert f"({len(bad)} of 9 tasks failed, the other {9 - len(bad)} are done" in message
-    assert {receipt.task for receipt in read_receipts(run, plan, "extract")} == set(range(9)) - bad
+    assert {receipt.task for receipt in read_receipts(OpenRun(run, plan), "extract")} == set(range(9)) - bad
     reports = read_failures(run, "extract")
     assert {report.task for report in reports} == bad
     assert all(any("anvil" in text for text in report.sentences) for report in reports)
@@ -150,29 +152,29 @@ def test_batches_get_smaller_when_memory_runs_out(tiny_model: Path, tiny_corpus:
     whole = Path(shutil.copytree(tmp_path / "run", tmp_path / "whole"))
     stored = {}
     for run, limit in ((whole, 10**9), (tmp_path / "run", 100)):
-        tasks = extract.plan(run)
-        extractor = extract.Extractor(run, "cpu")
+        tasks = extract.plan(open_run(run))
+        extractor = extract.Extractor(open_run(run), "cpu")
         scarce = _Scarce(limit)
         extractor.loaded.model.base_model.register_forward_pre_hook(scarce, with_kwargs=True)
         halvings = [extractor(task).counts["halvings"] for task in tasks]
         assert (halvings[0] > 0) == (limit == 100)
         assert scarce.refused == halvings[-1]  # what was learnt is kept for later batches
-        stored[run] = Store(run, plan).read_responses("max", range(plan.layout.units)).astype(float)
+        stored[run] = Store(OpenRun(run, plan)).read_responses("max", range(plan.layout.units)).astype(float)
     np.testing.assert_allclose(stored[tmp_path / "run"], stored[whole], rtol=2e-3, atol=1e-5)
     assert "batches were made smaller" in succeed("status", tmp_path / "run")
 
 
 def test_a_sentence_too_large_for_the_memory_is_told(new_run: Path) -> None:
-    extract.plan(new_run)
-    extractor = extract.Extractor(new_run, "cpu")
+    extract.plan(open_run(new_run))
+    extractor = extract.Extractor(open_run(new_run), "cpu")
     extractor.loaded.model.base_model.register_forward_pre_hook(_Scarce(5), with_kwargs=True)
     with pytest.raises(UserError, match=r"one sentence of .* tokens is too much for the memory"):
         extractor(0)
 
 
 def test_other_errors_of_the_model_are_not_taken_for_scarcity(new_run: Path) -> None:
-    extract.plan(new_run)
-    extractor = extract.Extractor(new_run, "cpu")
+    extract.plan(open_run(new_run))
+    extractor = extract.Extractor(open_run(new_run), "cpu")
 
     def broken(module: object, arguments: object) -> None:
         raise RuntimeError("shapes do not match")
@@ -214,7 +216,7 @@ def test_a_full_disk_stops_the_stage_and_room_lets_it_go_on(
     assert stopped.returncode == 2
     assert "cannot be written (No space left on device)" in stopped.stderr.splitlines()[-1]
     assert "Traceback" not in stopped.stderr
-    assert len(list(read_receipts(run, plan, "extract"))) < plan.tasks("extract")
+    assert len(list(read_receipts(OpenRun(run, plan), "extract"))) < plan.tasks("extract")
     subprocess.run(["mount", "-o", "remount,size=8m", small_disk], check=True)
     succeed("extract", run, "--executor", executor)
     for path in (done / "store.zarr").rglob("*"):
@@ -234,24 +236,24 @@ def test_a_read_only_folder_is_told(planned: Path, small_disk: Path) -> None:
     "content", [b"", b'{"stage": "extract", "task": 0', b"[1, 2]", b'{"stage": "extract"}', b"\xff"]
 )
 def test_torn_and_foreign_receipts_count_as_not_written(content: bytes, new_run: Path) -> None:
-    tasks = extract.plan(new_run)
-    extract.Extractor(new_run, "cpu")(tasks[0])
-    assert extract.plan(new_run) == tasks[1:]
+    tasks = extract.plan(open_run(new_run))
+    extract.Extractor(open_run(new_run), "cpu")(tasks[0])
+    assert extract.plan(open_run(new_run)) == tasks[1:]
     (new_run / "receipts" / "extract" / "00000.json").write_bytes(content)
-    assert extract.plan(new_run) == tasks
+    assert extract.plan(open_run(new_run)) == tasks
 
 
 def test_the_receipt_of_another_task_is_no_proof(new_run: Path) -> None:
-    tasks = extract.plan(new_run)
-    extract.Extractor(new_run, "cpu")(tasks[0])
+    tasks = extract.plan(open_run(new_run))
+    extract.Extractor(open_run(new_run), "cpu")(tasks[0])
     receipts = new_run / "receipts" / "extract"
     shutil.copy(receipts / "00000.json", receipts / "00001.json")
-    assert extract.plan(new_run) == tasks[1:]
+    assert extract.plan(open_run(new_run)) == tasks[1:]
 
 
 def test_torn_shards_of_a_former_attempt_do_no_harm(mined: Path, new_run: Path) -> None:
-    tasks = extract.plan(new_run)
-    extractor = extract.Extractor(new_run, "cpu")
+    tasks = extract.plan(open_run(new_run))
+    extractor = extract.Extractor(open_run(new_run), "cpu")
     extractor(tasks[0])
     (new_run / "receipts" / "extract" / "00000.json").unlink()
     for shard in (new_run / "store.zarr" / "responses" / "max" / "c" / "0").iterdir():
@@ -276,7 +278,7 @@ def test_saturated_responses_are_stored_as_the_largest_and_counted(
         run_extract(run, "serial", Cluster())
         (hookpoint,) = [each for each in plan.hookpoints if each.name == "transformer.h.1.mlp.c_fc"]
         units = range(hookpoint.units.start, hookpoint.units.start + 4)
-        values[dtype] = Store(run, plan).read_responses("max", units)[:72]
+        values[dtype] = Store(OpenRun(run, plan)).read_responses("max", units)[:72]
         saturated = progress_of(run)[0].counts.get("saturated transformer.h.1.mlp.c_fc", 0)
         assert saturated == (144 if dtype == "float16" else 0)
     assert (values["float16"] == np.float16([65504, -65504, 0, 1.5])).all()
@@ -286,8 +288,8 @@ def test_saturated_responses_are_stored_as_the_largest_and_counted(
 
 
 def test_status_tells_what_workers_do(new_run: Path) -> None:
-    tasks = extract.plan(new_run)
-    extractor = extract.Extractor(new_run, "cpu")
+    tasks = extract.plan(open_run(new_run))
+    extractor = extract.Extractor(open_run(new_run), "cpu")
     seen: list[str] = []
     extractor.loaded.model.base_model.register_forward_pre_hook(
         lambda module, arguments: seen.append(workers_of(new_run)[0].state.doing)
@@ -313,5 +315,5 @@ def test_status_tells_what_workers_do(new_run: Path) -> None:
 def test_partitions_of_several_kinds_of_machine_are_told(mined: Path, tmp_path: Path, edit_json: Edit) -> None:
     run = Path(shutil.copytree(mined, tmp_path / "run"))
     edit_json(run / "receipts" / "extract" / "00001.json", lambda receipt: receipt.update(platform="another"))
-    assert load_plan(run)
+    assert open_run(run).plan
     assert "ran on 2 kinds of machine (another; " in succeed("status", run)

@@ -19,7 +19,8 @@ from expertmine.mining.growth import plan_run
 from expertmine.mining.mine import Cluster, run_all
 from expertmine.model import load as models
 from expertmine.run import sentences
-from expertmine.run.ledger import load_plan, missing_tasks, open_corpus
+from expertmine.run.ledger import missing_tasks
+from expertmine.run.open_run import open_corpus, open_run
 from expertmine.run.store import Store
 
 SERIAL = ("serial", Cluster())
@@ -55,22 +56,22 @@ def grow(run: Path, model: Path, concepts: list[LabelledTexts], folder: Path) ->
 
 def stored_by_text(run: Path) -> dict[str, np.ndarray]:
     """Responses of every sentence of the run's corpus."""
-    plan = load_plan(run)
-    corpus = open_corpus(run, plan)
-    responses = Store(run, plan).read_responses("max", range(plan.layout.units))
+    plan = open_run(run).plan
+    corpus = open_corpus(open_run(run))
+    responses = Store(open_run(run)).read_responses("max", range(plan.layout.units))
     texts = corpus.texts(range(corpus.identity.sentences))
-    return dict(zip(texts, responses[sentences.rows_of(run, plan, corpus)], strict=True))
+    return dict(zip(texts, responses[sentences.rows_of(open_run(run), corpus)], strict=True))
 
 
 def test_only_new_sentences_are_run(two_concepts: Path, tiny_model: Path, tmp_path: Path) -> None:
     run = two_concepts
-    before = load_plan(run)
+    before = open_run(run).plan
     shards = {path: path.read_bytes() for path in (run / "store.zarr" / "responses" / "max" / "c").rglob("*/0")}
     old = stored_by_text(run)
     grow(run, tiny_model, [*animal_and_tool(), colours()], tmp_path / "grown")
-    plan = load_plan(run)
+    plan = open_run(run).plan
     assert [segment.sentences for segment in plan.segments] == [72, 8]
-    assert extract.plan(run) == [before.layout.partitions]
+    assert extract.plan(open_run(run)) == [before.layout.partitions]
     run_all(run, SERIAL, SERIAL, top_k=30)
     assert all(path.read_bytes() == content for path, content in shards.items())
     found = stored_by_text(run)
@@ -97,7 +98,7 @@ def test_new_concepts_over_stored_sentences_load_no_model(
     monkeypatch.setattr("expertmine.mining.planning.load_model", never)
     concepts = [*animal_and_tool(), over_stored_sentences()]
     grow(two_concepts, tiny_model, concepts, tmp_path / "grown")
-    assert missing_tasks(two_concepts, load_plan(two_concepts), "extract") == []
+    assert missing_tasks(open_run(two_concepts), "extract") == []
     run_all(two_concepts, SERIAL, SERIAL, top_k=30)
     assert "cat or saw" in Experts.load(two_concepts)
 
@@ -106,11 +107,11 @@ def test_scores_of_a_grown_run_are_those_of_its_rows(two_concepts: Path, tiny_mo
     """Rows lie in another order than sentences in the corpus, with gaps; scikit-learn takes them by text."""
     grow(two_concepts, tiny_model, [*animal_and_tool(), colours(), over_stored_sentences()], tmp_path / "grown")
     run_all(two_concepts, SERIAL, SERIAL, top_k=30)
-    plan = load_plan(two_concepts)
-    corpus = open_corpus(two_concepts, plan)
-    assert sentences.rows_of(two_concepts, plan, corpus).tolist() != list(range(80))
+    plan = open_run(two_concepts).plan
+    corpus = open_corpus(open_run(two_concepts))
+    assert sentences.rows_of(open_run(two_concepts), corpus).tolist() != list(range(80))
     responses = stored_by_text(two_concepts)
-    ap = Store(two_concepts, plan).read_scores("max", "ap", range(plan.layout.units))
+    ap = Store(open_run(two_concepts)).read_scores("max", "ap", range(plan.layout.units))
     for concept in corpus.concepts:
         rows = corpus.rows(concept.concept_id)
         texts = [corpus.texts(range(row, row + 1))[0] for row in [*rows.positives, *rows.negatives]]
@@ -134,16 +135,16 @@ def test_a_corpus_may_shrink_and_change_and_come_back(two_concepts: Path, tiny_m
 def test_growth_that_died_before_its_plan_changes_nothing(
     two_concepts: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = load_plan(two_concepts)
+    before = open_run(two_concepts).plan
 
     def dies(path: Path, document: object) -> None:
         raise UserError("no space")
 
     with monkeypatch.context() as patch:
-        patch.setattr("expertmine.run.ledger.write_json", dies)
+        patch.setattr("expertmine.run.freezing.write_json", dies)
         with pytest.raises(UserError, match="no space"):
             grow(two_concepts, tiny_model, [*animal_and_tool(), colours()], tmp_path / "grown")
-    assert load_plan(two_concepts) == before
+    assert open_run(two_concepts).plan == before
     run_all(two_concepts, SERIAL, SERIAL, top_k=30)
     assert list(Experts.load(two_concepts)) == ["animal", "tool"]
     grow(two_concepts, tiny_model, [*animal_and_tool(), colours()], tmp_path / "grown")
@@ -154,8 +155,8 @@ def test_growth_that_died_before_its_plan_changes_nothing(
 def test_a_corpus_that_leaves_a_concept_without_sentences_is_refused(
     two_concepts: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
-    before = load_plan(two_concepts)
+    before = open_run(two_concepts).plan
     long = LabelledTexts("long", "test", "", ["word " * 100], animal_and_tool()[0].positives)
     with pytest.raises(UserError, match="'long' keeps no positive sentence"):
         grow(two_concepts, tiny_model, [*animal_and_tool(), long], tmp_path / "grown")
-    assert load_plan(two_concepts) == before
+    assert open_run(two_concepts).plan == before

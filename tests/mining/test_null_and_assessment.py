@@ -24,12 +24,12 @@ from expertmine.mining.chance import expected_ap
 from expertmine.mining.growth import plan_run
 from expertmine.mining.mine import Cluster, run_all, run_reduce, run_score
 from expertmine.mining.planning import make_plan
-from expertmine.mining.reduce import reduce, stability
+from expertmine.mining.reduce import stability
 from expertmine.mining.score import Scorer
 from expertmine.mining.scored_rows import LabelSplit, ScoredRows, mined_and_held_out, null_classes, scored_rows
 from expertmine.mining.scoring_memory import MemoryBudget
 from expertmine.run.inspection import progress_of, verify
-from expertmine.run.ledger import load_plan, open_corpus
+from expertmine.run.open_run import open_corpus, open_run
 from expertmine.run.side_tables import read_null, read_selection, write_selection
 from expertmine.run.store import STATISTICS, Store
 from expertmine.specs.settings import ScoringSpec
@@ -40,9 +40,9 @@ SERIAL = ("serial", Cluster())
 
 def opened(run: Path) -> tuple[Corpus, LabelSplit, LabelSplit, ScoredRows, np.ndarray]:
     """A run's corpus, its two sides, its sets of labels, and all responses (rows, units)."""
-    plan = load_plan(run)
-    corpus, store = open_corpus(run, plan), Store(run, plan)
-    mined, held_out, rows_of = mined_and_held_out(run, plan, corpus, store)
+    plan = open_run(run).plan
+    corpus, store = open_corpus(open_run(run)), Store(open_run(run))
+    mined, held_out, rows_of = mined_and_held_out(open_run(run), corpus, store)
     responses = store.read_responses(plan.responses.poolings[0], range(plan.layout.units)).astype(np.float64)
     return corpus, mined, held_out, scored_rows(mined, held_out, rows_of, plan.scoring), responses
 
@@ -69,7 +69,7 @@ def test_shuffled_labels_are_other_labels_of_the_same_sentences(mined: Path) -> 
 
 def test_the_null_is_the_best_of_all_units_under_each_shuffle(mined: Path) -> None:
     _, _, _, scored, responses = opened(mined)
-    _, max_ap = read_null(mined, load_plan(mined), "max")
+    _, max_ap = read_null(open_run(mined), "max")
     first = scored.mined + len(scored.held_out)
     for at in (0, 7, 19):
         on, pool = scored.sets.positives[first + at], scored.sets.pools[scored.sets.pool_of[first + at]]
@@ -83,12 +83,12 @@ def test_the_null_is_the_best_of_all_units_under_each_shuffle(mined: Path) -> No
 
 def test_the_index_tells_chance(mined: Path) -> None:
     corpus, side, _, _, _ = opened(mined)
-    plan = load_plan(mined)
-    shuffled, max_ap = read_null(mined, plan, "max")
+    plan = open_run(mined).plan
+    shuffled, max_ap = read_null(open_run(mined), "max")
     expected = expected_ap(side.positives, side.negatives)
     assert (side.positives == side.positives[0]).all() and (side.negatives == side.negatives[0]).all()  # one class
     index = Experts.load(mined)
-    ap = Store(mined, plan).read_scores("max", "ap", range(plan.layout.units))
+    ap = Store(open_run(mined)).read_scores("max", "ap", range(plan.layout.units))
     for concept in corpus.concepts:
         at, metadata = concept.concept_id, index.concept_metadata(concept.name)
         chance = metadata["chance"]
@@ -150,7 +150,7 @@ def test_shuffles_have_the_fewest_negatives_of_the_class(tmp_path: Path, tiny_mo
 
 def test_an_experts_interval_and_its_concepts_stability_by_hand(mined: Path) -> None:
     corpus, side, held_out, scored, responses = opened(mined)
-    index, units = Experts.load(mined), read_selection(mined, "max")
+    index, units = Experts.load(mined), read_selection(open_run(mined), "max")
     assert units.shape == (2, 100)
     name, concept_id = "tool", corpus.concept("tool").concept_id
     ap: dict[str, np.ndarray] = {}
@@ -195,7 +195,7 @@ def test_stability_of_what_never_or_always_changes() -> None:
 def test_of_very_many_negatives_each_resample_has_all(mined: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, side, _, _, _ = opened(mined)
     on, off = len(side.positives_of(0)), len(side.negatives_of(0))
-    assessor = assess.Assessor(mined)
+    assessor = assess.Assessor(open_run(mined))
     rows = []
     monkeypatch.setattr(assess, "resampled_average_precision", lambda *given: rows.append(len(given[2])))
     for most in (off, off - 1):
@@ -205,8 +205,8 @@ def test_of_very_many_negatives_each_resample_has_all(mined: Path, monkeypatch: 
 
 
 def test_the_distribution_counts_every_pair(mined: Path) -> None:
-    plan, index = load_plan(mined), Experts.load(mined)
-    ap = Store(mined, plan).read_scores("max", "ap", range(plan.layout.units))
+    plan, index = open_run(mined).plan, Experts.load(mined)
+    ap = Store(open_run(mined)).read_scores("max", "ap", range(plan.layout.units))
     rows = {(row["concept"], row["hookpoint"]): row for row in index.distribution.to_pylist()}
     for at, name in enumerate(index):
         threshold = index.concept_metadata(name)["chance"]["threshold"]
@@ -238,8 +238,8 @@ def test_the_layer_of_a_hookpoint(name: str, layer: int | None) -> None:
 
 
 def test_the_worst_units_are_the_other_end(mined: Path) -> None:
-    plan, index = load_plan(mined), Experts.load(mined)
-    store = Store(mined, plan)
+    plan, index = open_run(mined).plan, Experts.load(mined)
+    store = Store(open_run(mined))
     found = {name: store.read_scores("max", name, range(plan.layout.units)) for name in STATISTICS}
     worst = index.worst.to_pylist()
     for at, name in enumerate(index):
@@ -254,9 +254,9 @@ def test_the_worst_units_are_the_other_end(mined: Path) -> None:
 def new_scores(mined: Path, to: Path, **scoring: object) -> Path:
     """The same responses, scored otherwise."""
     run = Path(shutil.copytree(mined, to))
-    plan = load_plan(run)
+    plan = open_run(run).plan
     asked = request(Path(plan.model.name), scoring=dict(scoring))
-    _, bill = plan_run(run, open_corpus(run, plan), asked, force=False)
+    _, bill = plan_run(run, open_corpus(open_run(run)), asked, force=False)
     assert bill is not None and bill.sentences == 0
     run_all(run, SERIAL, SERIAL, top_k=4)  # type: ignore[arg-type]
     return run
@@ -276,13 +276,13 @@ def test_scoring_can_be_asked_for_otherwise_without_a_model(mined: Path, tmp_pat
     assert index.concept_metadata("tool")["stability"] == {}
     assert [group.above_chance for group in grouped(index.distribution, "tool", "layer")] == [None, None]
     # What is not said stays as it was planned.
-    plan = load_plan(run)
-    assert plan_run(run, open_corpus(run, plan), request(Path(plan.model.name)), force=False)[1] is None
+    plan = open_run(run).plan
+    assert plan_run(run, open_corpus(open_run(run)), request(Path(plan.model.name)), force=False)[1] is None
 
 
 def test_what_is_kept_of_some_units_is_what_all_have(mined: Path, tmp_path: Path) -> None:
     run = new_scores(mined, tmp_path / "run", keep=5)
-    plan = load_plan(run)
+    plan = open_run(run).plan
     assert plan.kept_columns == 10
     ours, theirs = Experts.load(run), Experts.load(mined)
     for name in ours:
@@ -291,15 +291,15 @@ def test_what_is_kept_of_some_units_is_what_all_have(mined: Path, tmp_path: Path
         assert str(ours.worst.slice(at, 4).to_pylist()) == str(theirs.worst.slice(at * 10, 4).to_pylist())
     assert ours.distribution.equals(theirs.distribution)
     with pytest.raises(UserError, match="--top-k is 6: expected 1 to 5, as many as --keep"):
-        reduce(run, 6)
-    shapes = {name: Store(run, plan).read_kept("max", name, 0).shape for name in STATISTICS.keys() - {"ap"}}
+        run_reduce(run, 6)
+    shapes = {name: Store(open_run(run)).read_kept("max", name, 0).shape for name in STATISTICS.keys() - {"ap"}}
     assert set(shapes.values()) == {(2, 10)}
     assert all(damage is None for damage in verify(run))
 
 
 def test_all_labels_of_all_concepts_may_be_shuffled(mined: Path, tmp_path: Path) -> None:
     run = new_scores(mined, tmp_path / "run", null="own", permutations=3, seed=5)
-    shuffled, max_ap = read_null(run, load_plan(run), "max")
+    shuffled, max_ap = read_null(open_run(run), "max")
     assert shuffled.tolist() == [0, 0, 0, 1, 1, 1]
     assert len(set(max_ap.tolist())) > 3
     metadata = Experts.load(run).concept_metadata("tool")["chance"]
@@ -335,7 +335,7 @@ def test_a_block_is_taken_on_in_strips_where_memory_is_short(
         shutil.rmtree(run / "receipts" / stage)
     monkeypatch.setattr(MemoryBudget, "strip_units", lambda *_: 7)
     run_score(run, "serial", Cluster())
-    assert Scorer(run).strip_units == 7
+    assert Scorer(open_run(run)).strip_units == 7
     for path in (mined / "receipts" / "score").iterdir():
         ours, theirs = (json.loads((folder / "receipts" / "score" / path.name).read_text()) for folder in (run, mined))
         assert ours["checksums"] == theirs["checksums"]
@@ -345,7 +345,7 @@ def test_a_block_is_taken_on_in_strips_where_memory_is_short(
 
 def test_too_little_memory_is_told_with_what_would_do(mined: Path, tiny_model: Path, tiny_corpus: Path) -> None:
     with pytest.raises(StageError, match=r"may hold 50 MB, and .* take [\d.]+ [MG]B; give it that with --scoring-mem"):
-        Scorer(mined, memory=50_000_000)
+        Scorer(open_run(mined), memory=50_000_000)
     little = request(tiny_model)
     object.__setattr__(little, "scoring_memory", 10**8)
     with pytest.raises(UserError, match=r"--scoring-memory is 100 MB, and scoring one unit .* takes about \d+ MB"):
@@ -373,12 +373,14 @@ def test_a_lost_selection_is_made_again(mined: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(mined, tmp_path / "run"))
     shutil.rmtree(run / "selection")
     with pytest.raises(UserError, match=r"selection/max/00000.parquet is missing"):
-        reduce(run, 5)
+        run_reduce(run, 5)
     run_score(run, "serial", Cluster())
-    assert (read_selection(run, "max") == read_selection(mined, "max")).all()
-    write_selection(run, "max", read_selection(run, "max")[::-1])  # of other units than were assessed
+    assert (read_selection(open_run(run), "max") == read_selection(open_run(mined), "max")).all()
+    write_selection(
+        open_run(run), "max", read_selection(open_run(run), "max")[::-1]
+    )  # of other units than were assessed
     with pytest.raises(UserError, match=r"is not of the units in .*selection; remove .*receipts/assess"):
-        reduce(run, 5)
+        run_reduce(run, 5)
 
 
 def test_a_lost_or_torn_table_is_told(mined: Path, tmp_path: Path) -> None:
@@ -388,4 +390,4 @@ def test_a_lost_or_torn_table_is_told(mined: Path, tmp_path: Path) -> None:
     damaged = [damage for damage in verify(run) if damage]
     assert [(damage.stage, damage.task) for damage in damaged] == [("score", 1), ("assess", 0)]
     with pytest.raises(UserError, match=r"null/max/00001.parquet cannot be read .* verify"):
-        reduce(run, 5)
+        run_reduce(run, 5)

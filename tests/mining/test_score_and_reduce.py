@@ -18,19 +18,18 @@ from support.plans import plan_new
 from expertmine.errors import UserError
 from expertmine.index.experts import Experts
 from expertmine.mining import ranking
-from expertmine.mining.mine import Cluster, run_all
+from expertmine.mining.mine import Cluster, run_all, run_reduce
 from expertmine.mining.ranking import Extremes
-from expertmine.mining.reduce import reduce
-from expertmine.run.ledger import load_plan, open_corpus
+from expertmine.run.open_run import OpenRun, open_corpus, open_run
 from expertmine.run.store import STATISTICS, Store
 
 
 @pytest.fixture(scope="module")
 def truth(mined: Path) -> dict[str, np.ndarray]:
     """Every statistic of every (concept, unit), from the stored responses and the corpus."""
-    plan = load_plan(mined)
-    corpus = open_corpus(mined, plan)
-    responses = Store(mined, plan).read_responses("max", range(plan.layout.units)).astype(np.float64)
+    plan = open_run(mined).plan
+    corpus = open_corpus(open_run(mined))
+    responses = Store(open_run(mined)).read_responses("max", range(plan.layout.units)).astype(np.float64)
     found: dict[str, list[np.ndarray]] = {name: [] for name in STATISTICS}
     for concept in corpus.concepts:
         rows = corpus.rows(concept.concept_id)
@@ -59,14 +58,14 @@ def truth(mined: Path) -> dict[str, np.ndarray]:
 def test_scores_are_those_of_the_oracles_on_the_stored_values(
     name: str, tolerance: float, mined: Path, truth: dict[str, np.ndarray]
 ) -> None:
-    plan = load_plan(mined)
-    scores = Store(mined, plan).read_scores("max", name, range(plan.layout.units))
+    plan = open_run(mined).plan
+    scores = Store(open_run(mined)).read_scores("max", name, range(plan.layout.units))
     np.testing.assert_allclose(scores, truth[name], rtol=tolerance, atol=tolerance)
 
 
 def test_the_index_holds_the_best_units_in_order(mined: Path, truth: dict[str, np.ndarray]) -> None:
-    plan = load_plan(mined)
-    ap = Store(mined, plan).read_scores("max", "ap", range(plan.layout.units))
+    plan = open_run(mined).plan
+    ap = Store(open_run(mined)).read_scores("max", "ap", range(plan.layout.units))
     experts = Experts.load(mined)
     for at, name in enumerate(experts):
         expected = sorted(range(plan.layout.units), key=lambda unit: (-ap[at, unit], unit))[:40]
@@ -81,11 +80,11 @@ def test_the_index_holds_the_best_units_in_order(mined: Path, truth: dict[str, n
 
 def test_reducing_again_writes_the_same_bytes_and_top_k_is_checked(mined: Path) -> None:
     before = (mined / "experts" / "experts.parquet").read_bytes()
-    reduce(mined, 40)
+    run_reduce(mined, 40)
     assert (mined / "experts" / "experts.parquet").read_bytes() == before
     for k in (0, 10**6):
         with pytest.raises(UserError, match=f"--top-k is {k}"):
-            reduce(mined, k)
+            run_reduce(mined, k)
 
 
 @given(
@@ -135,7 +134,7 @@ def test_a_shared_pool_scores_as_the_same_negatives_listed(tmp_path: Path, tiny_
         run = tmp_path / name
         plan, _ = plan_new(run, tiny_model, tmp_path / f"{name} corpus")
         run_all(run, ("serial", Cluster()), ("serial", Cluster()), top_k=20)
-        store = Store(run, plan)
+        store = Store(OpenRun(run, plan))
         scores.append({name: store.read_scores("max", name, range(plan.layout.units)) for name in STATISTICS})
         index = {c["name"]: (c["positives"], c["negatives"]) for c in Experts.load(run).metadata["concepts"]}
         assert index == {c.name: (len(c.positives), len(c.negatives)) for c in listed}

@@ -20,7 +20,7 @@ from support.commands import succeed
 from support.made_runs import make_corpus, make_run
 from support.processes import KILLS, SEED, free_port, kill_family, scheduler
 
-from expertmine.run.ledger import load_plan
+from expertmine.run.open_run import open_run
 
 STAGES = ("score", "assess")
 
@@ -54,7 +54,7 @@ def assert_same(run: Path, done: Path) -> None:
             if path.is_file():
                 assert (run / path.relative_to(done)).read_bytes() == path.read_bytes(), (SEED, path)
     assert receipts(run) == receipts(done) == 128  # 64 blocks scored, 64 assessed
-    assert f"{load_plan(run).layout.partitions + 128} tasks match" in succeed("verify", run)
+    assert f"{open_run(run).plan.layout.partitions + 128} tasks match" in succeed("verify", run)
 
 
 def start(run: Path, *options: object) -> subprocess.Popen[str]:

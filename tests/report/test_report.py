@@ -41,7 +41,7 @@ from expertmine.report import evaluation_figures
 from expertmine.report.page import ReportOptions, write_report
 from expertmine.report.sentences import first_by
 from expertmine.report.style import save
-from expertmine.run.ledger import load_plan, open_corpus
+from expertmine.run.open_run import open_corpus, open_run
 from expertmine.run.sentences import rows_of
 from expertmine.run.store import Store
 
@@ -172,10 +172,10 @@ def shown_sentences(page: str, concept: str) -> Iterator[tuple[str, int, str, li
 
 
 def test_sentences_are_those_of_an_independent_sort(page: str, mined: Path) -> None:
-    plan = load_plan(mined)
-    corpus = open_corpus(mined, plan)
-    stored = Store(mined, plan).read_responses("max", range(plan.layout.units))
-    rows, texts = rows_of(mined, plan, corpus), corpus.texts(range(corpus.identity.sentences))
+    plan = open_run(mined).plan
+    corpus = open_corpus(open_run(mined))
+    stored = Store(open_run(mined)).read_responses("max", range(plan.layout.units))
+    rows, texts = rows_of(open_run(mined), corpus), corpus.texts(range(corpus.identity.sentences))
     usable = [at for at in range(len(texts)) if not corpus.held_out[at]]
     looked_at = 0
     for concept in ("animal", "tool"):
@@ -224,8 +224,8 @@ def test_the_marked_token_is_that_of_highest_response(page: str, mined: Path, ti
 
 def test_a_response_that_is_another_now_is_not_marked(mined: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(mined, tmp_path / "run"))
-    plan = load_plan(run)
-    store = Store(run, plan)
+    plan = open_run(run).plan
+    store = Store(open_run(run))
     rows = np.arange(len(plan.layout.partition(0)))
     values = store.read_responses("max", range(plan.layout.units))[rows] + np.float16(3)
     store.write_partition(0, rows, {"max": values}, store.read_tokens()[rows])

@@ -14,7 +14,8 @@ from support.commands import succeed
 from expertmine.run.attempts import StageAttempt, attempt_at, read_attempts, write_attempt
 from expertmine.run.costs import costs_of
 from expertmine.run.inspection import progress_of
-from expertmine.run.ledger import Receipt, load_plan, read_receipts
+from expertmine.run.ledger import Receipt, read_receipts
+from expertmine.run.open_run import open_run
 from expertmine.run.store import Store
 
 
@@ -94,12 +95,12 @@ def test_a_record_that_cannot_be_written_stays_unsaid(tmp_path: Path) -> None:
 
 
 def test_a_run_knows_its_costs(mined: Path) -> None:
-    plan, stages = load_plan(mined), {stage.stage: stage for stage in progress_of(mined)}
+    plan, stages = open_run(mined).plan, {stage.stage: stage for stage in progress_of(mined)}
     for name in ("extract", "score"):
-        keys = [key for each in read_receipts(mined, plan, name) for key in each.checksums]  # type: ignore[arg-type]
+        keys = [key for each in read_receipts(open_run(mined), name) for key in each.checksums]  # type: ignore[arg-type]
         costs = stages[name].costs
         assert costs is not None
-        assert costs.stored_bytes == Store(mined, plan).stored_bytes(keys) > 0
+        assert costs.stored_bytes == Store(open_run(mined)).stored_bytes(keys) > 0
         assert 0 < costs.wall_seconds <= costs.worker_seconds <= costs.elapsed_seconds
         assert costs.tasks == plan.tasks(name)  # type: ignore[arg-type]
     extract = stages["extract"].costs
@@ -116,6 +117,6 @@ def test_status_tells_costs(mined: Path) -> None:
     assert [line.split()[0] for line in printed[heading + 1 : heading + 4]] == ["extract", "score", "assess"]
     told = json.loads(succeed("status", mined, "--json"))
     costs = {stage["stage"]: stage["costs"] for stage in told["stages"]}
-    assert costs["score"]["counts"]["pairs"] == 2 * load_plan(mined).layout.units
+    assert costs["score"]["counts"]["pairs"] == 2 * open_run(mined).plan.layout.units
     assert told["drivers"] == []
     assert costs == json.loads(json.dumps({s.stage: s.costs and asdict(s.costs) for s in progress_of(mined)}))

@@ -34,8 +34,9 @@ from expertmine.mining.mine import driven
 from expertmine.run import lease as leases
 from expertmine.run.inspection import progress_of, verify, workers_of
 from expertmine.run.lease import LeaseHolder, driving
-from expertmine.run.ledger import load_plan, read_receipts
+from expertmine.run.ledger import read_receipts
 from expertmine.run.links import require_own
+from expertmine.run.open_run import open_run
 from expertmine.run.side_tables import (
     has_selection,
     read_assessments,
@@ -94,7 +95,7 @@ def forge_plan(run: Path, change: Callable[[Document], object]) -> None:
 
 def test_a_forged_plan_is_read_where_it_says_nothing_wrong(run: Path) -> None:
     forge_plan(run, lambda plan: plan["scoring"].update(permutations=7))
-    assert load_plan(run).scoring.permutations == 7
+    assert open_run(run).plan.scoring.permutations == 7
 
 
 @pytest.mark.parametrize("change, message", [
@@ -121,23 +122,23 @@ def test_a_forged_plan_is_read_where_it_says_nothing_wrong(run: Path) -> None:
 def test_a_forged_plan_is_refused(change: Callable[[Document], object], message: str, run: Path) -> None:
     forge_plan(run, change)
     with refusal(message):
-        load_plan(run)
+        open_run(run)
 
 
 def test_a_plan_of_endless_brackets_or_digits_is_refused(run: Path) -> None:
     for content in ("[" * 10**6, '{"format": ' + "9" * 10**6 + "}", '{"format": {"a": NaN}}'):
         (run / "plan.json").write_text(content)
         with refusal("plan.json"):
-            load_plan(run)
+            open_run(run)
 
 
 def test_of_a_key_that_comes_twice_in_a_plan_both_readers_take_the_same(run: Path) -> None:
     text = (run / "plan.json").read_text()
     (run / "plan.json").write_text(text.replace('"format": 3', '"fingerprint": "0", "format": 3', 1))
-    assert load_plan(run)  # the last one counts, and is the one that is checked
+    assert open_run(run).plan  # the last one counts, and is the one that is checked
     (run / "plan.json").write_text(text.rstrip().removesuffix("}") + ', "patterns": ["*"]}')
     with refusal("do not match its fingerprint"):
-        load_plan(run)
+        open_run(run)
 
 
 def test_a_corpus_cannot_choose_a_folder_of_the_run(corpus: Path, tmp_path: Path) -> None:
@@ -152,11 +153,10 @@ def test_a_corpus_cannot_choose_a_folder_of_the_run(corpus: Path, tmp_path: Path
 
 @pytest.mark.parametrize("key", ["../../etc/passwd", "/etc/passwd", "null/../../plan.json", "tokens/c/..", "a\\b", "a"])
 def test_a_receipt_cannot_have_files_elsewhere_read(key: str, run: Path) -> None:
-    plan = load_plan(run)
     receipt = run / "receipts" / "extract" / "00000.json"
     edit(receipt, lambda document: document.update(checksums={key: "0" * 64}))
     with refusal("is no object of a run; remove this receipt"):
-        list(read_receipts(run, plan, "extract"))
+        list(read_receipts(open_run(run), "extract"))
     with refusal("is no object of a run"):
         list(verify(run))
 
@@ -166,10 +166,9 @@ def test_a_receipt_cannot_have_files_elsewhere_read(key: str, run: Path) -> None
     {"counts": {"sentences": "many"}}, {"counts": None}, {"finished": 10**400}, {"worker": ["a"]}, {"more": 1},
 ])  # fmt: skip
 def test_a_receipt_of_other_types_counts_as_not_written(change: Document, run: Path) -> None:
-    plan = load_plan(run)
-    before = len(list(read_receipts(run, plan, "extract")))
+    before = len(list(read_receipts(open_run(run), "extract")))
     edit(run / "receipts" / "extract" / "00000.json", lambda document: document.update(change))
-    assert len(list(read_receipts(run, plan, "extract"))) == before - 1
+    assert len(list(read_receipts(open_run(run), "extract"))) == before - 1
     progress_of(run)
 
 
@@ -251,11 +250,11 @@ def description(run: Path, name: str = "responses/max") -> Path:
     {"storage_transformers": [{"name": "any"}]}, {"consolidated_metadata": {}}, {"dimension_names": ["a", "b"]},
 ])  # fmt: skip
 def test_a_store_whose_description_is_not_the_plans_is_refused(change: Document, run: Path) -> None:
-    plan = load_plan(run)
+    opened = open_run(run)
     edit(description(run), lambda document: document.update(change))
     for opening in (Store, create_store):
         with refusal(r"responses/max has another layout than the plan"):
-            opening(run, plan)
+            opening(opened)
 
 
 @pytest.mark.parametrize("content", [
@@ -264,7 +263,7 @@ def test_a_store_whose_description_is_not_the_plans_is_refused(change: Document,
 def test_a_description_that_is_none_is_refused(content: bytes, run: Path) -> None:
     description(run).write_bytes(content)
     with refusal("another layout than the plan"):
-        Store(run, load_plan(run))
+        Store(open_run(run))
 
 
 def test_a_description_of_gigabytes_is_not_read(run: Path) -> None:
@@ -272,11 +271,11 @@ def test_a_description_of_gigabytes_is_not_read(run: Path) -> None:
         file.truncate(1 << 36)  # a sparse file: it takes no disk
     for opening in (Store, create_store):
         with refusal("another layout than the plan"):
-            opening(run, load_plan(run))
+            opening(open_run(run))
 
 
 def test_a_store_of_the_older_format_beside_ours_is_not_looked_at(run: Path) -> None:
-    before = Store(run, load_plan(run)).read_tokens()
+    before = Store(open_run(run)).read_tokens()
     older = {"shape": [2**40], "chunks": [1], "dtype": "|O", "filters": [{"id": "pickle"}], "zarr_format": 2,
              "compressor": None, "fill_value": 0, "order": "C"}  # fmt: skip
     for name in ("tokens", "responses/max"):
@@ -284,33 +283,33 @@ def test_a_store_of_the_older_format_beside_ours_is_not_looked_at(run: Path) -> 
     (run / "store.zarr" / ".zgroup").write_text('{"zarr_format": 2}')
     bomb = {"kind": "inline", "must_understand": False, "metadata": {str(at): {} for at in range(10_000)}}
     edit(description(run, ""), lambda group: group.update(consolidated_metadata=bomb))
-    np.testing.assert_array_equal(Store(run, load_plan(run)).read_tokens(), before)
+    np.testing.assert_array_equal(Store(open_run(run)).read_tokens(), before)
 
 
 def test_what_goes_without_saying_in_a_description_may_be_left_out(run: Path) -> None:
     edit(description(run), lambda document: [document.pop(name) for name in ("attributes", "storage_transformers")])
-    Store(run, load_plan(run))
+    Store(open_run(run))
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")  # zarr adds the two up
 @pytest.mark.parametrize("start, length", [(0, 2**63 - 1), (2**63, 5), (2**64 - 2, 2**64 - 3), (5, 2**42)])
 def test_a_shard_that_points_into_the_void_is_damaged(start: int, length: int, run: Path) -> None:
-    plan = load_plan(run)
+    plan = open_run(run).plan
     chunks = plan.layout.shard_units // plan.layout.block_units
     shard = run / "store.zarr" / "responses" / "max" / "c" / "0" / "0"
     index = struct.pack("<QQ", start, length) * chunks
     checksum = struct.pack("<I", google_crc32c.value(index))
     shard.write_bytes(shard.read_bytes()[: -len(index) - 4] + index + checksum)
     with refusal(r"store\.zarr is damaged or cannot be read"):
-        Store(run, plan).read_responses("max", plan.layout.block(0))
+        Store(open_run(run)).read_responses("max", plan.layout.block(0))
 
 
 def test_zarr_by_itself_reads_a_store_of_ours(run: Path) -> None:
-    plan = load_plan(run)
+    plan = open_run(run).plan
     array = zarr.open_group(run / "store.zarr", mode="r")["responses/max"]
     assert isinstance(array, zarr.Array)
     units = plan.layout.block(1)
-    np.testing.assert_array_equal(array[:, units.start : units.stop], Store(run, plan).read_responses("max", units))
+    np.testing.assert_array_equal(array[:, units.start : units.stop], Store(open_run(run)).read_responses("max", units))
 
 
 # Tables.
@@ -454,22 +453,24 @@ def test_an_index_whose_table_expands_without_end_is_refused(tmp_path: Path) -> 
     {"units": pa.array([[1, 2], None], pa.list_(pa.int64(), 2))},
 ])  # fmt: skip
 def test_a_selection_of_other_columns_is_refused(columns: Document, run: Path) -> None:
-    write_selection(run, "max", np.array([[1, 2], [3, 4]]))
+    write_selection(open_run(run), "max", np.array([[1, 2], [3, 4]]))
     assert has_selection(run, "max")
     write_table(run / "selection" / "max" / "00000.parquet", pa.table(columns))
     with refusal(r"selection/max/00000\.parquet is no table of this kind"):
-        read_selection(run, "max")
+        read_selection(open_run(run), "max")
 
 
 @pytest.mark.parametrize("concept, place", [(2, 0), (-1, 0), (0, 2**40), (0, -1)])
 def test_an_assessment_of_what_was_not_selected_is_refused(concept: int, place: int, run: Path) -> None:
-    plan = load_plan(run)
-    write_selection(run, "max", np.array([[1], [1]]))
+    plan = open_run(run).plan
+    write_selection(open_run(run), "max", np.array([[1], [1]]))
     for block in range(plan.layout.blocks):
         one, drawn = np.array([1]), np.zeros((1, plan.scoring.resamples), np.float32)
-        write_assessment(run, "max", block, (np.array([concept]), np.array([place])), one, drawn, np.zeros((1, 2)))
+        write_assessment(
+            open_run(run), "max", block, (np.array([concept]), np.array([place])), one, drawn, np.zeros((1, 2))
+        )
     with refusal("is not of the units in"):
-        read_assessments(run, plan, "max")
+        read_assessments(open_run(run), "max")
 
 
 # What is shown.

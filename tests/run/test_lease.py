@@ -25,7 +25,8 @@ from expertmine.mining import extract
 from expertmine.mining.mine import Cluster, freeze_plan, run_extract, run_reduce
 from expertmine.run import lease as locks
 from expertmine.run.lease import LeaseHolder, driving
-from expertmine.run.ledger import load_plan, missing_tasks
+from expertmine.run.ledger import missing_tasks
+from expertmine.run.open_run import open_run
 from expertmine.storage import files
 
 HOLD = """
@@ -81,11 +82,11 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_second_driver_is_told_who_the_first_is(new_run: Path) -> None:
     with holder(new_run) as first:
-        with pytest.raises(UserError, match=rf"`expertmine mine`, process {first.pid} on .*What is done is kept"):
+        with pytest.raises(UserError, match=rf"`expertmine mine`, process {first.pid} on .*Finished tasks are kept"):
             run_extract(new_run, "serial", Cluster())
         message = refused("extract", new_run, "--executor", "serial")
         assert f"process {first.pid}" in message
-        assert missing_tasks(new_run, load_plan(new_run), "extract")
+        assert missing_tasks(open_run(new_run), "extract")
 
 
 def test_a_killed_driver_of_this_machine_is_followed_at_once(new_run: Path) -> None:
@@ -269,12 +270,12 @@ def test_nothing_is_left_where_nothing_was_planned(tmp_path: Path, tiny_corpus: 
 
 
 def test_what_a_task_of_an_earlier_plan_finds_is_not_kept(new_run: Path) -> None:
-    extract.plan(new_run)
-    work = extract.NewExtractor(new_run)()
-    plan = load_plan(new_run)
+    extract.plan(open_run(new_run))
+    work = extract.Extractor(open_run(new_run))
+    plan = open_run(new_run).plan
     other = replace(plan, compression=replace(plan.compression, level=7))
     (new_run / "plan.json").write_text(json.dumps(other.to_json()))
     assert other.task_fingerprint("extract", 0) != plan.task_fingerprint("extract", 0)
-    with pytest.raises(StageError, match="planned anew while this task ran"):
+    with pytest.raises(StageError, match="planned again while this task ran"):
         work(0)
     assert not (new_run / "receipts" / "extract" / "00000.json").exists()

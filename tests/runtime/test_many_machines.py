@@ -31,11 +31,11 @@ from support.plans import request
 from support.processes import ENVIRONMENT, free_port, kill_family, ray_nodes, scheduler
 
 from expertmine.corpus.reader import Corpus
-from expertmine.mining.extract import IN_FLIGHT
+from expertmine.mining.extraction_memory import PARTITIONS_IN_FLIGHT
 from expertmine.mining.growth import begin
 from expertmine.mining.mine import Cluster, run_all, run_extract
 from expertmine.mining.planning import make_plan
-from expertmine.run.ledger import load_plan
+from expertmine.run.open_run import open_run
 from expertmine.specs.plan import Stage
 
 FOLDERS = ("store.zarr", "sentences", "null", "assessment", "selection", "experts")
@@ -86,7 +86,7 @@ def assert_same_bytes(run: Path, done: Path, stages: Sequence[Stage] = STAGES) -
             for each in (run, done)
         )
         assert kept == expected
-        assert len(kept) == load_plan(done).tasks(stage)
+        assert len(kept) == open_run(done).plan.tasks(stage)
 
 
 def receipts(run: Path, stage: str) -> list[tuple[Path, dict[str, Any]]]:
@@ -218,7 +218,7 @@ def finish_without(
     before = {host.name: done_by(host) for host in workers}
     assert driver.poll() is None, "it ended before it was disturbed"
     assert driver.wait(timeout=240) == 0, log.read_text()
-    assert done_by(lost) <= before[lost.name] + IN_FLIGHT  # what it was at when it was cut off
+    assert done_by(lost) <= before[lost.name] + PARTITIONS_IN_FLIGHT  # what it was at when it was cut off
     assert all(done_by(host) > before[host.name] for host in workers if host is not lost)
 
 

@@ -28,7 +28,8 @@ from expertmine.errors import StageError, UserError
 from expertmine.mining.growth import begin
 from expertmine.mining.mine import Cluster, freeze_plan, run_all, run_extract, run_score
 from expertmine.run import lease as locks
-from expertmine.run.ledger import load_plan, missing_tasks, read_receipts
+from expertmine.run.ledger import missing_tasks, read_receipts
+from expertmine.run.open_run import open_run
 from expertmine.run.store import Store
 from expertmine.storage import files
 from expertmine.storage.locations import Location, location, same
@@ -61,7 +62,7 @@ def assert_same_results(run: Location, done: Path) -> None:
         assert listed(run / name) == listed(done / name), name
     for stage in ("extract", "score", "assess"):
         ours, theirs = (
-            {each.task: (each.checksums, each.fingerprint) for each in read_receipts(where, load_plan(where), stage)}
+            {each.task: (each.checksums, each.fingerprint) for each in read_receipts(open_run(where), stage)}
             for where in (run, done)
         )
         assert ours == theirs
@@ -70,7 +71,7 @@ def assert_same_results(run: Location, done: Path) -> None:
 
 def plan_there(run: Location, done: Path) -> None:
     """The plan of a local run, saved on an object store."""
-    plan = load_plan(done)
+    plan = open_run(done).plan
     begin(run, plan, Corpus.open(next((done / "corpus").iterdir())))
 
 
@@ -119,14 +120,14 @@ def test_a_killed_process_is_gone_on_for(server: S3Server, folder: Location, don
     server.delay = 0.2  # slow enough to be killed half-way
     command = [sys.executable, "-m", "expertmine", "extract", str(folder), "--executor", "serial"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    plan = load_plan(folder)
-    while len(missing_tasks(folder, plan, "extract")) == plan.tasks("extract"):
+    plan = open_run(folder).plan
+    while len(missing_tasks(open_run(folder), "extract")) == plan.tasks("extract"):
         assert process.poll() is None, process.stderr and process.stderr.read()
         time.sleep(0.05)
     process.kill()
     process.wait()
     server.delay = 0
-    assert missing_tasks(folder, plan, "extract")
+    assert missing_tasks(open_run(folder), "extract")
     run_all(folder, SERIAL, SERIAL, TOP_K)  # and takes over the lease
     assert_same_results(folder, done)
 
@@ -160,7 +161,7 @@ def test_a_store_that_stays_away_is_one_message(
     with pytest.raises(StageError, match=r"cannot be written .*fix the cause and rerun the command"):
         files.write_atomically(folder / "x", b"")
     with pytest.raises(UserError, match="cannot be read"):
-        load_plan(folder)
+        open_run(folder)
 
 
 def test_missing_and_wrong_keys_are_one_message_at_once(server: S3Server, folder: Location) -> None:
@@ -229,11 +230,10 @@ def test_two_drivers_of_one_run(folder: Location, done: Path, monkeypatch: pytes
 def test_a_lost_object_is_not_taken_for_zeros(folder: Location, done: Path) -> None:
     plan_there(folder, done)
     run_extract(folder, "serial", Cluster())
-    plan = load_plan(folder)
-    receipt = next(read_receipts(folder, plan, "extract"))
+    receipt = next(read_receipts(open_run(folder), "extract"))
     lost = next(key for key in receipt.checksums if key.startswith("responses"))
     files.remove(folder / "store.zarr" / lost)
-    assert not Store(folder, plan).sound(receipt.checksums)
+    assert not Store(open_run(folder)).sound(receipt.checksums)
     with pytest.raises(UserError, match="partition 0 has lost a shard"):
         run_score(folder, "serial", Cluster())
 

@@ -13,6 +13,7 @@ from expertmine.mining.growth import begin
 from expertmine.mining.planning import make_layout, scoring_work, widest_block
 from expertmine.run import sentences
 from expertmine.run.ledger import Receipt, write_receipt
+from expertmine.run.open_run import OpenRun
 from expertmine.run.store import Store, create_store
 from expertmine.specs.hookpoints import Hookpoint
 from expertmine.specs.identity import ModelIdentity
@@ -57,8 +58,9 @@ def make_run(
         scoring=chosen,
     )
     begin(run, plan, opened)
-    create_store(run, plan)
-    store = Store(run, plan)
+    planned = OpenRun(run, plan)
+    create_store(planned)
+    store = Store(planned)
     for partition in range(layout.partitions):
         rng = np.random.default_rng(partition)
         rows = np.arange(len(layout.partition(partition)))
@@ -66,5 +68,5 @@ def make_run(
         checksums = store.write_partition(partition, rows, {"max": responses}, np.ones(len(rows), np.int32))
         fingerprint = plan.task_fingerprint("extract", partition)
         counts = {"sentences": len(rows), "tokens": len(rows)}
-        write_receipt(run, Receipt("extract", partition, fingerprint, checksums, 0.0, 0.0, "none", "none", counts))
+        write_receipt(planned, Receipt("extract", partition, fingerprint, checksums, 0.0, 0.0, "none", "none", counts))
     return plan

@@ -17,9 +17,10 @@ import pytest
 from support.workers import new_squarer
 
 from expertmine.mining.mine import Cluster, run_extract
-from expertmine.mining.monitor import DONE, WAITING, Watch
+from expertmine.mining.monitor import DONE, WAITING, StageMonitor
 from expertmine.run.attempts import StageAttempt
-from expertmine.run.ledger import Receipt, load_plan, read_receipts
+from expertmine.run.ledger import Receipt, read_receipts
+from expertmine.run.open_run import open_run
 from expertmine.runtime import serial
 from expertmine.runtime.events import Event, Joined, Lost, Queue, Retried
 from expertmine.runtime.failures import Failed
@@ -54,7 +55,7 @@ def test_a_ray_node_shows_what_a_run_does(new_run: Path, monkeypatch: pytest.Mon
             assert time.monotonic() < until, found
             again(WAITING, 5)
             time.sleep(0.5)
-    receipts = list(read_receipts(new_run, load_plan(new_run), "extract"))
+    receipts = list(read_receipts(open_run(new_run), "extract"))
     assert {name: value for (name, stage), value in found.items() if stage == "extract" and "_task_" not in name} == {
         "expertmine_sentences_total": 72,
         "expertmine_tokens_total": sum(each.counts["tokens"] for each in receipts),
@@ -70,8 +71,8 @@ def test_a_ray_node_shows_what_a_run_does(new_run: Path, monkeypatch: pytest.Mon
 def test_a_dask_scheduler_of_our_own_shows_what_a_run_does(mined: Path, tmp_path: Path) -> None:
     from expertmine.runtime import dask
 
-    watch = Watch(tmp_path / "on dask", StageAttempt("score", "here", "dask", 0.0))
-    plan = load_plan(mined)
+    watch = StageMonitor(tmp_path / "on dask", StageAttempt("score", "here", "dask", 0.0))
+    plan = open_run(mined).plan
     with dask.cluster(None, workers=1) as client:
         watch.began(meters.recorder(watch.tags), 1, 0.0)
         for done in dask.run(client, new_counter(), range(plan.tasks("score")), watch.tell):
@@ -152,7 +153,7 @@ with ray.cluster(None, cpus=1):
 
 
 def test_watching_costs_next_to_nothing(tmp_path: Path) -> None:
-    watch = Watch(tmp_path / "cheap", StageAttempt("score", "here", "serial", 0.0))
+    watch = StageMonitor(tmp_path / "cheap", StageAttempt("score", "here", "serial", 0.0))
     watch.began(meters.recorder(watch.tags), 1, None)
     make: Any = new_counter()()
     receipts = [make(task) for task in range(2000)]

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from expertmine.capacity.unit_costs import Cost, KernelCosts, UnitCosts
+from expertmine.mining.scoring_memory import WIDEST_BLOCK
 from expertmine.run.store import encoded_size
 from expertmine.specs.settings import Codec, Compression, StoredType
 from expertmine_kernels import ConceptRows, expertise
@@ -26,7 +27,6 @@ _POOL, _SMALL, _LARGE = 100, 100, 800
 """Sentences of the pool of negatives, and positives of small and of large sets."""
 _FEW = 50
 """Sets of labels; more of them where units are long, so that ranking does not drown them."""
-_BLOCK = 256
 
 
 def measure(dtype: StoredType, codec: Codec, rows: int, costs: UnitCosts) -> UnitCosts:
@@ -73,8 +73,8 @@ def measure_kernels(dtype: StoredType, rows: int) -> KernelCosts:
 
 
 def _encoded_a_second(dtype: StoredType, codec: Codec) -> float:
-    responses = _made_up(2048, 2 * _BLOCK, dtype)
-    seconds = _shortest(lambda: encoded_size(responses, _BLOCK, Compression(codec)))
+    responses = _made_up(2048, 2 * WIDEST_BLOCK, dtype)
+    seconds = _shortest(lambda: encoded_size(responses, WIDEST_BLOCK, Compression(codec)))
     return responses.nbytes / seconds
 
 

@@ -19,9 +19,9 @@ import numpy as np
 
 from expertmine.capacity.hardware import Hardware
 from expertmine.capacity.unit_costs import MEASURED, UnitCosts
-from expertmine.mining.planning import PARTITIONS_AT_ONCE
+from expertmine.mining.extraction_memory import partitions_bytes
 from expertmine.mining.scoring_memory import Work
-from expertmine.run.store import STATISTICS
+from expertmine.run.store import STATISTICS, expertise_bytes
 from expertmine.specs.layout import Layout
 from expertmine.specs.plan import Stage
 from expertmine.specs.settings import ASSESSED, Autocast, Codec, ScoringSpec, StoredType, WeightsType
@@ -92,19 +92,9 @@ class Workload:
         return rows * columns * np.dtype(self.dtype).itemsize * self.poolings
 
     @property
-    def kept_columns(self) -> int | None:
-        """Units of a block whose statistics are all stored; None for every unit."""
-        keep = self.scoring.keep
-        return 2 * keep if keep is not None and 2 * keep < self.layout.block_units else None
-
-    @property
     def expertise_bytes(self) -> int:
         """Of all statistics, before compression."""
-        blocks = self.concepts * self.layout.blocks * self.poolings
-        width = self.layout.block_units
-        if self.kept_columns is None:
-            return blocks * width * PAIR_BYTES
-        return blocks * (width * AP_BYTES + self.kept_columns * PAIR_BYTES)  # a unit's number is as wide as its AP
+        return expertise_bytes(self.layout, self.concepts, self.poolings, self.scoring.keep)
 
     def share(self, stage: Stage) -> float:
         """How much of a stage is still to be done."""
@@ -345,7 +335,7 @@ def _in_one_process(stage: StageName, seconds: float, objects: int, bytes_: floa
 
 
 def _memory(load: Workload, hardware: Hardware) -> Iterator[Memory]:
-    partition = load.layout.partition_rows * load.layout.padded_shape[1] * np.dtype(load.dtype).itemsize * load.poolings
+    partitions = partitions_bytes(load.layout, np.dtype(load.dtype).itemsize * load.poolings)
     if load.left["extract"]:
         passing = load.weights_bytes + load.pass_bytes
         if hardware.gpus:
@@ -353,7 +343,7 @@ def _memory(load: Workload, hardware: Hardware) -> Iterator[Memory]:
             remedy = "--weights bfloat16, a smaller --batch-tokens, or more GPUs each"
             given = hardware.gpu_memory * max(1.0, hardware.gpus_each)
             yield Memory("a GPU, with its extracting processes", on_one * passing, given, remedy)
-        own = PARTITIONS_AT_ONCE * partition + (0 if hardware.gpus else passing)
+        own = partitions + (0 if hardware.gpus else passing)
         cores = hardware.cpu_memory * hardware.cpus / hardware.extractors
         yield Memory("an extracting process", own, cores, "fewer hookpoints, or more cores for each process")
     width = load.layout.block_units

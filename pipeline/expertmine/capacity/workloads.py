@@ -19,16 +19,17 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from expertmine.capacity.estimate import Workload
 from expertmine.errors import UserError
+from expertmine.mining.extraction_memory import pass_bytes
 from expertmine.mining.planning import Bill, make_layout, measure_lengths, scoring_work, widest_block
 from expertmine.mining.scoring_memory import Work
 from expertmine.model.hookpoints import find_hookpoints
 from expertmine.model.load import EMBEDDED, EMBEDDED_FOLDER, auto_class, load_tokenizer
 from expertmine.model.responses import TYPES
-from expertmine.run.ledger import load_plan, missing_tasks, open_corpus, read_receipts
+from expertmine.run.ledger import missing_tasks, read_receipts
+from expertmine.run.open_run import OpenRun, open_corpus
 from expertmine.run.sentences import texts
-from expertmine.specs.plan import Plan, Stage
+from expertmine.specs.plan import Stage
 from expertmine.specs.settings import PlanRequest, ResponseSpec, ScoringSpec
-from expertmine.storage.locations import Location
 
 SAMPLE_PARTITIONS = 4
 """Partitions of a run whose sentences tell how many tokens one has, where none was extracted yet."""
@@ -197,28 +198,27 @@ def _model_costs(shape: Shape, spec: ResponseSpec) -> dict[str, int]:
     return {
         "parameters": shape.parameters,
         "weights_bytes": weights,
-        "pass_bytes": 3 * shape.widest * spec.batch_tokens * 4,
+        "pass_bytes": pass_bytes(shape.widest, spec.batch_tokens),
     }
 
 
-def workload_of_run(run: Location, bill: Bill | None = None) -> Workload:
+def workload_of_run(run: OpenRun, bill: Bill | None = None) -> Workload:
     """What is left to be done of a run that is planned.
 
     Args:
         bill: of what was planned just now; None where the plan was there, and the run's own tasks tell instead.
 
     Raises:
-        UserError: it is no run, or the configuration of its model cannot be read.
+        UserError: the corpus is damaged, or the configuration of its model cannot be read.
     """
-    plan = load_plan(run)
-    corpus = open_corpus(run, plan)
+    plan, corpus = run.plan, open_corpus(run)
     spec, layout = plan.responses, plan.layout
     everything = ~corpus.held_out
     positives, negatives = corpus.counts(everything)
     held_positives, held_negatives = corpus.counts(corpus.held_out)
     work = scoring_work(corpus, everything | corpus.held_out, layout.padded_shape[0], spec, plan.scoring)
     stages: tuple[Stage, ...] = ("extract", "score", "assess")
-    left = {stage: missing_tasks(run, plan, stage) for stage in stages}
+    left = {stage: missing_tasks(run, stage) for stage in stages}
     sentences = sum(len(layout.partition(task)) for task in left["extract"])
     return Workload(
         layout=layout,
@@ -228,7 +228,7 @@ def workload_of_run(run: Location, bill: Bill | None = None) -> Workload:
         autocast=spec.autocast,
         weights=spec.weights,
         left={stage: len(tasks) for stage, tasks in left.items()},
-        tokens=round(sentences * _tokens_a_sentence(run, plan)) if bill is None else bill.tokens,
+        tokens=round(sentences * _tokens_a_sentence(run)) if bill is None else bill.tokens,
         concepts=plan.corpus.concepts,
         positives=float(positives.mean()),
         negatives=float(negatives.mean()),
@@ -243,12 +243,13 @@ def workload_of_run(run: Location, bill: Bill | None = None) -> Workload:
     )
 
 
-def _tokens_a_sentence(run: Location, plan: Plan) -> float:
+def _tokens_a_sentence(run: OpenRun) -> float:
     """As extracted partitions have it, or else a few that are not."""
-    done = list(read_receipts(run, plan, "extract"))
+    plan = run.plan
+    done = list(read_receipts(run, "extract"))
     if done:
         return sum(each.counts["tokens"] for each in done) / max(1, sum(each.counts["sentences"] for each in done))
     every = max(1, plan.layout.partitions // SAMPLE_PARTITIONS)
-    few = [text for task in range(0, plan.layout.partitions, every) for text in texts(run, plan, task)]
+    few = [text for task in range(0, plan.layout.partitions, every) for text in texts(run, task)]
     lengths = measure_lengths(load_tokenizer(plan.model), pa.chunked_array([few]), plan.responses)
     return float(lengths.mean())

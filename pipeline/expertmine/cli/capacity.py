@@ -83,10 +83,11 @@ def estimate(
 def of_plan(run: Location, plan: Plan, bill: Bill | None, hardware: Hardware, measure: bool, as_json: bool) -> None:
     """What is left of a planned run, on a cluster; behind the bill, or as JSON with it."""
     from expertmine.capacity.workloads import workload_of_run
+    from expertmine.run.open_run import OpenRun
 
     if not as_json:
         show_run.bill(run, plan, bill)
-    load = workload_of_run(run, bill)
+    load = workload_of_run(OpenRun(run, plan), bill)
     beside = {"run": str(run), "plan": plan.to_json(), "bill": None if bill is None else asdict(bill)}
     _tell(load, hardware, measure, as_json, **beside)
 

@@ -30,8 +30,8 @@ from expertmine.evaluate.statistics import interval, sign_flip_p
 from expertmine.evaluate.tasks import Runtime, run_tasks
 from expertmine.index.experts import Experts
 from expertmine.index.units import require_k
-from expertmine.run.ledger import load_plan, open_corpus
 from expertmine.run.links import require_own
+from expertmine.run.open_run import open_corpus, open_run
 from expertmine.specs.choices import DEFAULT_K
 from expertmine.specs.settings import Pooling
 from expertmine.steering.assignment import assign, usual_k
@@ -85,7 +85,7 @@ def evaluate(
     index = Experts.load(run, pooling)
     if not names and index.steering:  # those whose k is known
         names = sorted(random.Random(settings.seed).sample(list(index.steering), min(count, len(index.steering))))
-    concepts = drawn_concepts(open_corpus(run, load_plan(run)), index, names, count, settings.seed)
+    concepts = drawn_concepts(open_corpus(open_run(run)), index, names, count, settings.seed)
     settings = replace(settings, seed=(settings.seed + FRESH) % 2**32)
     usual = {concept: usual_k(index, [concept], replace(settings.steering, block=1)) for concept in concepts}
     ks = {concept: k or usual[concept][0] for concept in concepts}

@@ -16,7 +16,7 @@ from expertmine.evaluate.perplexity import losses, perplexity
 from expertmine.evaluate.results import Provenance, Success
 from expertmine.evaluate.tasks import TaskRequest, TaskResult
 from expertmine.index.experts import Experts
-from expertmine.run.ledger import load_plan, open_corpus
+from expertmine.run.open_run import open_corpus, open_run
 from expertmine.specs.choices import Units
 from expertmine.specs.settings import Pooling
 from expertmine.steering.assignment import Steering
@@ -101,7 +101,7 @@ class Measurer:
         from expertmine.model.load import load_model
 
         self.generator = Generator(run, pooling=pooling)
-        self.corpus: Corpus = open_corpus(run, load_plan(run))
+        self.corpus: Corpus = open_corpus(open_run(run))
         self.settings = settings
         self.fluency = load_model(settings.judge_model) if settings.judge_model else self.generator.loaded
         self.judge = lru_cache(_JUDGES)(self._judge)

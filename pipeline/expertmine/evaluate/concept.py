@@ -25,8 +25,8 @@ from expertmine.evaluate.results import (
 from expertmine.evaluate.tasks import Runtime, run_tasks
 from expertmine.index.experts import Experts
 from expertmine.index.units import require_k
-from expertmine.run.ledger import load_plan, open_corpus
 from expertmine.run.links import require_own
+from expertmine.run.open_run import open_corpus, open_run
 from expertmine.specs.settings import Pooling
 from expertmine.storage.locations import Location, absolute
 
@@ -117,7 +117,7 @@ def evaluate(
     index = Experts.load(run, pooling)
     ks = sorted({0, *ladder})
     require_k(ks[-1], index.top_k)
-    concepts = drawn_concepts(open_corpus(run, load_plan(run)), index, names, count, settings.seed)
+    concepts = drawn_concepts(open_corpus(open_run(run)), index, names, count, settings.seed)
     found = provenance(index, settings)
     cells = [SteeringCell(concept, k) for concept in concepts for k in ks]
     folder = result_path(run, found.pooling, ConceptEvaluation).parent

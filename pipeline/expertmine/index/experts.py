@@ -28,7 +28,7 @@ from expertmine.index.names import METADATA, STEERING, index_folder
 from expertmine.index.units import SCHEMA, ConceptExperts, Expert
 from expertmine.specs.choices import DEFAULT_K, UNITS, Units
 from expertmine.specs.identity import ModelIdentity
-from expertmine.specs.plan import PLAN_FILE
+from expertmine.specs.plan import PLAN_FILE, Plan
 from expertmine.specs.settings import Pooling
 from expertmine.storage.files import exists, read_json, write_json
 from expertmine.storage.locations import Location, location
@@ -280,3 +280,11 @@ def _require_table(folder: Location, metadata: Mapping[str, Any], name: str) -> 
         if table.checksum() == metadata["checksums"].get(name):
             return table
     raise UserError(f"{path} is missing or does not match index.json's checksum; reduce the run again")
+
+
+def is_index_of(folder: Location, plan: Plan) -> bool:
+    """Whether a folder holds a whole expert index of a plan."""
+    try:
+        return bool(Experts.load(folder).metadata["plan"] == plan.fingerprint)
+    except UserError:  # none yet, or one that a kill left torn
+        return False

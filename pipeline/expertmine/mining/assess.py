@@ -10,7 +10,8 @@ from __future__ import annotations
 import itertools
 import platform
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,21 +22,18 @@ from expertmine.mining.allocator import keep_freed_memory
 from expertmine.mining.ranking import best_units
 from expertmine.mining.scored_rows import LabelSplit, mined_and_held_out
 from expertmine.mining.scoring_memory import MemoryBudget, Work, strips
+from expertmine.mining.stage import WorkerOptions
 from expertmine.run.ledger import (
     Receipt,
-    load_plan,
+    finish_task,
     missing_tasks,
-    now,
-    open_corpus,
     report_worker,
     require_complete,
-    worker_name,
-    write_receipt,
 )
+from expertmine.run.open_run import OpenRun, open_corpus, require_current
 from expertmine.run.side_tables import has_selection, read_selection, write_assessment, write_selection
 from expertmine.run.store import Store
 from expertmine.specs.settings import ASSESSED, Pooling
-from expertmine.storage.locations import Location
 from expertmine_kernels import draw_with_replacement, resampled_average_precision
 
 MAX_NEGATIVES = 10_000
@@ -44,62 +42,56 @@ INTERVAL = (2.5, 97.5)
 """Percentiles of the resamples that bound the interval."""
 
 
-def plan(run: Location) -> list[int]:
+def plan(run: OpenRun) -> list[int]:
     """Write down which units are assessed, and list the tasks that are still to be done.
 
     Raises:
         UserError: scoring is not complete.
     """
-    frozen = load_plan(run)
-    require_complete(run, frozen, "score")
-    missing = missing_tasks(run, frozen, "assess")
-    store = Store(run, frozen)
+    frozen = run.plan
+    require_complete(run, "score")
+    missing = missing_tasks(run, "assess")
+    store = Store(run)
     for pooling in frozen.responses.poolings if frozen.scoring.resamples else ():
         if missing or not has_selection(run, pooling):
-            units = best_units(store, frozen, pooling, min(ASSESSED, frozen.layout.units))
+            units = best_units(store, pooling, min(ASSESSED, frozen.layout.units))
             write_selection(run, pooling, units)
     return missing
 
 
-def finish(run: Location) -> None:
+def new_worker(run: OpenRun, options: WorkerOptions) -> Callable[[], Assessor]:
+    """What makes an `Assessor` on the machine where it is called."""
+    return partial(Assessor, run, options.memory, options.threads)
+
+
+def finish(run: OpenRun) -> None:
     """Check that every block has its receipt.
 
     Raises:
         UserError: names those that have none.
     """
-    require_complete(run, load_plan(run), "assess")
-
-
-@dataclass(frozen=True, slots=True)
-class NewAssessor:
-    """Makes an `Assessor` wherever it is called; travels to workers in its stead."""
-
-    run: Location
-    memory: int | None = None
-    threads: int = 1
-
-    def __call__(self) -> Assessor:
-        return Assessor(self.run, self.memory, self.threads)
+    require_complete(run, "assess")
 
 
 class Assessor:
     """Holds the labels and which units are assessed; each call does one block, pooled in one way."""
 
-    def __init__(self, run: Location, memory: int | None = None, threads: int = 1) -> None:
+    def __init__(self, run: OpenRun, memory: int | None = None, threads: int = 1) -> None:
         """Open the store; `memory` and `threads` are as a `Scorer` takes them.
 
         Raises:
             UserError: responses are lost, or the selection cannot be read.
-            StageError: the memory is too little for one unit.
+            StageError: the memory is too little for one unit, or the run was planned again.
         """
-        budget = MemoryBudget(run, memory, threads)
+        budget = MemoryBudget(run.path, memory, threads)
+        require_current(run)
         keep_freed_memory()
         self.run = run
-        self.plan = load_plan(run)
-        self.corpus = open_corpus(run, self.plan)
-        self.store = Store(run, self.plan)
+        self.plan = run.plan
+        self.corpus = open_corpus(run)
+        self.store = Store(run)
         self.store.require_every_shard()
-        self.mined, self.held_out, self.rows_of = mined_and_held_out(run, self.plan, self.corpus, self.store)
+        self.mined, self.held_out, self.rows_of = mined_and_held_out(run, self.corpus, self.store)
         self.selected = {pooling: read_selection(run, pooling) for pooling in self.plan.responses.poolings}
         self.has_held_out = set(self.held_out.concepts.tolist())
         layout = self.plan.layout
@@ -113,7 +105,7 @@ class Assessor:
         Raises:
             UserError: responses are damaged, or the disk is full.
         """
-        report_worker(self.run, "assess", platform.machine(), f"assessing {task}", self._done)
+        report_worker(self.run.path, "assess", platform.machine(), f"assessing {task}", self._done)
         started = time.perf_counter()
         pooling, block = self.plan.scoring_task(task)
         selected = self.selected[pooling]
@@ -124,20 +116,10 @@ class Assessor:
         order = np.lexsort([places, owners])  # however the block was taken on
         at = owners[order], places[order]
         checksums = write_assessment(self.run, pooling, block, at, selected[at], resampled[order], interval[order])
-        receipt = Receipt(
-            stage="assess",
-            task=task,
-            fingerprint=self.plan.task_fingerprint("assess", task),
-            checksums=checksums,
-            seconds=round(time.perf_counter() - started, 3),
-            finished=now(),
-            worker=worker_name(),
-            platform=platform.machine(),
-            counts={"experts": len(owners)},
-        )
-        write_receipt(self.run, receipt)
+        counts = {"experts": len(owners)}
+        receipt = finish_task(self.run, "assess", task, checksums, counts, started=started, platform=platform.machine())
         self._done += 1
-        report_worker(self.run, "assess", platform.machine(), "waiting", self._done)
+        report_worker(self.run.path, "assess", platform.machine(), "waiting", self._done)
         return receipt
 
     def _strip(self, pooling: Pooling, selected: NDArray[np.int64], units: range) -> tuple[NDArray[Any], ...]:

@@ -2,9 +2,10 @@
 
 Knows the run folder and a task's index; nothing of who runs it. Running a task again writes the same bytes.
 
-A partition goes through three phases: its texts are tokenised, its batches run through the model, its responses encoded
-and written. Each phase takes one partition at a time, so that a process that is given `IN_FLIGHT` of them at once, in
-threads, keeps the model at work while the next is tokenised and the last is written, and never holds more than that.
+A partition goes through three phases: its texts are tokenised, its batches run through the model, and its responses are
+encoded and written. Each phase takes one partition at a time. A process that is given `PARTITIONS_IN_FLIGHT` of them at
+once, in threads, keeps the model at work while the next one is tokenised and the last one is written. It never holds
+more.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from threading import Lock
 
 import numpy as np
@@ -24,6 +26,8 @@ from numpy.typing import NDArray
 
 from expertmine.errors import UserError
 from expertmine.mining.allocator import keep_freed_memory
+from expertmine.mining.extraction_memory import PHASES
+from expertmine.mining.stage import WorkerOptions
 from expertmine.model.load import load_identical
 from expertmine.model.responses import (
     TYPES,
@@ -38,58 +42,34 @@ from expertmine.model.responses import (
 )
 from expertmine.run import sentences
 from expertmine.run.ledger import (
-    Failure,
     Receipt,
-    load_plan,
+    finish_task,
     missing_tasks,
-    now,
     report_worker,
     require_complete,
-    worker_name,
-    write_receipt,
 )
+from expertmine.run.open_run import OpenRun, require_current
 from expertmine.run.store import Store, create_store
-from expertmine.storage.locations import Location
-
-ROOMS = ("tokenising", "running", "writing")
-IN_FLIGHT = len(ROOMS)
-"""Partitions that a process should be given at once: one a budget."""
 
 
-def plan(run: Location) -> list[int]:
+def plan(run: OpenRun) -> list[int]:
     """Make the store and list the partitions that are still to be run."""
-    frozen = load_plan(run)
-    create_store(run, frozen)
-    return missing_tasks(run, frozen, "extract")
+    create_store(run)
+    return missing_tasks(run, "extract")
 
 
-def finish(run: Location) -> None:
+def new_worker(run: OpenRun, options: WorkerOptions) -> Callable[[], Extractor]:
+    """What makes an `Extractor` on the machine where it is called."""
+    return partial(Extractor, run, options.device)
+
+
+def finish(run: OpenRun) -> None:
     """Check that every partition has its receipt.
 
     Raises:
         UserError: names those that have none.
     """
-    require_complete(run, load_plan(run), "extract")
-
-
-def failure(run: Location, partition: int, reason: str, attempts: int) -> Failure:
-    """The report of a partition that was given up, with its sentences."""
-    try:
-        texts = sentences.texts(run, load_plan(run), partition)
-    except UserError:  # they cannot be read, which is the reason most likely
-        texts = []
-    return Failure("extract", partition, reason, attempts, texts)
-
-
-@dataclass(frozen=True, slots=True)
-class NewExtractor:
-    """Makes an `Extractor` wherever it is called; travels to workers in its stead."""
-
-    run: Location
-    device: str | None = None
-
-    def __call__(self) -> Extractor:
-        return Extractor(self.run, self.device)
+    require_complete(run, "extract")
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +103,7 @@ class _Extracted:
 class Extractor:
     """Holds the model; each call runs one partition, and calls may come from several threads at once."""
 
-    def __init__(self, run: Location, device: str | None = None) -> None:
+    def __init__(self, run: OpenRun, device: str | None = None) -> None:
         """Load the model of the plan.
 
         Args:
@@ -131,19 +111,21 @@ class Extractor:
 
         Raises:
             UserError: the model or store are not those of the plan.
+            StageError: the run was planned again.
         """
+        require_current(run)
         keep_freed_memory()
         self.run = run
-        self.plan = load_plan(run)
+        self.plan = run.plan
         torch.set_num_threads(self.plan.responses.threads)
-        self.store = Store(run, self.plan)
+        self.store = Store(run)
         # One thread for all that PyTorch computes: each that calls it keeps a team of its own, and where there are more
         # of those than processors they wait for each other asleep, not at the ready.
         self.passes = ThreadPoolExecutor(1, "passes")
         weights = TYPES[self.plan.responses.weights]
         self.loaded = self.passes.submit(load_identical, self.plan.model, device, weights).result()
         self.platform = _platform(self.loaded.model.device)
-        self._rooms = {name: Lock() for name in ROOMS}
+        self._phases = {name: Lock() for name in PHASES}
         self._inside: dict[str, int] = {}
         self._tokens_at_most = self.plan.responses.batch_tokens
         self._halvings = 0
@@ -167,25 +149,17 @@ class Extractor:
             extracted = self.passes.submit(self._run, prepared.batches).result()
         with self._phase("writing", partition):
             checksums = self._write(partition, prepared, extracted)
-            receipt = Receipt(
-                stage="extract",
-                task=partition,
-                fingerprint=self.plan.task_fingerprint("extract", partition),
-                checksums=checksums,
-                seconds=round(time.perf_counter() - started, 3),
-                finished=now(),
-                worker=worker_name(),
-                platform=self.platform,
-                counts=self._counts(prepared, extracted) | {"bytes": self.store.written_bytes(checksums)},
+            counts = self._counts(prepared, extracted) | {"bytes": self.store.written_bytes(checksums)}
+            receipt = finish_task(
+                self.run, "extract", partition, checksums, counts, started=started, platform=self.platform
             )
-            write_receipt(self.run, receipt)
             self._done += 1
         return receipt
 
     @contextmanager
     def _phase(self, name: str, partition: int) -> Iterator[None]:
         """Hold one of the phases, and say so to whoever asks for the run's status."""
-        with self._rooms[name]:
+        with self._phases[name]:
             self._inside[name] = partition
             self._report()
             try:
@@ -196,12 +170,12 @@ class Extractor:
 
     def _report(self) -> None:
         inside = dict(self._inside)
-        doing = ", ".join(f"{name} {inside[name]}" for name in ROOMS if name in inside) or "waiting"
-        report_worker(self.run, "extract", self.platform, doing, self._done)
+        doing = ", ".join(f"{name} {inside[name]}" for name in PHASES if name in inside) or "waiting"
+        report_worker(self.run.path, "extract", self.platform, doing, self._done)
 
     def _prepare(self, partition: int) -> _Prepared:
         spec, tokenizer = self.plan.responses, self.loaded.tokenizer
-        texts = sentences.texts(self.run, self.plan, partition)
+        texts = sentences.texts(self.run, partition)
         tokenised, kept = prepare(tokenizer, texts, spec)
         tokens = np.zeros(len(texts), np.int32)
         tokens[kept] = [pooled_tokens(tokenised[row], spec) for row in kept]
@@ -221,7 +195,7 @@ class Extractor:
         with forward_passes(self.loaded.model, self.plan.hookpoints, spec) as forward:
             while waiting:
                 if self._stopped:
-                    raise UserError("stopped; what is done is kept")
+                    raise UserError("stopped; finished tasks are kept")
                 batch = waiting.popleft()
                 if batch.ids.numel() > self._tokens_at_most and len(batch.rows) > 1:
                     waiting.extendleft(reversed(batch.halves()))

@@ -22,7 +22,9 @@ from expertmine.mining.planning import (
     scoring_work,
 )
 from expertmine.run import sentences
-from expertmine.run.ledger import Receipt, freeze, load_plan, read_receipts, require_new_folder
+from expertmine.run.freezing import freeze, require_new_folder
+from expertmine.run.ledger import Receipt, read_receipts
+from expertmine.run.open_run import OpenRun, open_run
 from expertmine.run.paths import plan_file
 from expertmine.run.store import Store
 from expertmine.specs.plan import Plan
@@ -51,12 +53,13 @@ def plan_run(run: Location, corpus: Corpus, request: PlanRequest, force: bool) -
             refuse_what_will_not_fit(run, bill)
         begin(run, plan, corpus)
         return plan, bill
-    frozen = load_plan(run)
-    _require_same(run, frozen, request)
+    opened = open_run(run)
+    frozen = opened.plan
+    _require_same(opened, request)
     scoring = replace(frozen.scoring, **request.scoring)
     if frozen.corpus == corpus.identity and frozen.scoring == scoring:
         return frozen, None
-    return _go_on(run, frozen, replace(frozen, scoring=scoring), corpus, force)
+    return _go_on(opened, replace(frozen, scoring=scoring), corpus, force)
 
 
 def begin(run: Location, plan: Plan, corpus: Corpus) -> None:
@@ -69,7 +72,8 @@ def begin(run: Location, plan: Plan, corpus: Corpus) -> None:
     freeze(run, plan, corpus)
 
 
-def _require_same(run: Location, frozen: Plan, request: PlanRequest) -> None:
+def _require_same(run: OpenRun, request: PlanRequest) -> None:
+    frozen = run.plan
     named = frozen.model.name in (request.model, str(Path(request.model).resolve()))
     pairs = {
         "model": (frozen.model.name, frozen.model.name if named else request.model),
@@ -81,8 +85,8 @@ def _require_same(run: Location, frozen: Plan, request: PlanRequest) -> None:
     for name, (found, asked) in pairs.items():
         if found != asked:
             raise UserError(
-                f"{plan_file(run)} is another plan: its {name} is {found!r}, and {asked!r} was asked for; "
-                "give another run folder, or remove this one to start anew"
+                f"{plan_file(run.path)} is another plan: its {name} is {found!r}, and {asked!r} was asked for; "
+                "give another run folder, or remove this one to start again"
             )
 
 
@@ -90,14 +94,15 @@ def _fields(request: PlanRequest) -> tuple[str, ...]:
     return tuple(request.responses.__dataclass_fields__)
 
 
-def _go_on(run: Location, frozen: Plan, wanted: Plan, corpus: Corpus, force: bool) -> tuple[Plan, Bill]:
+def _go_on(run: OpenRun, wanted: Plan, corpus: Corpus, force: bool) -> tuple[Plan, Bill]:
     """Go on with another corpus, or have its pairs scored otherwise; all scores are made anew.
 
     Responses stay where they are, those that are not there yet come behind them. Loads no model, and where no sentence
     is new no tokenizer.
     """
+    frozen = run.plan
     corpus.check()
-    rows_of = sentences.rows_of(run, frozen, corpus)
+    rows_of = sentences.rows_of(run, corpus)
     new = np.flatnonzero(rows_of < 0)
     table = sentences.of_corpus(corpus).take(new)
     lengths = np.zeros(0, np.int64)
@@ -109,35 +114,37 @@ def _go_on(run: Location, frozen: Plan, wanted: Plan, corpus: Corpus, force: boo
         segments = (*frozen.segments, sentences.segment_of(table))
         layout = replace(frozen.layout, segments=tuple(segment.sentences for segment in segments))
         plan = replace(plan, segments=segments, layout=layout)
-    receipts = list(read_receipts(run, frozen, "extract"))
-    kept = _kept(run, frozen, receipts)[rows_of]
+    receipts = list(read_receipts(run, "extract"))
+    kept = _kept(run, receipts)[rows_of]
     kept[new] = lengths > 0
     require_concepts_kept(corpus, kept, frozen.responses)
     work = scoring_work(corpus, kept, plan.layout.padded_shape[0], plan.responses, plan.scoring)
-    bill = make_bill(plan, lengths, len(rows_of) - len(new), _so_far(run, frozen, receipts), None, work)
+    bill = make_bill(plan, lengths, len(rows_of) - len(new), _so_far(run, receipts), None, work)
     if not force:
-        refuse_what_will_not_fit(run, bill)
+        refuse_what_will_not_fit(run.path, bill)
     if len(new):
-        sentences.write_segment(run, len(frozen.segments), table, plan.layout.partition_rows)
-    freeze(run, plan, corpus, anew=("score", "assess"))
+        sentences.write_segment(run.path, len(frozen.segments), table, plan.layout.partition_rows)
+    freeze(run.path, plan, corpus, again=("score", "assess"))
     return plan, bill
 
 
-def _kept(run: Location, plan: Plan, receipts: list[Receipt]) -> NDArray[np.bool_]:
+def _kept(run: OpenRun, receipts: list[Receipt]) -> NDArray[np.bool_]:
     """(rows,) whether the sentence there was run, or may yet be: what has no receipt counts as kept."""
+    plan = run.plan
     kept = np.ones(plan.layout.padded_shape[0], np.bool_)
     if receipts:
-        tokens = Store(run, plan).read_tokens()
+        tokens = Store(run).read_tokens()
         for receipt in receipts:
             rows = plan.layout.partition(receipt.task)
             kept[rows.start : rows.stop] = tokens[rows.start : rows.stop] > 0
     return kept
 
 
-def _so_far(run: Location, plan: Plan, receipts: list[Receipt]) -> Sample:
+def _so_far(run: OpenRun, receipts: list[Receipt]) -> Sample:
     """What the run has shown of speed and compression; nothing where it has not begun."""
     if not receipts:
         return Sample(None, 1.0)
+    plan = run.plan
     by_worker = defaultdict(list)
     for receipt in receipts:
         by_worker[receipt.worker].append(receipt)
@@ -148,5 +155,5 @@ def _so_far(run: Location, plan: Plan, receipts: list[Receipt]) -> Sample:
     tokens = sum(receipt.counts["tokens"] for receipt in receipts)
     raw = len(receipts) * plan.layout.partition_rows * plan.layout.padded_shape[1] * len(plan.responses.poolings)
     itemsize = np.dtype(plan.responses.dtype).itemsize
-    stored = Store(run, plan).stored_bytes([key for receipt in receipts for key in receipt.checksums])
+    stored = Store(run).stored_bytes([key for receipt in receipts for key in receipt.checksums])
     return Sample(seconds / max(tokens, 1), stored / (raw * itemsize))

@@ -5,27 +5,28 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
-from functools import partial
-from types import ModuleType
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import TYPE_CHECKING, Protocol
 
 from expertmine.corpus.reader import Corpus
 from expertmine.errors import UserError
 from expertmine.index.experts import Experts
 from expertmine.mining import assess, reduce, score
-from expertmine.mining.monitor import Watch, monitor_stage
-from expertmine.run import paths
+from expertmine.mining.extraction_memory import PARTITIONS_IN_FLIGHT
+from expertmine.mining.monitor import StageMonitor, monitor_stage
+from expertmine.mining.stage import StageSteps, WorkerOptions
+from expertmine.run import paths, sentences
+from expertmine.run.freezing import require_new_folder
 from expertmine.run.lease import Lease, driving, held
 from expertmine.run.ledger import (
     Failure,
     Receipt,
-    load_plan,
     missing_tasks,
-    require_new_folder,
     write_failures,
 )
 from expertmine.run.links import require_own
+from expertmine.run.open_run import OpenRun, open_run
 from expertmine.runtime import serial
 from expertmine.runtime.cluster import Cluster, ExtractExecutor, ScoreExecutor
 from expertmine.runtime.events import Tell
@@ -41,6 +42,8 @@ from expertmine.telemetry.progress import console, track
 if TYPE_CHECKING:
     from expertmine.mining.planning import Bill
 
+SCORING: tuple[tuple[Stage, StageSteps[Receipt]], ...] = (("score", score), ("assess", assess))
+"""The stages that run one after the other on the runtime for scoring."""
 FOLLOWED = ("pairs", "experts", "sentences")
 """Counts of receipts whose rate is shown."""
 
@@ -55,23 +58,19 @@ class _RunTasks(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class _Scoring:
-    """An open runtime for tasks of scoring."""
+class _Runtime:
+    """An open runtime."""
 
     run: _RunTasks
-    threads: int = 1
-    """Tasks that a process of it may run at a time."""
+    options: WorkerOptions
+    """What its workers are told."""
+    cpus_each: float = 1
+    """CPUs that a worker holds."""
+    gpus_each: float | None = 0.0
+    """GPUs that a worker holds; None where that is not known."""
     recorder: Callable[[Mapping[str, str]], meters.Record] = meters.recorder
     metrics: Sequence[str] = ()
-    """Where Prometheus finds what is recorded."""
-
-
-_SCORING: tuple[
-    tuple[Stage, ModuleType, Callable[[Location, int | None, int], Callable[[], Callable[[int], Receipt]]]], ...
-] = (
-    ("score", score, score.NewScorer),
-    ("assess", assess, assess.NewAssessor),
-)
+    """Addresses where Prometheus finds the recorded metrics."""
 
 
 def freeze_plan(run: Location, corpus: Location, request: PlanRequest, force: bool = False) -> tuple[Plan, Bill | None]:
@@ -113,115 +112,146 @@ def driven(run: Location, command: str) -> Iterator[Lease]:
 
 
 @contextmanager
-def _planned(run: Location, command: str) -> Iterator[tuple[Plan, Lease]]:
+def _planned(path: Location, command: str) -> Iterator[tuple[OpenRun, Lease]]:
     """While open, this process drives a run that was planned before.
 
     Raises:
         UserError: it is no run, or another process drives it.
     """
-    load_plan(run)  # before anything is left in what is no run
-    with driven(run, command) as lease:
-        yield load_plan(run), lease
+    open_run(path)  # before a lease is left in a folder that is no run
+    with driven(path, command) as lease:
+        yield open_run(path), lease  # again: until now another process might have planned it
 
 
-def run_extract(run: Location, executor: ExtractExecutor, cluster: Cluster) -> None:
+def run_extract(path: Location, executor: ExtractExecutor, cluster: Cluster) -> None:
     """Stage 1 to its end.
 
     Raises:
-        UserError: a worker could not be made, or tasks were given up; what is done is kept.
+        UserError: a worker could not be made, or tasks were given up; finished tasks are kept.
     """
-    run = absolute(run)
-    with _planned(run, "extract") as (plan, lease):
-        _extract(run, plan, executor, cluster, lease)
+    with _planned(path, "extract") as (run, lease):
+        _extract(run, executor, cluster, lease)
 
 
-def _extract(run: Location, plan: Plan, executor: ExtractExecutor, cluster: Cluster, lease: Lease) -> None:
-    from expertmine.mining import extract
-
-    tasks = extract.plan(run)
-    if tasks:
-        total, threads = plan.tasks("extract"), plan.responses.threads
-        with monitor_stage(run, "extract", total, len(tasks), executor) as watch:
-            if executor == "serial":
-                watch.began(meters.recorder(watch.tags), threads, None)
-                results = serial.run(extract.NewExtractor(run), tasks, extract.IN_FLIGHT, tell=watch.tell)
-            else:
-                results = _extract_on_ray(run, tasks, threads, cluster, watch)
-            failed = _drain(lease.keep(results), watch, total)
-            _report(run, [extract.failure(run, each.task, each.reason, each.attempts) for each in failed], len(tasks))
-    extract.finish(run)
-
-
-def run_score(run: Location, executor: ScoreExecutor, cluster: Cluster) -> None:
+def run_score(path: Location, executor: ScoreExecutor, cluster: Cluster) -> None:
     """Stage 2 to its end: every pair is scored, then the best units are assessed.
 
     Raises:
-        UserError: a worker could not be made, or tasks were given up; what is done is kept.
+        UserError: a worker could not be made, or tasks were given up; finished tasks are kept.
     """
-    run = absolute(run)
-    with _planned(run, "score") as (plan, lease):
-        _score(run, plan, executor, cluster, lease)
+    with _planned(path, "score") as (run, lease):
+        _score(run, executor, cluster, lease)
 
 
-def _score(run: Location, plan: Plan, executor: ScoreExecutor, cluster: Cluster, lease: Lease) -> None:
-    most = max(len(missing_tasks(run, plan, "score")), len(missing_tasks(run, plan, "assess")))
-    with ExitStack() as open_clusters:
-        scoring: _Scoring | None = None
-        for stage, module, new_worker in _SCORING:
-            lease.require()
-            tasks = module.plan(run)
-            if tasks:
-                # One cluster for both, and none where nothing is left to do.
-                scoring = scoring or open_clusters.enter_context(_scoring_on(executor, cluster, most))
-                with monitor_stage(run, stage, plan.tasks(stage), len(tasks), executor) as watch:
-                    watch.began(scoring.recorder(watch.tags), scoring.threads, 0.0, scoring.metrics)
-                    results = scoring.run(new_worker(run, cluster.memory, scoring.threads), tasks, tell=watch.tell)
-                    failed = _drain(lease.keep(results), watch, plan.tasks(stage))
-                    reports = [Failure(stage, each.task, each.reason, each.attempts, []) for each in failed]
-                    _report(run, reports, len(tasks))
-            module.finish(run)
-
-
-def run_reduce(run: Location, top_k: int | None) -> list[Location]:
-    """Stage 3; returns the folders of the expert indexes, one for each pooling.
+def run_reduce(path: Location, top_k: int | None) -> list[Location]:
+    """Stage 3; returns the folders of the expert indexes, one per pooling.
 
     Args:
-        top_k: experts to keep a concept; None keeps as many as the index there does, or else DEFAULT_TOP_K, or all
-            where the model has fewer.
+        top_k: experts to keep per concept; None keeps as many as the index that is there, or else DEFAULT_TOP_K, or
+            all if the model has fewer.
     """
-    with _planned(run, "reduce"):
-        return reduce.reduce(run, _top_k(run, top_k))
-
-
-def _top_k(run: Location, asked: int | None) -> int:
-    if asked is not None:
-        return asked
-    before = DEFAULT_TOP_K
-    with suppress(UserError):  # no index yet, or one that was torn and is made anew now
-        before = Experts.load(run).top_k
-    return min(before, reduce.max_experts(load_plan(run)))
+    with _planned(path, "reduce") as (run, lease):
+        return _reduce(run, _top_k(run, top_k), lease)
 
 
 def run_all(
-    run: Location,
+    path: Location,
     extract_on: tuple[ExtractExecutor, Cluster],
     score_on: tuple[ScoreExecutor, Cluster],
     top_k: int | None = None,
 ) -> list[Location]:
-    """Every stage of a planned run; what is done already is not done again. Returns the folders of the indexes.
+    """Every stage of a planned run; finished tasks are not run again. Returns the folders of the indexes.
 
     Raises:
-        UserError: as the stages do; `top_k` is looked at before the work begins.
+        UserError: as the stages do; `top_k` is checked before the work begins.
     """
-    with _planned(run, "mine") as (plan, _):
-        reduce.require_top_k(plan, _top_k(run, top_k))
-        run_extract(run, *extract_on)
-        run_score(run, *score_on)
-        return run_reduce(run, top_k)
+    with _planned(path, "mine") as (run, lease):
+        kept = _top_k(run, top_k)
+        reduce.require_top_k(run.plan, kept)
+        _extract(run, *extract_on, lease)
+        _score(run, *score_on, lease)
+        return _reduce(run, kept, lease)
 
 
-def _extract_on_ray(run: Location, tasks: Sequence[int], threads: int, cluster: Cluster, watch: Watch) -> _Results:
-    from expertmine.mining.extract import IN_FLIGHT, NewExtractor
+def _extract(run: OpenRun, executor: ExtractExecutor, cluster: Cluster, lease: Lease) -> None:
+    from expertmine.mining import extract
+
+    with ExitStack() as runtimes:
+        opened = _extracting_on(executor, cluster, run.plan.responses.threads)
+        _drive(run, "extract", extract, executor, lambda: runtimes.enter_context(opened), lease)
+
+
+def _score(run: OpenRun, executor: ScoreExecutor, cluster: Cluster, lease: Lease) -> None:
+    tasks = max(len(missing_tasks(run, stage)) for stage, _ in SCORING)
+    with ExitStack() as runtimes:
+        # One runtime for both stages, and none if nothing is left to do.
+        opened = cache(lambda: runtimes.enter_context(_scoring_on(executor, cluster, tasks)))
+        for stage, steps in SCORING:
+            _drive(run, stage, steps, executor, opened, lease)
+
+
+def _reduce(run: OpenRun, top_k: int, lease: Lease) -> list[Location]:
+    """In this process: it reads every score once, and keeps little."""
+    steps: StageSteps[Location] = reduce
+    tasks = steps.plan(run)
+    work = steps.new_worker(run, WorkerOptions(top_k=top_k))()
+    folders = [work(task) for task in lease.keep(iter(tasks))]
+    steps.finish(run)
+    return folders
+
+
+def _drive(
+    run: OpenRun,
+    stage: Stage,
+    steps: StageSteps[Receipt],
+    executor: str,
+    open_runtime: Callable[[], _Runtime],
+    lease: Lease,
+) -> None:
+    """Plan a stage, have its tasks run, and finish it.
+
+    Raises:
+        UserError: tasks were given up, or another process drives the run by now.
+    """
+    run = replace(run, path=absolute(run.path))  # workers have other working directories
+    lease.require()
+    tasks = steps.plan(run)
+    if tasks:
+        total = run.plan.tasks(stage)
+        with monitor_stage(run.path, stage, total, len(tasks), executor) as monitor:
+            runtime = open_runtime()
+            monitor.began(runtime.recorder(monitor.tags), runtime.cpus_each, runtime.gpus_each, runtime.metrics)
+            results = runtime.run(steps.new_worker(run, runtime.options), tasks, tell=monitor.tell)
+            failed = _drain(lease.keep(results), monitor, total)
+            _report(run.path, [_failure(run, stage, each) for each in failed], len(tasks))
+    steps.finish(run)
+
+
+def _failure(run: OpenRun, stage: Stage, failed: Failed) -> Failure:
+    """The report of a task that was given up; of a partition, with its sentences."""
+    texts: list[str] = []
+    if stage == "extract":
+        with suppress(UserError):  # they cannot be read, which is most likely why the task failed
+            texts = sentences.texts(run, failed.task)
+    return Failure(stage, failed.task, failed.reason, failed.attempts, texts)
+
+
+def _top_k(run: OpenRun, wanted: int | None) -> int:
+    if wanted is not None:
+        return wanted
+    before = DEFAULT_TOP_K
+    with suppress(UserError):  # no index yet, or a torn one that is written again now
+        before = Experts.load(run.path).top_k
+    return min(before, reduce.max_experts(run.plan))
+
+
+@contextmanager
+def _extracting_on(executor: ExtractExecutor, cluster: Cluster, threads: int) -> Iterator[_Runtime]:
+    """While open, a runtime for tasks of extraction."""
+    if executor == "serial":
+        run = partial(serial.run, in_flight=PARTITIONS_IN_FLIGHT)
+        yield _Runtime(run, WorkerOptions(), threads, None)
+        return
     from expertmine.runtime import ray
 
     own = None if cluster.address else max(os.cpu_count() or 1, (cluster.workers or 1) * threads)
@@ -229,19 +259,20 @@ def _extract_on_ray(run: Location, tasks: Sequence[int], threads: int, cluster: 
         if cluster.gpus_each and own and not ray.gpus():
             raise UserError("--gpus-each is given and this machine has no GPU that Ray can see; leave it out")
         gpus_each = float(ray.gpus() > 0) if cluster.gpus_each is None else cluster.gpus_each
-        room = ray.gpus() / gpus_each if gpus_each else ray.cpus() // threads
-        actors = cluster.workers or max(1, int(room))
-        make = NewExtractor(run, "split" if gpus_each > 1 else None)
-        watch.began(ray.recorder(watch.tags), threads, gpus_each, ray.metrics_endpoints())
-        yield from ray.run(make, tasks, actors, threads, gpus_each, IN_FLIGHT, watch.tell)
+        fitting = ray.gpus() / gpus_each if gpus_each else ray.cpus() // threads
+        actors = cluster.workers or max(1, int(fitting))
+        run = partial(ray.run, actors=actors, cpus_each=threads, gpus_each=gpus_each, in_flight=PARTITIONS_IN_FLIGHT)
+        options = WorkerOptions(device="split" if gpus_each > 1 else None)
+        yield _Runtime(run, options, threads, gpus_each, ray.recorder, ray.metrics_endpoints())
 
 
 @contextmanager
-def _scoring_on(executor: ScoreExecutor, cluster: Cluster, tasks: int) -> Iterator[_Scoring]:
-    """While open, something that runs tasks of scoring."""
+def _scoring_on(executor: ScoreExecutor, cluster: Cluster, tasks: int) -> Iterator[_Runtime]:
+    """While open, a runtime for tasks of scoring."""
     workers = min(cluster.workers or os.cpu_count() or 1, tasks)
+    options = WorkerOptions(memory=cluster.memory)
     if executor == "serial":
-        yield _Scoring(serial.run)
+        yield _Runtime(serial.run, options)
     elif executor == "dask":
         from expertmine.runtime import dask
 
@@ -250,18 +281,19 @@ def _scoring_on(executor: ScoreExecutor, cluster: Cluster, tasks: int) -> Iterat
                 logs.event("dashboard", url=client.dashboard_link)
             else:
                 console.print(f"Dask dashboard: {client.dashboard_link}", markup=False, highlight=False, soft_wrap=True)
+            threads = dask.threads(client)
             metrics = () if cluster.address else (dask.metrics_endpoint(client),)
-            yield _Scoring(partial(dask.run, client), dask.threads(client), metrics=metrics)
+            yield _Runtime(partial(dask.run, client), replace(options, threads=threads), threads, metrics=metrics)
     else:
         from expertmine.runtime import ray
 
         with ray.cluster(cluster.address, None if cluster.address else workers):
             actors = cluster.workers or max(1, min(int(ray.cpus()), tasks))
             run = partial(ray.run, actors=actors, cpus_each=1, gpus_each=0)
-            yield _Scoring(run, recorder=ray.recorder, metrics=ray.metrics_endpoints())
+            yield _Runtime(run, options, recorder=ray.recorder, metrics=ray.metrics_endpoints())
 
 
-def _drain(results: _Results, watch: Watch, total: int) -> list[Failed]:
+def _drain(results: _Results, monitor: StageMonitor, total: int) -> list[Failed]:
     """Take the results to their end, and tell of each; returns what was given up."""
     failed: list[Failed] = []
 
@@ -269,12 +301,12 @@ def _drain(results: _Results, watch: Watch, total: int) -> list[Failed]:
         for result in results:
             if isinstance(result, Failed):
                 failed.append(result)
-                watch.failed(result)
+                monitor.failed(result)
             else:
-                watch.finished(result)
+                monitor.finished(result)
                 yield result
 
-    attempt = watch.attempt
+    attempt = monitor.attempt
     for _ in track(done(), attempt.stage, total, total - attempt.tasks, _amount):
         pass
     return failed

@@ -1,7 +1,7 @@
-"""What is told of a stage while it runs: as log events, as metrics, and in its driver's record.
+"""Follows a stage while it runs: reports it as log events, as metrics, and in the record of the stage attempt.
 
-Fed with what the runtime yields and tells; knows neither who runs the tasks nor what they do, beyond the counts of
-their receipts.
+It is fed with the results and events of the runtime; it knows neither who runs the tasks nor what they do, beyond the
+counts of their receipts.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ COUNTED = {
         "bytes": "Bytes written to the store, compressed",
     }.items()
 }
-"""Counts of receipts that are followed, and as what."""
+"""Counts of receipts that are followed, and the metric of each."""
 DONE = Meter("expertmine_tasks_done", "counter", "Tasks that have their receipt")
 FAILED = Meter("expertmine_tasks_failed", "counter", "Tasks that were given up")
 RETRIED = Meter("expertmine_tasks_retried", "counter", "Tasks handed out again because their worker died")
@@ -47,11 +47,11 @@ SECONDS = Meter(
 )
 
 RECORD_INTERVAL = 5.0
-"""Seconds between records of a attempt that meets trouble."""
+"""Seconds between records of an attempt that meets trouble."""
 
 
-class Watch:
-    """Everything that one attempt tells of one stage."""
+class StageMonitor:
+    """Reports one attempt to run a stage."""
 
     def __init__(self, run: Location, attempt: StageAttempt) -> None:
         self.run = run
@@ -67,19 +67,19 @@ class Watch:
         return {"stage": self.attempt.stage, "run": self.run.name}
 
     def began(self, record: Record, cpus_each: float, gpus_each: float | None, metrics: Sequence[str] = ()) -> None:
-        """Workers can be had now.
+        """The runtime is open; workers can start.
 
         Args:
-            cpus_each: that a worker holds; `gpus_each` likewise, None where that is not known.
-            metrics: where Prometheus finds what `record` keeps.
+            cpus_each: CPUs that a worker holds; `gpus_each` likewise, None if that is not known.
+            metrics: addresses where Prometheus finds what `record` keeps.
         """
         self.record = record
         held = replace(self.attempt, cpus_each=cpus_each, gpus_each=gpus_each, metrics=tuple(metrics))
         logs.event("cluster ready", executor=held.executor, cpus_each=cpus_each, gpus_each=gpus_each, metrics=metrics)
-        self._now_is(held, at_once=True)
+        self._update(held, at_once=True)
 
     def tell(self, event: Event) -> None:
-        """Take an event of the runtime."""
+        """Report an event of the runtime."""
         if isinstance(event, Queue):
             self.record(WAITING, event.waiting)
             self.record(IN_FLIGHT, event.in_flight)
@@ -89,15 +89,15 @@ class Watch:
             self.record(LOST, 1)
             worker = event.worker or None
             logs.event("worker lost", logging.WARNING, worker=worker, tasks=event.tasks, reason=event.reason)
-            self._now_is(replace(self.attempt, lost=self.attempt.lost + 1))
+            self._update(replace(self.attempt, lost=self.attempt.lost + 1))
         elif isinstance(event, Retried):
             self.record(RETRIED, 1)
             self._retried.add(event.task)
             logs.event("task retried", logging.WARNING, task=event.task, worker=event.worker or None)
-            self._now_is(replace(self.attempt, retried=len(self._retried)))
+            self._update(replace(self.attempt, retried=len(self._retried)))
 
     def finished(self, receipt: Receipt) -> None:
-        """Take a receipt."""
+        """Report a finished task."""
         self.done += 1
         self.record(DONE, 1)
         self.record(SECONDS, receipt.seconds)
@@ -108,19 +108,19 @@ class Watch:
         logs.event("task finished", task=receipt.task, worker=receipt.worker, seconds=took, counts=counts)
 
     def failed(self, failed: Failed) -> None:
-        """Take a task that was given up."""
+        """Report a task that was given up."""
         self.record(FAILED, 1)
         worker, attempts = failed.worker or None, failed.attempts
         logs.event(
             "task failed", logging.ERROR, task=failed.task, worker=worker, attempts=attempts, reason=failed.reason
         )
-        self._now_is(replace(self.attempt, failed=self.attempt.failed + 1))
+        self._update(replace(self.attempt, failed=self.attempt.failed + 1))
 
     def ended(self) -> None:
-        """Nothing more is to come."""
-        self._now_is(replace(self.attempt, ended=now()), at_once=True)
+        """Record the end of the attempt."""
+        self._update(replace(self.attempt, ended=now()), at_once=True)
 
-    def _now_is(self, attempt: StageAttempt, at_once: bool = False) -> None:
+    def _update(self, attempt: StageAttempt, at_once: bool = False) -> None:
         self.attempt = attempt
         if at_once or time.monotonic() - self._written > RECORD_INTERVAL:
             self._written = time.monotonic()
@@ -128,24 +128,24 @@ class Watch:
 
 
 @contextmanager
-def monitor_stage(run: Location, stage: Stage, total: int, tasks: int, executor: str) -> Iterator[Watch]:
-    """While open, a stage runs, and what is logged within is about it.
+def monitor_stage(run: Location, stage: Stage, total: int, tasks: int, executor: str) -> Iterator[StageMonitor]:
+    """While open, a stage runs, and everything that is logged is tagged with it.
 
     Args:
         total: tasks of the stage.
-        tasks: those among them that are still to be done.
+        tasks: tasks that are still to be done.
     """
-    watch = Watch(run, StageAttempt(stage, worker_name(), executor, began=now(), tasks=tasks))
+    monitor = StageMonitor(run, StageAttempt(stage, worker_name(), executor, began=now(), tasks=tasks))
     with logs.about(run=str(run), stage=stage):
         logs.event("stage started", tasks=tasks, total=total, executor=executor)
         stopped = True
         try:
-            yield watch
+            yield monitor
             stopped = False
         finally:
-            watch.ended()
-            attempt = watch.attempt
+            monitor.ended()
+            attempt = monitor.attempt
             trouble = {"failed": attempt.failed, "retried": attempt.retried, "lost": attempt.lost}
             seconds = round((attempt.ended or attempt.began) - attempt.began, 3)
             name = "stage stopped" if stopped or attempt.failed else "stage finished"
-            logs.event(name, done=watch.done, **trouble, seconds=seconds)
+            logs.event(name, done=monitor.done, **trouble, seconds=seconds)

@@ -16,16 +16,17 @@ from transformers import PreTrainedTokenizerBase
 
 from expertmine.corpus.reader import Corpus
 from expertmine.errors import UserError
+from expertmine.mining.extraction_memory import partitions_bytes, pass_bytes
 from expertmine.mining.scored_rows import null_classes
 from expertmine.mining.scoring_memory import GOOD_BYTES, NARROWEST_BLOCK, WIDEST_BLOCK, Work
 from expertmine.model.hookpoints import find_hookpoints, left_out_experts
 from expertmine.model.load import LoadedModel, load_model
 from expertmine.model.responses import TYPES, forward_passes, make_batches, padding_id, prepare
 from expertmine.run import sentences
-from expertmine.run.store import STATISTICS, encoded_size, statistics_of
+from expertmine.run.store import STATISTICS, encoded_size, expertise_bytes
 from expertmine.specs.layout import Layout
 from expertmine.specs.plan import Plan
-from expertmine.specs.settings import PlanRequest, ResponseSpec, ScoringSpec
+from expertmine.specs.settings import PlanRequest, ResponseSpec, ScoringSpec, kept_columns
 from expertmine.storage.locations import Location, absolute, is_remote
 from expertmine.telemetry.formats import size
 
@@ -40,8 +41,6 @@ SAMPLE_BYTES = 64 * 2**20
 """Most responses of the sample that are compressed to see how far they shrink."""
 KEEP_SHOWN = (16, 64)
 """Values of --keep whose bytes the bill tells for comparison."""
-PARTITIONS_AT_ONCE = 3
-"""Held by an extracting process: one that fills up, one that waits, one that is written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,19 +142,15 @@ def make_bill(
     layout, spec = plan.layout, plan.responses
     itemsize = np.dtype(spec.dtype).itemsize * len(spec.poolings)
     rows = -(-len(lengths) // layout.partition_rows) * layout.partition_rows
-    partition = layout.partition_rows * layout.padded_shape[1] * itemsize
-    # Of what a pass holds, the widest output and what it is made from, and a copy to pool.
-    a_pass = 3 * max(hookpoint.width for hookpoint in plan.hookpoints) * spec.batch_tokens * 4
+    a_pass = pass_bytes(max(hookpoint.width for hookpoint in plan.hookpoints), spec.batch_tokens)
     pairs = plan.corpus.concepts * layout.units
     tokens = int(lengths.sum())
     partitions = rows // layout.partition_rows
     scores = plan.tasks("score")
-    choices = {"all": expertise_bytes(replace(plan, scoring=replace(plan.scoring, keep=None)))}
-    choices |= {
-        str(keep): expertise_bytes(replace(plan, scoring=replace(plan.scoring, keep=keep)))
-        for keep in KEEP_SHOWN
-        if 2 * keep < layout.block_units
-    }
+    choices = {"all": expertise_bytes_of(plan, None)}
+    for keep in KEEP_SHOWN:
+        if kept_columns(keep, layout.block_units) is not None:
+            choices[str(keep)] = expertise_bytes_of(plan, keep)
     return Bill(
         sentences=int((lengths > 0).sum()),
         stored=stored,
@@ -166,12 +161,12 @@ def make_bill(
         pairs=pairs,
         response_bytes=rows * layout.padded_shape[1] * itemsize,
         stored_bytes=round(len(lengths) * layout.padded_shape[1] * itemsize * sample.compressed),
-        expertise_bytes=expertise_bytes(plan),
+        expertise_bytes=expertise_bytes_of(plan, plan.scoring.keep),
         expertise_choices=choices,
         files=partitions * (2 + layout.objects_per_partition * len(spec.poolings))
         + scores * (2 + len(STATISTICS))
         + 2 * plan.tasks("assess"),
-        extract_memory=None if weights is None else weights + a_pass + PARTITIONS_AT_ONCE * partition,
+        extract_memory=None if weights is None else weights + a_pass + partitions_bytes(layout, itemsize),
         score_memory=work.base + work.needed(layout.block_units, layout.block_units),
         null_sets=work.sets - 2 * work.concepts,
         extract_seconds=None if sample.seconds_a_token is None else sample.seconds_a_token * tokens,
@@ -235,12 +230,9 @@ def widest_block(work: Work, memory: int | None) -> int:
     return units
 
 
-def expertise_bytes(plan: Plan) -> int:
-    """Bytes of all stored statistics before compression."""
-    return len(plan.responses.poolings) * sum(
-        plan.corpus.concepts * plan.layout.blocks * columns * np.dtype(dtype).itemsize
-        for dtype, columns in statistics_of(plan).values()
-    )
+def expertise_bytes_of(plan: Plan, keep: int | None) -> int:
+    """Bytes of all stored statistics of a plan before compression, if it kept `keep` of each kind."""
+    return expertise_bytes(plan.layout, plan.corpus.concepts, len(plan.responses.poolings), keep)
 
 
 def make_layout(sentences_: int, units: int, itemsize: int, widest_block: int) -> Layout:

@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from expertmine.run.store import Store
-from expertmine.specs.plan import Plan
 from expertmine.specs.settings import Pooling
 from expertmine.telemetry.progress import track
 
@@ -61,8 +60,9 @@ class Extremes:
         self._bar[full] = self._keys[np.cumsum(counts)[full] - 1]
 
 
-def best_units(store: Store, plan: Plan, pooling: Pooling, k: int) -> NDArray[np.int64]:
+def best_units(store: Store, pooling: Pooling, k: int) -> NDArray[np.int64]:
     """(concepts, k) the best units of every concept, from the stored average precisions."""
+    plan = store.plan
     best = Extremes(plan.corpus.concepts, k)
     for block in track(range(plan.layout.blocks), "select", plan.layout.blocks):
         units = plan.layout.block(block)

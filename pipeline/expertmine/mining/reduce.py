@@ -5,7 +5,9 @@ Streams over blocks of units; what it gathers does not depend on the order in wh
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,14 +17,17 @@ from numpy.typing import NDArray
 from expertmine.corpus.reader import Corpus
 from expertmine.errors import UserError
 from expertmine.index.distribution import Distribution
+from expertmine.index.experts import is_index_of
 from expertmine.index.units import SCHEMA
 from expertmine.index.writer import write_index
 from expertmine.mining.chance import ALPHA, expected_ap, p_values, thresholds, transferred_null
 from expertmine.mining.controls import controls
 from expertmine.mining.ranking import Extremes
 from expertmine.mining.scored_rows import LabelSplit, NullClasses, mined_and_held_out, null_classes
-from expertmine.run import lease as locks
-from expertmine.run.ledger import load_plan, open_corpus, require_complete
+from expertmine.mining.stage import WorkerOptions
+from expertmine.run import lease
+from expertmine.run.ledger import require_complete
+from expertmine.run.open_run import OpenRun, open_corpus, require_current
 from expertmine.run.paths import index_folder
 from expertmine.run.side_tables import read_assessments, read_null
 from expertmine.run.store import KEPT, STATISTICS, Store
@@ -52,25 +57,66 @@ def require_top_k(plan: Plan, kept: int) -> None:
         raise UserError(f"--top-k is {kept}: expected 1 to {most}, {why}")
 
 
-def reduce(run: Location, kept: int) -> list[Location]:
-    """Write the expert index of a scored run, one for each pooling; returns their folders.
+def plan(run: OpenRun) -> list[int]:
+    """List the tasks: a pooling each, all of them, since an index that is there may keep another number of experts.
 
     Raises:
-        UserError: scoring is not complete, or `kept` is out of range.
+        UserError: scoring is not complete.
     """
-    plan = load_plan(run)
-    require_complete(run, plan, "score")
-    require_complete(run, plan, "assess")
-    require_top_k(plan, kept)
-    store, corpus = Store(run, plan), open_corpus(run, plan)
-    chance = _Chance.of(run, plan, corpus, store)
-    return [_reduce(run, plan, pooling, store, corpus, chance, kept) for pooling in plan.responses.poolings]
+    require_complete(run, "score")
+    require_complete(run, "assess")
+    return list(range(len(run.plan.responses.poolings)))
 
 
-def _reduce(
-    run: Location, plan: Plan, pooling: Pooling, store: Store, corpus: Corpus, chance: _Chance, kept: int
-) -> Location:
-    null = chance.null(run, plan, pooling)
+def new_worker(run: OpenRun, options: WorkerOptions) -> Callable[[], Reducer]:
+    """What makes a `Reducer` on the machine where it is called."""
+    return partial(Reducer, run, options.top_k)
+
+
+def finish(run: OpenRun) -> None:
+    """Check that the index of every pooling is there, and of this plan.
+
+    Raises:
+        UserError: names one that is not.
+    """
+    for pooling in run.plan.responses.poolings:
+        folder = index_folder(run.path, run.plan, pooling)
+        if not is_index_of(folder, run.plan):
+            raise UserError(f"{folder} is not the index of this run's plan; run `expertmine reduce {run}`")
+
+
+class Reducer:
+    """Holds the labels; each call writes the index of one pooling."""
+
+    def __init__(self, run: OpenRun, top_k: int) -> None:
+        """Open the store.
+
+        Args:
+            top_k: experts to keep per concept.
+
+        Raises:
+            UserError: the store is damaged, or `top_k` is out of range.
+            StageError: the run was planned again.
+        """
+        require_current(run)
+        require_top_k(run.plan, top_k)
+        self.run, self.top_k = run, top_k
+        self.store, self.corpus = Store(run), open_corpus(run)
+        self.chance = _Chance.of(run, self.corpus, self.store)
+
+    def __call__(self, task: int) -> Location:
+        """Write the index of a pooling; returns its folder.
+
+        Raises:
+            UserError: statistics are damaged, or the disk is full.
+        """
+        pooling = self.run.plan.responses.poolings[task]
+        return _reduce(self.run, pooling, self.store, self.corpus, self.chance, self.top_k)
+
+
+def _reduce(run: OpenRun, pooling: Pooling, store: Store, corpus: Corpus, chance: _Chance, kept: int) -> Location:
+    plan = run.plan
+    null = chance.null(run, pooling)
     best, worst = Extremes(plan.corpus.concepts, kept), Extremes(plan.corpus.concepts, kept, worst=True)
     distribution = Distribution(plan.corpus.concepts, plan.hookpoints, thresholds(null))
     label = "reduce" if len(plan.responses.poolings) == 1 else f"reduce {pooling}"
@@ -81,10 +127,10 @@ def _reduce(
             extremes.add(ap, units.start)
         distribution.add(ap, units)
     tables = {"distribution": distribution.table([concept.name for concept in corpus.concepts])}
-    interval, stability = _assessed(run, plan, pooling, kept)
+    interval, stability = _assessed(run, pooling, kept)
     chosen = {"experts": best.found()[0], "worst": worst.found()[0]}
     chosen["random"], chosen["matched"] = controls(chosen["experts"], plan.hookpoints, plan.scoring.seed)
-    statistics = _statistics(store, plan, pooling, np.concatenate(list(chosen.values()), axis=1))
+    statistics = _statistics(store, pooling, np.concatenate(list(chosen.values()), axis=1))
     for place, (name, units_) in enumerate(chosen.items()):
         values = {each: found[:, place * kept : (place + 1) * kept] for each, found in statistics.items()}
         values["p_value"] = p_values(values["ap"], null)
@@ -103,8 +149,8 @@ def _reduce(
             "labels_of": corpus.concepts[chance.classes.shuffled[at]].name if plan.scoring.permutations else None,
         }
         metadata["stability"] = {str(k): float(shares[at]) for k, shares in stability.items()}
-    locks.require(run)
-    return write_index(index_folder(run, plan, pooling), tables, plan, pooling, concepts, ALPHA)
+    lease.require(run.path)
+    return write_index(index_folder(run.path, plan, pooling), tables, plan, pooling, concepts, ALPHA)
 
 
 @dataclass(frozen=True)
@@ -118,31 +164,29 @@ class _Chance:
     classes: NullClasses
 
     @classmethod
-    def of(cls, run: Location, plan: Plan, corpus: Corpus, store: Store) -> _Chance:
-        mined, held_out, _ = mined_and_held_out(run, plan, corpus, store)
-        classes = null_classes(mined.positives, mined.negatives, plan.scoring.null)
+    def of(cls, run: OpenRun, corpus: Corpus, store: Store) -> _Chance:
+        mined, held_out, _ = mined_and_held_out(run, corpus, store)
+        classes = null_classes(mined.positives, mined.negatives, run.plan.scoring.null)
         return cls(mined, held_out, expected_ap(mined.positives, mined.negatives), classes)
 
-    def null(self, run: Location, plan: Plan, pooling: Pooling) -> NDArray[np.float64]:
+    def null(self, run: OpenRun, pooling: Pooling) -> NDArray[np.float64]:
         """(concepts, permutations) average precision of the best of all units under shuffled labels."""
-        permutations = plan.scoring.permutations
+        permutations = run.plan.scoring.permutations
         if not permutations:
             return np.empty((len(self.expected), 0))
-        shuffled, max_ap = read_null(run, plan, pooling)
+        shuffled, max_ap = read_null(run, pooling)
         place_of = np.empty(len(self.expected), np.int64)
         place_of[shuffled[::permutations]] = np.arange(len(shuffled) // permutations)
         of_class = max_ap.reshape(-1, permutations)[place_of[self.classes.shuffled]]
         return transferred_null(of_class, expected_ap(self.classes.positives, self.classes.negatives), self.expected)
 
 
-def _assessed(
-    run: Location, plan: Plan, pooling: Pooling, kept: int
-) -> tuple[NDArray[np.float64], dict[int, NDArray[np.float64]]]:
+def _assessed(run: OpenRun, pooling: Pooling, kept: int) -> tuple[NDArray[np.float64], dict[int, NDArray[np.float64]]]:
     """Intervals on held-out sentences, (concepts, kept, 2), and for some k the share that stays, (concepts,)."""
-    interval = np.full((plan.corpus.concepts, kept, 2), np.nan)
-    if not plan.scoring.resamples:
+    interval = np.full((run.plan.corpus.concepts, kept, 2), np.nan)
+    if not run.plan.scoring.resamples:
         return interval, {}
-    resampled, found = read_assessments(run, plan, pooling)
+    resampled, found = read_assessments(run, pooling)
     known = min(kept, found.shape[1])
     interval[:, :known] = found[:, :known]
     ks = [k for k in STABILITY_AT if 2 * k <= found.shape[1]]
@@ -160,10 +204,9 @@ def stability(resampled: NDArray[np.floating[Any]], k: int) -> float:
     return float((best < k).mean())
 
 
-def _statistics(
-    store: Store, plan: Plan, pooling: Pooling, chosen: NDArray[np.int64]
-) -> dict[str, NDArray[np.floating[Any]]]:
+def _statistics(store: Store, pooling: Pooling, chosen: NDArray[np.int64]) -> dict[str, NDArray[np.floating[Any]]]:
     """Every stored statistic of chosen units, each (concepts, chosen); NaN for one that was not kept of a unit."""
+    plan = store.plan
     found = {name: np.full(chosen.shape, np.nan, dtype) for name, dtype in STATISTICS.items()}
     blocks = chosen // plan.layout.block_units
     for block in np.unique(blocks).tolist():

@@ -9,8 +9,8 @@ from __future__ import annotations
 import platform
 import time
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,60 +19,49 @@ from numpy.typing import NDArray
 from expertmine.mining.allocator import keep_freed_memory
 from expertmine.mining.scored_rows import mined_and_held_out, scored_rows
 from expertmine.mining.scoring_memory import MemoryBudget, Work, strips
+from expertmine.mining.stage import WorkerOptions
 from expertmine.run.ledger import (
     Receipt,
-    load_plan,
+    finish_task,
     missing_tasks,
-    now,
-    open_corpus,
     report_worker,
     require_complete,
-    worker_name,
-    write_receipt,
 )
+from expertmine.run.open_run import OpenRun, open_corpus, require_current
 from expertmine.run.side_tables import write_null
 from expertmine.run.store import KEPT, STATISTICS, Store, create_store
-from expertmine.storage.locations import Location
 from expertmine_kernels import ConceptRows, expertise
 
 
-def plan(run: Location) -> list[int]:
-    """Make room for the scores, and list the tasks that are still to be done: a block of units and a pooling each.
+def plan(run: OpenRun) -> list[int]:
+    """Make the arrays of the scores, and list the tasks that are still to be done: a block of units and a pooling each.
 
     Raises:
         UserError: the responses are not complete.
     """
-    frozen = load_plan(run)
-    require_complete(run, frozen, "extract")
-    create_store(run, frozen)
-    return missing_tasks(run, frozen, "score")
+    require_complete(run, "extract")
+    create_store(run)
+    return missing_tasks(run, "score")
 
 
-def finish(run: Location) -> None:
+def new_worker(run: OpenRun, options: WorkerOptions) -> Callable[[], Scorer]:
+    """What makes a `Scorer` on the machine where it is called."""
+    return partial(Scorer, run, options.memory, options.threads)
+
+
+def finish(run: OpenRun) -> None:
     """Check that every block has its receipt.
 
     Raises:
         UserError: names those that have none.
     """
-    require_complete(run, load_plan(run), "score")
-
-
-@dataclass(frozen=True, slots=True)
-class NewScorer:
-    """Makes a `Scorer` wherever it is called; travels to workers in its stead."""
-
-    run: Location
-    memory: int | None = None
-    threads: int = 1
-
-    def __call__(self) -> Scorer:
-        return Scorer(self.run, self.memory, self.threads)
+    require_complete(run, "score")
 
 
 class Scorer:
     """Holds the labels; each call scores one block of units, pooled in one way."""
 
-    def __init__(self, run: Location, memory: int | None = None, threads: int = 1) -> None:
+    def __init__(self, run: OpenRun, memory: int | None = None, threads: int = 1) -> None:
         """Open the store and lay the labels out.
 
         Args:
@@ -81,16 +70,16 @@ class Scorer:
 
         Raises:
             UserError: a concept has no positive or no negative sentence left, or responses are lost.
-            StageError: the memory is too little for one unit.
+            StageError: the memory is too little for one unit, or the run was planned again.
         """
-        budget = MemoryBudget(run, memory, threads)
+        budget = MemoryBudget(run.path, memory, threads)
+        require_current(run)
         keep_freed_memory()  # blocks follow blocks of the same size
         self.run = run
-        self.plan = load_plan(run)
-        corpus = open_corpus(run, self.plan)
-        self.store = Store(run, self.plan)
+        self.plan = run.plan
+        self.store = Store(run)
         self.store.require_every_shard()
-        mined, held_out, rows_of = mined_and_held_out(run, self.plan, corpus, self.store)
+        mined, held_out, rows_of = mined_and_held_out(run, open_corpus(run), self.store)
         scored = scored_rows(mined, held_out, rows_of, self.plan.scoring)
         self.concepts = scored.mined
         self.held_out = scored.held_out
@@ -109,7 +98,7 @@ class Scorer:
         Raises:
             UserError: responses are damaged, or the disk is full.
         """
-        report_worker(self.run, "score", platform.machine(), f"scoring {task}", self._done)
+        report_worker(self.run.path, "score", platform.machine(), f"scoring {task}", self._done)
         clock = _Clock()
         pooling, block = self.plan.scoring_task(task)
         units = self.plan.layout.block(block)
@@ -133,20 +122,12 @@ class Scorer:
         checksums = self.store.write_scores(pooling, block, kept)
         checksums |= write_null(self.run, pooling, block, self.shuffled, null)
         clock.lap("write_ms")
-        receipt = Receipt(
-            stage="score",
-            task=task,
-            fingerprint=self.plan.task_fingerprint("score", task),
-            checksums=checksums,
-            seconds=clock.seconds,
-            finished=now(),
-            worker=worker_name(),
-            platform=platform.machine(),
-            counts={"pairs": statistics["ap"].size, "bytes": self.store.written_bytes(checksums), **clock.laps},
+        counts = {"pairs": statistics["ap"].size, "bytes": self.store.written_bytes(checksums), **clock.laps}
+        receipt = finish_task(
+            self.run, "score", task, checksums, counts, started=clock.started, platform=platform.machine()
         )
-        write_receipt(self.run, receipt)
         self._done += 1
-        report_worker(self.run, "score", platform.machine(), "waiting", self._done)
+        report_worker(self.run.path, "score", platform.machine(), "waiting", self._done)
         return receipt
 
 
@@ -185,7 +166,7 @@ class _Clock:
     """How long the parts of a task take."""
 
     def __init__(self) -> None:
-        self._started = self._last = time.perf_counter()
+        self.started = self._last = time.perf_counter()
         self._laps: dict[str, float] = defaultdict(float)
 
     def lap(self, name: str) -> None:
@@ -197,7 +178,3 @@ class _Clock:
     def laps(self) -> dict[str, int]:
         """Milliseconds of each part."""
         return {name: round(milliseconds) for name, milliseconds in self._laps.items()}
-
-    @property
-    def seconds(self) -> float:
-        return round(time.perf_counter() - self._started, 3)

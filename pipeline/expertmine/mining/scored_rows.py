@@ -16,10 +16,9 @@ from expertmine.corpus.draws import Ids, hash_priorities
 from expertmine.corpus.reader import Corpus, membership
 from expertmine.errors import UserError
 from expertmine.run import sentences
+from expertmine.run.open_run import OpenRun
 from expertmine.run.store import Store
-from expertmine.specs.plan import Plan
 from expertmine.specs.settings import Null, ScoringSpec
-from expertmine.storage.locations import Location
 
 CLASS_RATIO = 1.5
 """Concepts whose numbers of positives, and of negatives, differ by less than this factor may share a null
@@ -107,21 +106,19 @@ class ScoredRows:
     """The concept whose labels are shuffled, for each further set; as many sets for each as there are permutations."""
 
 
-def mined_and_held_out(
-    run: Location, plan: Plan, corpus: Corpus, store: Store
-) -> tuple[LabelSplit, LabelSplit, NDArray[np.int64]]:
+def mined_and_held_out(run: OpenRun, corpus: Corpus, store: Store) -> tuple[LabelSplit, LabelSplit, NDArray[np.int64]]:
     """The two sides of a run's corpus, among the sentences that the model was run on, and the row of each sentence.
 
     Raises:
         UserError: a concept has no positive or no negative mined sentence left.
     """
-    rows_of = sentences.rows_of(run, plan, corpus)
+    rows_of = sentences.rows_of(run, corpus)
     ran = (rows_of >= 0) & (store.read_tokens() > 0)[rows_of]
     mined = LabelSplit(corpus, ran & ~corpus.held_out)
     for concept_id in np.setdiff1d(np.arange(len(corpus.concepts)), mined.concepts):
         raise UserError(
             f"concept {corpus.concepts[concept_id].name!r} has no positive or no negative sentence of at most "
-            f"{plan.responses.max_tokens} tokens; raise --max-tokens, or use --too-long truncate"
+            f"{run.plan.responses.max_tokens} tokens; raise --max-tokens, or use --too-long truncate"
         )
     return mined, LabelSplit(corpus, ran & corpus.held_out), rows_of
 

@@ -13,6 +13,7 @@ from expertmine.mining.allocator import resident_bytes
 from expertmine.specs.settings import StoredType
 from expertmine.storage.locations import Location
 from expertmine.telemetry.formats import size
+from expertmine_kernels import responses_at_once
 
 WIDEST_BLOCK = 256
 """Units of a block at most: wider ones gain nothing, and fewer tasks keep fewer workers busy."""
@@ -32,8 +33,6 @@ _STATISTICS = 6 * 8
 """Bytes that kernels return of a pair."""
 _STORED = 3 * 8 + 4 * 4
 """Bytes that are stored of a pair, before compression."""
-_RESPONSES_AT_ONCE, _UNITS_AT_ONCE = 1 << 18, 8
-"""Kernels rank so many responses at once, and so many units at least."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +66,7 @@ class Work:
     def ranks(self) -> int:
         """Bytes that kernels hold while they rank; no less than what reading took before them."""
         scratch = {2: 22, 4: 48}[np.dtype(self.dtype).itemsize]
-        return max(_DECODING, scratch * max(_RESPONSES_AT_ONCE, _UNITS_AT_ONCE * self.rows))
+        return max(_DECODING, scratch * responses_at_once(self.rows))
 
     def needed(self, block_units: int, strip_units: int) -> int:
         """Bytes that a task takes beyond what the process held before it."""

@@ -16,8 +16,9 @@ from expertmine.errors import UserError
 from expertmine.evaluate.results import Ablation, ConceptCurve, ConceptEvaluation, Parity, Success, read_result
 from expertmine.index.experts import Experts
 from expertmine.run import paths
-from expertmine.run.ledger import load_plan, read_receipts
-from expertmine.specs.plan import STAGES, Plan
+from expertmine.run.ledger import read_receipts
+from expertmine.run.open_run import OpenRun, open_run
+from expertmine.specs.plan import STAGES
 from expertmine.storage.files import exists
 from expertmine.storage.locations import Location
 from expertmine.telemetry.formats import interval, p_value
@@ -34,10 +35,10 @@ class Source:
 
     path: Location
     index: Experts
-    plan: Plan | None
-    """None for an index alone, and for a run that was planned anew since the index was made."""
+    run: OpenRun | None
+    """None for an index alone, and for a run that was planned again since the index was made."""
     note: str | None
-    """Why there is no plan."""
+    """Why there is no run."""
     steering: ConceptEvaluation | None
     ablation: Ablation | None
     parity: Parity | None
@@ -62,19 +63,19 @@ def open_source(path: Location, index: Experts) -> Source:
     Raises:
         UserError: the plan or an evaluation's result is damaged.
     """
-    plan: Plan | None = None
+    run: OpenRun | None = None
     note: str | None = "this is an expert index without its run"
     if exists(paths.plan_file(path)):
-        plan, note = load_plan(path), None
-        if plan.fingerprint != index.metadata["plan"]:
-            plan, note = None, "the run was planned anew since its index was made"
+        run, note = open_run(path), None
+        if run.plan.fingerprint != index.metadata["plan"]:
+            run, note = None, "the run was planned again since its index was made"
         elif not exists(paths.store_folder(path)):
-            plan, note = None, "the run's stored responses are not there"
+            run, note = None, "the run's stored responses are not there"
     pooling = str(index.metadata["pooling"])
     return Source(
         path,
         index,
-        plan,
+        run,
         note,
         read_result(path, pooling, ConceptEvaluation),
         read_result(path, pooling, Ablation),
@@ -227,8 +228,8 @@ def run_metadata(source: Source) -> list[tuple[str, str]]:
         ("Concepts", f"{len(metadata['concepts']):,}"),
         ("Sentences", f"{metadata['corpus']['sentences']:,} in the corpus"),
     ]
-    if source.plan is not None:
-        found += _counts(source.path, source.plan)
+    if source.run is not None:
+        found += _counts(source.run)
     found += [
         ("Corpus", f"fingerprint {metadata['corpus']['fingerprint'][:12]}…"),
         ("Responses", f"{metadata['pooling']} pooling, stored as {responses['dtype']}, model in {responses['weights']}"
@@ -246,19 +247,19 @@ def run_metadata(source: Source) -> list[tuple[str, str]]:
     return found
 
 
-def _counts(run: Location, plan: Plan) -> list[tuple[str, str]]:
+def _counts(run: OpenRun) -> list[tuple[str, str]]:
     """How much was run, and how far each stage is."""
     done, totals, dropped = {}, {"sentences": 0, "tokens": 0}, 0
     for stage in STAGES:
-        receipts = list(read_receipts(run, plan, stage))
-        done[stage] = f"{stage} {len(receipts):,} of {plan.tasks(stage):,}"
+        receipts = list(read_receipts(run, stage))
+        done[stage] = f"{stage} {len(receipts):,} of {run.plan.tasks(stage):,}"
         if stage == "extract":
             totals = {name: sum(receipt.counts.get(name, 0) for receipt in receipts) for name in totals}
             dropped = sum(receipt.counts.get("dropped", 0) for receipt in receipts)
     lost = f", {dropped:,} dropped as too long" if dropped else ""
     return [
         ("Run through the model", f"{totals['sentences']:,} sentences, {totals['tokens']:,} tokens{lost}"),
-        ("Tasks done", "; ".join(done[stage] for stage in STAGES if plan.tasks(stage))),
+        ("Tasks done", "; ".join(done[stage] for stage in STAGES if run.plan.tasks(stage))),
     ]
 
 

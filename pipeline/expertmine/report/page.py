@@ -29,7 +29,7 @@ from expertmine.report.marks import Marks, Span, Wanted, find_marks
 from expertmine.report.sentences import Shown, UnitSentences, extreme_sentences
 from expertmine.report.small_curve import small_curve
 from expertmine.report.style import PANEL, Panel, alone, inline_svg
-from expertmine.run.ledger import open_corpus
+from expertmine.run.open_run import open_corpus
 from expertmine.specs.settings import Pooling
 from expertmine.storage.files import write_atomically
 from expertmine.storage.locations import Location
@@ -137,12 +137,12 @@ def _sentences(
     """Sentences of the best units of some concepts, where their tokens are, or why there are none."""
     if not asked.sentences:
         return {}, None, "they were not asked for (`--sentences 0`)"
-    if source.plan is None or not chosen:
+    if source.run is None or not chosen:
         return {}, None, source.note
     pooling: Pooling = source.index.metadata["pooling"]
     experts = {name: source.index[name].top(min(LOOKED_AT, source.index.top_k)) for name in chosen}
-    corpus = open_corpus(source.path, source.plan)
-    found = extreme_sentences(source.path, source.plan, corpus, pooling, experts, asked.sentences)
+    corpus = open_corpus(source.run)
+    found = extreme_sentences(source.run, corpus, pooling, experts, asked.sentences)
     texts: dict[int, str] = {}
     wanted: dict[Wanted, None] = {}
     for unit in (unit for units in found.values() for unit in units):
@@ -150,7 +150,7 @@ def _sentences(
             texts[shown.sentence_id] = shown.text
             wanted[Wanted(shown.sentence_id, unit.expert.unit, shown.response)] = None
     try:
-        return found, find_marks(source.plan, pooling, texts, list(wanted), asked.device), None
+        return found, find_marks(source.run.plan, pooling, texts, list(wanted), asked.device), None
     except UserError as error:
         raise UserError(f"{error} (`--sentences 0` makes a report without the model)") from error
 

@@ -16,10 +16,9 @@ from numpy.typing import NDArray
 from expertmine.corpus.reader import Corpus
 from expertmine.index.units import Expert
 from expertmine.mining.scored_rows import LabelSplit, mined_and_held_out
+from expertmine.run.open_run import OpenRun
 from expertmine.run.store import Store
-from expertmine.specs.plan import Plan
 from expertmine.specs.settings import Pooling
-from expertmine.storage.locations import Location
 from expertmine.telemetry.progress import track
 
 Label = Literal["positive", "negative", "neither"]
@@ -54,7 +53,7 @@ class UnitSentences:
 
 
 def extreme_sentences(
-    run: Location, plan: Plan, corpus: Corpus, pooling: Pooling, experts: Mapping[str, Sequence[Expert]], count: int
+    run: OpenRun, corpus: Corpus, pooling: Pooling, experts: Mapping[str, Sequence[Expert]], count: int
 ) -> dict[str, tuple[UnitSentences, ...]]:
     """Sentences of some experts, by concept, in the order given.
 
@@ -67,8 +66,8 @@ def extreme_sentences(
     Raises:
         UserError: what is stored is damaged.
     """
-    store = Store(run, plan)
-    mined, _, rows_of = mined_and_held_out(run, plan, corpus, store)
+    plan, store = run.plan, Store(run)
+    mined, _, rows_of = mined_and_held_out(run, corpus, store)
     ids = np.flatnonzero(mined.usable)
     ids = ids[np.argsort(rows_of[ids], kind="stable")]  # by row, so that ties are
     wanted: dict[int, list[tuple[str, Expert]]] = defaultdict(list)

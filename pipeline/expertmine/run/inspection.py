@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from expertmine.errors import UserError
-from expertmine.index.experts import Experts
+from expertmine.index.experts import is_index_of
 from expertmine.index.names import METADATA
 from expertmine.run import paths, sentences
 from expertmine.run.attempts import StageAttempt, read_attempts
@@ -18,15 +18,14 @@ from expertmine.run.ledger import (
     Failure,
     Receipt,
     WorkerState,
-    load_plan,
     now,
-    open_corpus,
     read_failures,
     read_receipts,
     read_workers,
     worker_name,
 )
 from expertmine.run.links import require_own
+from expertmine.run.open_run import open_corpus, open_run
 from expertmine.run.side_tables import is_table, tables_are_sound
 from expertmine.run.store import Store
 from expertmine.specs.plan import STAGES, Stage
@@ -86,12 +85,13 @@ def progress_of(run: Location) -> list[StageProgress]:
         UserError: the plan is damaged, or a link leads out of the run.
     """
     require_own(run)
-    plan = load_plan(run)
+    opened = open_run(run)
+    plan = opened.plan
     attempts = read_attempts(run)
     found = [
         _progress(
             stage,
-            receipts := list(read_receipts(run, plan, stage)),
+            receipts := list(read_receipts(opened, stage)),
             plan.tasks(stage),
             read_failures(run, stage),
             costs_of(stage, receipts, attempts, plan.responses.threads if stage == "extract" else 1),
@@ -100,7 +100,7 @@ def progress_of(run: Location) -> list[StageProgress]:
         if plan.tasks(stage)
     ]
     folders = [paths.index_folder(run, plan, pooling) for pooling in plan.responses.poolings]
-    reduced = sum(_index_belongs(folder, plan.fingerprint) for folder in folders)
+    reduced = sum(is_index_of(folder, plan) for folder in folders)
     return [*found, StageProgress("reduce", reduced, len(folders), 0.0, {}, {}, None, (), ())]
 
 
@@ -173,24 +173,16 @@ def verify(run: Location) -> Iterator[Damage | None]:
         UserError: the plan, sentences, corpus or index is damaged, or a link leads out of the run.
     """
     require_own(run)
-    plan = load_plan(run)
-    corpus = open_corpus(run, plan)
+    opened = open_run(run)
+    plan, corpus, store = opened.plan, open_corpus(opened), Store(opened)
     corpus.check()
-    sentences.rows_of(run, plan, corpus)
-    store = Store(run, plan)
+    sentences.rows_of(opened, corpus)
     for stage in STAGES:
-        for receipt in read_receipts(run, plan, stage):
+        for receipt in read_receipts(opened, stage):
             of_store = {key: value for key, value in receipt.checksums.items() if not is_table(key)}
-            sound = store.sound(of_store) and tables_are_sound(run, receipt.checksums)
+            sound = store.sound(of_store) and tables_are_sound(opened, receipt.checksums)
             yield None if sound else Damage(stage, receipt.task)
     for pooling in plan.responses.poolings:
         folder = paths.index_folder(run, plan, pooling)
-        if exists(folder / METADATA) and not _index_belongs(folder, plan.fingerprint):
+        if exists(folder / METADATA) and not is_index_of(folder, plan):
             raise UserError(f"{folder} belongs to another plan; run `expertmine reduce {run}`")
-
-
-def _index_belongs(folder: Location, fingerprint: str) -> bool:
-    try:
-        return bool(Experts.load(folder).metadata["plan"] == fingerprint)
-    except UserError:  # none yet, or one that a kill left torn: it is not this plan's
-        return False

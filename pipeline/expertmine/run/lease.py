@@ -189,7 +189,7 @@ def _take(run: Location, command: str, tell: Callable[[str], None]) -> Lease:
         if _is_alive(run, latest, tell):
             raise UserError(
                 f"{run} is driven by {latest}; wait for it or stop it, then run the same command again. "
-                "What is done is kept either way"
+                "Finished tasks are kept either way"
             )
         tell(f"going on for {latest}, which is gone")
     term = _term(files[-1]) + 1 if files else 1

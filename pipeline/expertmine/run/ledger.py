@@ -1,8 +1,8 @@
-"""What a run has promised and what it has done: the frozen plan, and one receipt for each finished task.
+"""What a run has done: one receipt for each finished task.
 
 A task is finished when its receipt is there, never because a folder or a chunk is. Receipts are written last, by
-temporary file and rename; those of another plan are refused; a torn one counts as not written. Beside them lie, for
-people to read, the state of each worker and a report of each task that failed.
+temporary file and rename; those of another plan are refused; a torn one counts as not written. Beside them, for people
+to read, are the state of each worker and a report of each task that failed.
 """
 
 from __future__ import annotations
@@ -17,24 +17,21 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import TypeVar
 
-from expertmine.corpus.reader import FILES, Corpus
 from expertmine.errors import StageError, UserError
-from expertmine.run import lease as locks
 from expertmine.run import paths
+from expertmine.run.open_run import OpenRun, open_run
 from expertmine.runtime.events import process_name
-from expertmine.specs.plan import Plan, Stage
+from expertmine.specs.plan import Stage
 from expertmine.storage.files import (
     children,
-    copy,
     read_each,
-    read_json,
     remove,
     remove_folder,
     single_attempt,
     write_atomically,
     write_json,
 )
-from expertmine.storage.locations import Location, is_remote, same
+from expertmine.storage.locations import Location, is_remote
 from expertmine.storage.untrusted import record
 
 Read = TypeVar("Read")
@@ -96,72 +93,6 @@ class Failure:
     """The sentences of a partition that could not be extracted."""
 
 
-def require_new_folder(run: Location) -> None:
-    """Refuse to plan a run in a folder of other things.
-
-    Raises:
-        UserError: the folder holds something else than what an interrupted beginning leaves.
-    """
-    if any(path.name not in paths.BEFORE_THE_PLAN and not path.name.startswith(".") for path in children(run)):
-        raise UserError(f"{run} exists and is no run folder (it has no plan.json); give another one")
-
-
-def freeze(run: Location, plan: Plan, corpus: Corpus, anew: Sequence[Stage] = ()) -> None:
-    """Write a plan, after the run's own copy of its corpus, so that the run is whole in itself.
-
-    The plan's sentences must be there already (`expertmine.run.sentences.write_segment`). Where another plan was, its
-    corpus goes when the new plan has come.
-
-    Args:
-        anew: stages all of whose tasks are to run again.
-
-    Raises:
-        UserError: the disk is full or refuses, the corpus was written to meanwhile, or another drives the run.
-    """
-    own = paths.corpus_folder(run, plan.corpus)
-    if not same(corpus.path, own):
-        for name in reversed(FILES):  # corpus.json last
-            copy(corpus.path / name, own / name)
-        copied = Corpus.open(own)
-        copied.check()
-        if copied.identity != plan.corpus:
-            raise UserError(f"{corpus.path} has changed while it was copied; plan the run again")
-    locks.require(run)
-    for stage in anew:
-        forget_receipts(run, stage)
-    write_json(paths.plan_file(run), plan.to_json())
-    for stage in anew:  # what a worker of the earlier plan has finished just now
-        forget_receipts(run, stage)
-    for other in children(own.parent):
-        if other.name != own.name:
-            remove_folder(other)
-
-
-def load_plan(run: Location) -> Plan:
-    """The frozen plan of a run folder.
-
-    Raises:
-        UserError: there is none, or it was edited.
-    """
-    path = paths.plan_file(run)
-    document = read_json(path, "a run folder made by `expertmine plan` or `expertmine mine`")
-    if not isinstance(document, dict):
-        raise UserError(f"{path}: not a plan; plan the run again")
-    return Plan.from_json(document, str(path))
-
-
-def open_corpus(run: Location, plan: Plan) -> Corpus:
-    """The run's own copy of its corpus.
-
-    Raises:
-        UserError: it is not the one that was planned.
-    """
-    corpus = Corpus.open(paths.corpus_folder(run, plan.corpus))
-    if corpus.identity != plan.corpus:
-        raise UserError(f"{corpus.path} is not the corpus of this run's plan; restore it, or plan a new run")
-    return corpus
-
-
 def worker_name() -> str:
     """This process, as receipts name it."""
     return process_name()
@@ -190,32 +121,71 @@ def _tell_store(path: Location, text: str) -> None:
             write_atomically(path, text.encode())
 
 
-def write_receipt(run: Location, receipt: Receipt) -> None:
-    """Make a task done, and its failure of before, if there was one, history.
+def finish_task(
+    run: OpenRun,
+    stage: Stage,
+    task: int,
+    checksums: dict[str, str],
+    counts: dict[str, int],
+    *,
+    started: float,
+    platform: str,
+) -> Receipt:
+    """Write the receipt of a task that this process has finished.
+
+    Args:
+        checksums: SHA-256 of each object that the task wrote, by its key.
+        started: when the task began, by `time.perf_counter`.
+        platform: see `Receipt.platform`.
 
     Raises:
         UserError: the disk is full or refuses.
+        StageError: the run was planned again while the task ran.
     """
-    if load_plan(run).task_fingerprint(receipt.stage, receipt.task) != receipt.fingerprint:
-        raise StageError(f"{run} was planned anew while this task ran; what it found is not kept")
-    write_json(paths.receipt_file(run, receipt.stage, receipt.task), asdict(receipt))
-    remove(paths.failure_file(run, receipt.stage, receipt.task))
+    receipt = Receipt(
+        stage=stage,
+        task=task,
+        fingerprint=run.plan.task_fingerprint(stage, task),
+        checksums=checksums,
+        seconds=round(time.perf_counter() - started, 3),
+        finished=now(),
+        worker=worker_name(),
+        platform=platform,
+        counts=counts,
+    )
+    write_receipt(run, receipt)
+    return receipt
 
 
-def read_receipts(run: Location, plan: Plan, stage: Stage) -> Iterator[Receipt]:
+def write_receipt(run: OpenRun, receipt: Receipt) -> None:
+    """Make a task finished, and forget its earlier failure, if there was one.
+
+    Reads the plan from the disk again: a receipt must never vouch for a plan that was replaced while the task ran.
+
+    Raises:
+        UserError: the disk is full or refuses.
+        StageError: the run was planned again while the task ran.
+    """
+    if open_run(run.path).plan.task_fingerprint(receipt.stage, receipt.task) != receipt.fingerprint:
+        raise StageError(f"{run} was planned again while this task ran; its results are not kept")
+    write_json(paths.receipt_file(run.path, receipt.stage, receipt.task), asdict(receipt))
+    remove(paths.failure_file(run.path, receipt.stage, receipt.task))
+
+
+def read_receipts(run: OpenRun, stage: Stage) -> Iterator[Receipt]:
     """The receipts of a stage that are there, by task.
 
     Raises:
         UserError: a receipt belongs to another plan, or speaks of what is no object of a run.
     """
-    files = [paths.receipt_file(run, stage, task) for task in range(plan.tasks(stage))]
+    files = [paths.receipt_file(run.path, stage, task) for task in range(run.plan.tasks(stage))]
     for task, (path, content) in enumerate(zip(files, read_each(files), strict=True)):
         receipt = record(content, Receipt)
         if receipt is None or (receipt.stage, receipt.task) != (stage, task):
             continue  # not written, torn by a failing disk, or another task's: this one runs again
         if strange := [key for key in receipt.checksums if not _KEY.fullmatch(key)]:
             raise UserError(f"{path} speaks of {strange[0][:80]!r}, which is no object of a run; remove this receipt")
-        if receipt.fingerprint != plan.task_fingerprint(stage, task):
+        if receipt.fingerprint != run.plan.task_fingerprint(stage, task):
             raise UserError(f"{path} belongs to another plan; the run folder mixes two runs. Use a new run folder.")
         yield receipt
 
@@ -229,23 +199,23 @@ def forget_receipts(run: Location, stage: Stage) -> None:
     remove_folder(paths.receipts_folder(run, stage))
 
 
-def missing_tasks(run: Location, plan: Plan, stage: Stage) -> list[int]:
+def missing_tasks(run: OpenRun, stage: Stage) -> list[int]:
     """The tasks of a stage that have no receipt yet."""
-    done = {receipt.task for receipt in read_receipts(run, plan, stage)}
-    return [task for task in range(plan.tasks(stage)) if task not in done]
+    done = {receipt.task for receipt in read_receipts(run, stage)}
+    return [task for task in range(run.plan.tasks(stage)) if task not in done]
 
 
-def require_complete(run: Location, plan: Plan, stage: Stage) -> None:
+def require_complete(run: OpenRun, stage: Stage) -> None:
     """Refuse to go on while a stage has tasks without receipt.
 
     Raises:
         UserError: names the first of them and the command that runs them.
     """
-    if missing := missing_tasks(run, plan, stage):
+    if missing := missing_tasks(run, stage):
         first = ", ".join(map(str, missing[:5])) + (", …" if len(missing) > 5 else "")
         command = "extract" if stage == "extract" else "score"
         raise UserError(
-            f"{run}: {len(missing)} of {plan.tasks(stage)} {stage} tasks are not done ({first}); "
+            f"{run}: {len(missing)} of {run.plan.tasks(stage)} {stage} tasks are not done ({first}); "
             f"run `expertmine {command} {run}`"
         )
 

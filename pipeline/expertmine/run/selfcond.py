@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 
 from expertmine.corpus.reader import Concept
 from expertmine.errors import UserError
-from expertmine.run.ledger import load_plan, open_corpus, require_complete
+from expertmine.run.ledger import require_complete
+from expertmine.run.open_run import OpenRun, open_corpus
 from expertmine.run.store import Store
 from expertmine.specs.plan import Plan
 from expertmine.specs.settings import Pooling
 from expertmine.storage.file_names import file_name, file_names
 from expertmine.storage.files import write_atomically
-from expertmine.storage.locations import Location
 from expertmine.telemetry.progress import track
 
 GATHERED = 1_000_000_000
@@ -45,7 +45,7 @@ class _Layer:
 
 
 def export_selfcond(
-    run: Location, out: Path, concepts: Sequence[str] = (), pooling: Pooling | None = None, gathered: int = GATHERED
+    run: OpenRun, out: Path, concepts: Sequence[str] = (), pooling: Pooling | None = None, gathered: int = GATHERED
 ) -> list[Path]:
     """Write the expertise of every unit as the reference does; returns the folder of each concept.
 
@@ -62,7 +62,7 @@ def export_selfcond(
         UnknownConcept: there is none of a name.
         UserError: scoring is not complete, the run kept statistics of some units only, or the disk refuses.
     """
-    plan = load_plan(run)
+    plan = run.plan
     pooling = pooling or plan.responses.poolings[0]
     if pooling not in plan.responses.poolings:
         raise UserError(f"{run} has no {pooling} pooling; it has {', '.join(plan.responses.poolings)}")
@@ -71,8 +71,8 @@ def export_selfcond(
             f"{run} keeps statistics beside average precision of {plan.kept_columns} units a block only, but this "
             "format has them of every unit; plan and score it again with `--keep all`"
         )
-    require_complete(run, plan, "score")
-    store, corpus = Store(run, plan), open_corpus(run, plan)
+    require_complete(run, "score")
+    store, corpus = Store(run), open_corpus(run)
     chosen = [corpus.concept(name) for name in dict.fromkeys(concepts)] or list(corpus.concepts)
     # Names are told apart among all concepts, so that one has the same folder whichever are exported with it.
     groups = file_names(concept.group for concept in corpus.concepts)

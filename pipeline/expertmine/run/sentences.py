@@ -19,8 +19,8 @@ from expertmine.corpus.reader import Corpus
 from expertmine.corpus.texts import text_key
 from expertmine.errors import UserError
 from expertmine.run import paths
+from expertmine.run.open_run import OpenRun
 from expertmine.specs.identity import Segment
-from expertmine.specs.plan import Plan
 from expertmine.storage.locations import Location
 from expertmine.storage.tables import read_table, write_table
 
@@ -51,17 +51,18 @@ def write_segment(run: Location, at: int, table: pa.Table, partition_rows: int) 
     write_table(paths.sentences_file(run, at), table, row_group_size=partition_rows, use_dictionary=False)
 
 
-def texts(run: Location, plan: Plan, partition: int) -> list[str]:
+def texts(run: OpenRun, partition: int) -> list[str]:
     """The sentences of one partition, in order of their rows.
 
     Raises:
         UserError: the file is missing, torn, or holds other texts than their keys say.
     """
-    segment = plan.layout.segment_of(partition)
-    group = partition - plan.layout.first_row(segment) // plan.layout.partition_rows
-    path = paths.sentences_file(run, segment)
+    layout = run.plan.layout
+    segment = layout.segment_of(partition)
+    group = partition - layout.first_row(segment) // layout.partition_rows
+    path = paths.sentences_file(run.path, segment)
     try:
-        table = read_table(path, row_group=group, schema=SCHEMA, rows=len(plan.layout.partition(partition)))
+        table = read_table(path, row_group=group, schema=SCHEMA, rows=len(layout.partition(partition)))
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{path}: cannot be read ({error}); plan the run again in another folder") from error
     found: list[str] = table["text"].to_pylist()
@@ -70,24 +71,24 @@ def texts(run: Location, plan: Plan, partition: int) -> list[str]:
     return found
 
 
-def rows_of(run: Location, plan: Plan, corpus: Corpus) -> NDArray[np.int64]:
+def rows_of(run: OpenRun, corpus: Corpus) -> NDArray[np.int64]:
     """The row in which each sentence of a corpus is stored, −1 for those that are not; (sentences,).
 
     Raises:
         UserError: the run's sentences cannot be read, or are not those of its plan.
     """
-    segments = list(_keys(run, plan))
+    segments = list(_keys(run))
     places = pc.index_in(corpus.table("sentences")["key"].cast(pa.large_string()), pa.chunked_array(segments))
     first = np.concatenate(
-        [plan.layout.first_row(at) + np.arange(len(keys)) for at, keys in enumerate(segments)]
+        [run.plan.layout.first_row(at) + np.arange(len(keys)) for at, keys in enumerate(segments)]
     )  # by place among all keys
     found = places.fill_null(-1).to_numpy().astype(np.int64)
     return np.where(found >= 0, first[found], -1)
 
 
-def _keys(run: Location, plan: Plan) -> Iterator[pa.Array]:
-    for at, segment in enumerate(plan.segments):
-        path = paths.sentences_file(run, at)
+def _keys(run: OpenRun) -> Iterator[pa.Array]:
+    for at, segment in enumerate(run.plan.segments):
+        path = paths.sentences_file(run.path, at)
         try:
             table = read_table(path, columns=["key"], schema=SCHEMA, rows=segment.sentences)
         except (OSError, pa.ArrowException) as error:

@@ -9,11 +9,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from expertmine.errors import UserError
+from expertmine.run.open_run import OpenRun
 from expertmine.run.paths import ASSESSMENT, NULL, SELECTION, receipts_folder, table_key, tables_folder
-from expertmine.specs.plan import Plan
 from expertmine.specs.settings import Pooling
 from expertmine.storage.files import sha256_file
-from expertmine.storage.locations import Location
 from expertmine.storage.tables import read_table, write_table
 
 _KINDS = {
@@ -32,7 +31,7 @@ _KINDS = {
 
 
 def write_null(
-    run: Location, pooling: Pooling, block: int, shuffled: NDArray[np.int64], max_ap: NDArray[np.float64]
+    run: OpenRun, pooling: Pooling, block: int, shuffled: NDArray[np.int64], max_ap: NDArray[np.float64]
 ) -> dict[str, str]:
     """Keep the best average precision of a block in each shuffle of labels.
 
@@ -49,22 +48,22 @@ def write_null(
     return _write(run, NULL, pooling, block, {"concept": shuffled, "max_ap": max_ap}) if len(shuffled) else {}
 
 
-def read_null(run: Location, plan: Plan, pooling: Pooling) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def read_null(run: OpenRun, pooling: Pooling) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Whose labels were shuffled, and the best average precision of all units in each shuffle; both (shuffles,).
 
     Raises:
         UserError: a table is missing or torn.
     """
-    if not plan.scoring.permutations:
+    if not run.plan.scoring.permutations:
         return np.empty(0, np.int64), np.empty(0)
     table = _read(run, NULL, pooling, 0)
     shuffled, highest = table["concept"].to_numpy(), table["max_ap"].to_numpy()
-    for block in range(1, plan.layout.blocks):
+    for block in range(1, run.plan.layout.blocks):
         highest = np.maximum(highest, _read(run, NULL, pooling, block)["max_ap"].to_numpy())
     return shuffled, highest
 
 
-def write_selection(run: Location, pooling: Pooling, units: NDArray[np.int64]) -> None:
+def write_selection(run: OpenRun, pooling: Pooling, units: NDArray[np.int64]) -> None:
     """Keep which units of each concept are assessed, (concepts, assessed), best first.
 
     Raises:
@@ -73,7 +72,7 @@ def write_selection(run: Location, pooling: Pooling, units: NDArray[np.int64]) -
     _write(run, SELECTION, pooling, 0, {"units": pa.FixedSizeListArray.from_arrays(units.ravel(), units.shape[1])})
 
 
-def read_selection(run: Location, pooling: Pooling) -> NDArray[np.int64]:
+def read_selection(run: OpenRun, pooling: Pooling) -> NDArray[np.int64]:
     """(concepts, assessed) the units that are assessed, best first.
 
     Raises:
@@ -84,7 +83,7 @@ def read_selection(run: Location, pooling: Pooling) -> NDArray[np.int64]:
     return found
 
 
-def has_selection(run: Location, pooling: Pooling) -> bool:
+def has_selection(run: OpenRun, pooling: Pooling) -> bool:
     """Whether it is written down which units are assessed."""
     try:
         read_selection(run, pooling)
@@ -94,7 +93,7 @@ def has_selection(run: Location, pooling: Pooling) -> bool:
 
 
 def write_assessment(
-    run: Location,
+    run: OpenRun,
     pooling: Pooling,
     block: int,
     places: tuple[NDArray[np.int64], NDArray[np.int64]],
@@ -127,7 +126,7 @@ def write_assessment(
     return _write(run, ASSESSMENT, pooling, block, columns)
 
 
-def read_assessments(run: Location, plan: Plan, pooling: Pooling) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+def read_assessments(run: OpenRun, pooling: Pooling) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     """What came of all blocks.
 
     Returns:
@@ -138,31 +137,32 @@ def read_assessments(run: Location, plan: Plan, pooling: Pooling) -> tuple[NDArr
     """
     selected = read_selection(run, pooling)
     shape = selected.shape
-    resampled = np.full((*shape, plan.scoring.resamples), np.nan, np.float32)
+    resampled = np.full((*shape, run.plan.scoring.resamples), np.nan, np.float32)
     interval = np.empty((*shape, 2))
-    for block in range(plan.layout.blocks):
+    for block in range(run.plan.layout.blocks):
         table = _read(run, ASSESSMENT, pooling, block)
         at = table["concept"].to_numpy(), table["place"].to_numpy()
         inside = all(((ids >= 0) & (ids < count)).all() for ids, count in zip(at, shape, strict=True))
         flat = table["resampled_ap"].combine_chunks().flatten().to_numpy()
-        if not inside or len(flat) != table.num_rows * plan.scoring.resamples:
+        if not inside or len(flat) != table.num_rows * run.plan.scoring.resamples:
             break  # and leave a gap
         if (selected[at] != table["unit"].to_numpy()).any():
             break
-        resampled[at] = flat.reshape(-1, plan.scoring.resamples)
+        resampled[at] = flat.reshape(-1, run.plan.scoring.resamples)
         interval[at] = np.stack([table["held_out_low"].to_numpy(), table["held_out_high"].to_numpy()], axis=1)
     if np.isnan(resampled).any():
+        assessed, chosen = (tables_folder(run.path, kind) for kind in (ASSESSMENT, SELECTION))
         raise UserError(
-            f"{tables_folder(run, ASSESSMENT)} is not of the units in {tables_folder(run, SELECTION)}; remove "
-            f"{receipts_folder(run, 'assess')} and run `expertmine score {run}`"
+            f"{assessed} is not of the units in {chosen}; remove {receipts_folder(run.path, 'assess')} and run "
+            f"`expertmine score {run}`"
         )
     return resampled, interval
 
 
-def tables_are_sound(run: Location, checksums: Mapping[str, str]) -> bool:
+def tables_are_sound(run: OpenRun, checksums: Mapping[str, str]) -> bool:
     """Whether the tables among a receipt's objects are there with the bytes that were written."""
     try:
-        return all(sha256_file(run / key) == checksum for key, checksum in checksums.items() if is_table(key))
+        return all(sha256_file(run.path / key) == checksum for key, checksum in checksums.items() if is_table(key))
     except FileNotFoundError:
         return False
     except OSError as error:
@@ -174,13 +174,13 @@ def is_table(key: str) -> bool:
     return key.split("/")[0] in (NULL, ASSESSMENT)
 
 
-def _write(run: Location, kind: str, pooling: Pooling, block: int, columns: Mapping[str, object]) -> dict[str, str]:
+def _write(run: OpenRun, kind: str, pooling: Pooling, block: int, columns: Mapping[str, object]) -> dict[str, str]:
     key = table_key(kind, pooling, block)
-    return {key: write_table(run / key, pa.table(columns))}
+    return {key: write_table(run.path / key, pa.table(columns))}
 
 
-def _read(run: Location, kind: str, pooling: Pooling, block: int) -> pa.Table:
-    path = run / table_key(kind, pooling, block)
+def _read(run: OpenRun, kind: str, pooling: Pooling, block: int) -> pa.Table:
+    path = run.path / table_key(kind, pooling, block)
     try:
         table = read_table(path)
     except FileNotFoundError:

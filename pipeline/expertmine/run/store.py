@@ -25,9 +25,11 @@ from zarr.core.buffer import Buffer
 from zarr.storage import FsspecStore, LocalStore, MemoryStore, StorePath
 
 from expertmine.errors import UserError
+from expertmine.run.open_run import OpenRun
 from expertmine.run.paths import store_folder
+from expertmine.specs.layout import Layout
 from expertmine.specs.plan import Plan
-from expertmine.specs.settings import Compression, Pooling
+from expertmine.specs.settings import Compression, Pooling, kept_columns
 from expertmine.storage.files import read_each, remove_folder, sha256_file, sizes, with_retries, write_atomically
 from expertmine.storage.locations import Location, is_remote
 from expertmine.storage.untrusted import mismatch
@@ -63,16 +65,16 @@ _REMEDY = "`expertmine verify RUN` says which receipts to remove; run the stage 
 
 
 class Store:
-    """The arrays of one run, opened for a plan."""
+    """The arrays of one run."""
 
-    def __init__(self, run: Location, plan: Plan) -> None:
+    def __init__(self, run: OpenRun) -> None:
         """Open the store that `create_store` made.
 
         Raises:
             UserError: it is not there, or has another layout than the plan.
         """
-        path = store_folder(run)
-        templates, expected = _template_arrays(plan)
+        path = store_folder(run.path)
+        templates, expected = _template_arrays(run.plan)
         found = _read_descriptions(path, templates)
         for name in templates:
             if found[name] is None:
@@ -81,7 +83,7 @@ class Store:
                 )
             if _normalised_metadata(found[name]) != _normalised_metadata(expected[name]):
                 raise _another_layout(path / name)
-        self.plan = plan
+        self.plan = run.plan
         self._path = path
         self._written: dict[str, int] = {}
         root = _root(path)
@@ -217,7 +219,7 @@ class Store:
             UserError: the disk is full or refuses.
         """
         checksums: dict[str, str] = {}
-        for statistic in statistics_of(self.plan):
+        for statistic in statistics_of(self.plan.layout.block_units, self.plan.scoring.keep):
             name = f"expertise/{pooling}/{statistic}"
             array, values = self._arrays[name], statistics[statistic]
             padded = np.full((len(values), array.chunks[1]), array.fill_value, array.dtype)
@@ -245,7 +247,7 @@ class Store:
         return self._reading(lambda: np.asarray(array[:, columns]))
 
 
-def create_store(run: Location, plan: Plan) -> None:
+def create_store(run: OpenRun) -> None:
     """Make the arrays of a run that are not there yet, and lengthen those of a run that has grown.
 
     For one process, before workers open the store.
@@ -253,8 +255,8 @@ def create_store(run: Location, plan: Plan) -> None:
     Raises:
         UserError: the disk is full or refuses, or arrays of another plan are there.
     """
-    path = store_folder(run)
-    templates, expected = _template_arrays(plan)
+    path = store_folder(run.path)
+    templates, expected = _template_arrays(run.plan)
     found = _read_descriptions(path, expected)
     for name, description in expected.items():
         if name in templates and found[name] is not None:
@@ -372,15 +374,22 @@ def _layouts(plan: Plan) -> dict[str, dict[str, Any]]:
                 "fill_value": -1 if name == KEPT else float("nan"),
             }
             for pooling in poolings
-            for name, (dtype, columns) in statistics_of(plan).items()
+            for name, (dtype, columns) in statistics_of(layout.block_units, plan.scoring.keep).items()
         },
     }
 
 
-def statistics_of(plan: Plan) -> dict[str, tuple[str, int]]:
-    """The stored statistics of a plan: their types, and columns a block."""
-    every = {name: (dtype, plan.layout.block_units) for name, dtype in STATISTICS.items()}
-    if plan.kept_columns is None:
+def statistics_of(block_units: int, keep: int | None) -> dict[str, tuple[str, int]]:
+    """The stored statistics of a plan: their types, and columns per block."""
+    kept = kept_columns(keep, block_units)
+    every = {name: (dtype, block_units) for name, dtype in STATISTICS.items()}
+    if kept is None:
         return every
-    some = {name: (dtype, plan.kept_columns) for name, dtype in STATISTICS.items() if name != "ap"}
-    return {"ap": every["ap"], KEPT: ("int64", plan.kept_columns), **some}
+    some = {name: (dtype, kept) for name, dtype in STATISTICS.items() if name != "ap"}
+    return {"ap": every["ap"], KEPT: ("int64", kept), **some}
+
+
+def expertise_bytes(layout: Layout, concepts: int, poolings: int, keep: int | None) -> int:
+    """Bytes of all stored statistics before compression."""
+    columns = statistics_of(layout.block_units, keep).values()
+    return concepts * poolings * layout.blocks * sum(count * np.dtype(dtype).itemsize for dtype, count in columns)

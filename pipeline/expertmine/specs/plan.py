@@ -16,7 +16,7 @@ from expertmine.specs.checks import require
 from expertmine.specs.hookpoints import Hookpoint
 from expertmine.specs.identity import CorpusIdentity, ModelIdentity, Segment
 from expertmine.specs.layout import Layout
-from expertmine.specs.settings import Compression, Pooling, ResponseSpec, ScoringSpec
+from expertmine.specs.settings import Compression, Pooling, ResponseSpec, ScoringSpec, kept_columns
 from expertmine.storage.untrusted import mismatch, schema_of
 
 PLAN_FILE = "plan.json"
@@ -74,8 +74,7 @@ class Plan:
     @property
     def kept_columns(self) -> int | None:
         """Units per block whose statistics other than average precision are stored; None for all."""
-        keep = self.scoring.keep
-        return 2 * keep if keep is not None and 2 * keep < self.layout.block_units else None
+        return kept_columns(self.scoring.keep, self.layout.block_units)
 
     def task_fingerprint(self, stage: Stage, task: int) -> str:
         """Return the fingerprint that a task's receipt must carry."""

@@ -130,3 +130,12 @@ class PlanRequest:
     """Fields of a `ScoringSpec`; absent ones keep the values of the existing plan, or else the defaults."""
     scoring_memory: int | None = None
     """Memory budget of a scoring process, in bytes, which bounds the units per block; None for the default block."""
+
+
+def kept_columns(keep: int | None, block_units: int) -> int | None:
+    """Units per block whose statistics other than average precision are stored; None for all.
+
+    Args:
+        keep: how many of the best, and as many of the worst, see `ScoringSpec.keep`.
+    """
+    return 2 * keep if keep is not None and 2 * keep < block_units else None
