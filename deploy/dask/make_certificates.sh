@@ -1,10 +1,10 @@
 #!/bin/sh
-# Makes the certificates by which a Dask cluster knows its own: a private authority, and one certificate each for the
-# scheduler, the workers and the clients. Whoever has one of them may run code on the cluster: Dask asks for nothing else.
+# Makes the certificates of a Dask cluster: a private authority, and one certificate each for the scheduler, the workers
+# and the clients. Any holder of one of them may run code on the cluster: Dask checks nothing else.
 #
 #   make_certificates.sh FOLDER [DAYS]
 #
-# ca.key stays where it was made: it is needed to make more, and by no machine of the cluster.
+# Keep ca.key where it was made: it is needed only to make more certificates, and on no machine of the cluster.
 set -eu
 umask 077
 

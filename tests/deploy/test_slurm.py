@@ -278,7 +278,7 @@ def test_a_cancelled_job_stops_its_driver_and_stays_away(cluster: Slurm, tmp_pat
     wait_until(lambda: (job.run / "done").exists(), job)
     cluster.command("scancel", job.number)
     job.wait_for("CANCELLED", 0)
-    wait_until(lambda: "stopped; what is done is kept" in job.said(), job, 20)
+    wait_until(lambda: "stopped; finished work is kept" in job.said(), job, 20)
     assert_nothing_is_left(job)
 
 
