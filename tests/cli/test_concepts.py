@@ -101,7 +101,7 @@ def test_bad_input_ends_with_one_message_and_leaves_nothing(sources: Path) -> No
     assert not (sources / "corpus").exists()
     assert "corpus.json: no such file" in refused("concepts", "merge", sources / "none", *out)
     (sources / "t.csv").write_text(TABLE)
-    assert "is there and is no folder" in refused("concepts", "table", sources / "t.csv", "--out", data)
+    assert "exists and is not a folder" in refused("concepts", "table", sources / "t.csv", "--out", data)
     assert "--no-labels" in refused("concepts", "table", sources / "t.csv", *out, "--label-column", "lable")
     succeed("concepts", "table", sources / "t.csv", *out)
     assert "which is read" in refused("concepts", "split", sources / "corpus", *out)

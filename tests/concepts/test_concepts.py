@@ -72,7 +72,7 @@ def test_lines_that_point_at_nothing_are_named(file: str, before: str, after: st
         WordNet.load(wndb)
 
 
-def test_a_file_is_no_dictionary_folder(wndb: Path) -> None:
+def test_a_file_is_not_a_dictionary_folder(wndb: Path) -> None:
     with pytest.raises(UserError, match="--dict expects a folder"):
         WordNet.load(wndb / "data.noun")
 
@@ -189,7 +189,7 @@ def test_malformed_concept_files_are_named(text: str, message: str, tmp_path: Pa
         read(tmp_path / "bad.json")[0]
 
 
-def test_missing_files_and_ways_out_of_the_folder_are_refused(tmp_path: Path) -> None:
+def test_missing_files_and_paths_out_of_the_folder_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file or folder"):
         read(tmp_path / "none.json")[0]
     with pytest.raises(UserError, match="holds no"):
@@ -202,7 +202,7 @@ def test_missing_files_and_ways_out_of_the_folder_are_refused(tmp_path: Path) ->
         read(tmp_path)[0]
 
 
-def test_texts_that_no_corpus_takes_are_refused_with_their_place(tmp_path: Path) -> None:
+def test_bad_texts_are_refused_with_file_and_key(tmp_path: Path) -> None:
     path = write_concept(tmp_path / "a.json", sentences={"positive": ["x", " "], "negative": ["x" * 10_001, "y", "x"]})
     (found,), texts, refusals = read(path)
     assert (found.members.tolist(), found.hard_negatives["listed"]().tolist(), len(texts)) == ([0], [1, 0], 2)

@@ -1,4 +1,4 @@
-"""Negatives of every kind, caps, bounds and limits, on candidates made by hand."""
+"""Negatives of every kind, caps, bounds and limits, on hand-made candidates."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def draft(candidates: Sequence[Candidate], **settings_: object) -> Draft:
 
 
 def labels(candidates: Sequence[Candidate], folder: Path, **settings_: object) -> dict[str, tuple[set[int], set[int]]]:
-    """Numbers of the texts that each concept has as positives and negatives, as read from disk."""
+    """Read back the numbers of each concept's positive and negative texts."""
     write_corpus(draft(candidates, **settings_), folder)
     corpus = Corpus.open(folder)
 
@@ -50,7 +50,7 @@ A = candidate("a", range(10), listed=[20, 21, 9], sisters=range(5, 30), homograp
 B = candidate("b", range(5, 15), listed=[20])
 
 
-def test_others_are_all_that_are_no_members(tmp_path: Path) -> None:
+def test_others_are_all_texts_but_members(tmp_path: Path) -> None:
     found = labels([A, B], tmp_path, negatives=("others",))
     assert found == {
         "a": (set(range(10)), set(range(10, TOTAL))),
@@ -61,7 +61,7 @@ def test_others_are_all_that_are_no_members(tmp_path: Path) -> None:
     assert [len(pool) for pool in corpus.pools] == [TOTAL]
 
 
-def test_a_pool_is_shared_but_for_members(tmp_path: Path) -> None:
+def test_a_pool_is_shared_without_members(tmp_path: Path) -> None:
     found = labels([A, B], tmp_path, negatives=("pool",), negatives_size=30)
     (pool,) = Corpus.open(tmp_path).pools
     assert len(pool) == 30
@@ -70,21 +70,21 @@ def test_a_pool_is_shared_but_for_members(tmp_path: Path) -> None:
     assert len(found["a"][1] | found["b"][1]) > 20
 
 
-def test_own_samples_are_of_the_size_asked_for_and_differ(tmp_path: Path) -> None:
+def test_own_samples_have_the_requested_size_and_differ(tmp_path: Path) -> None:
     found = labels([A, B], tmp_path, negatives=("own",), negatives_size=20)
     assert [len(off) for _, off in found.values()] == [20, 20]
     assert found["a"][1] != found["b"][1]
     assert not found["a"][1] & set(range(10))
 
 
-def test_members_among_what_the_source_tells_apart_are_conflicts(tmp_path: Path) -> None:
+def test_members_among_hard_negatives_are_conflicts(tmp_path: Path) -> None:
     labels([A], tmp_path, negatives=("sisters",))
     assert Corpus.open(tmp_path).metadata["conflicts_resolved"] == 5
     labels([A], tmp_path, negatives=("listed",))
     assert Corpus.open(tmp_path).metadata["conflicts_resolved"] == 1
 
 
-def test_what_only_the_source_can_tell(tmp_path: Path) -> None:
+def test_hard_negatives_come_from_the_source(tmp_path: Path) -> None:
     assert labels([A], tmp_path, negatives=("listed",))["a"][1] == {20, 21}
     assert labels([A], tmp_path, negatives=("sisters",))["a"][1] == set(range(10, 30))
     assert labels([A], tmp_path, negatives=("homographs", "listed"))["a"][1] == {20, 21, 40}
@@ -100,7 +100,7 @@ def test_members_that_the_cap_leaves_out_are_neither(tmp_path: Path) -> None:
 
 
 def test_nested_concepts_draw_the_same_positives(tmp_path: Path) -> None:
-    """A cap by lot: what the wider concept draws of the narrower one's members, the narrower one draws too."""
+    """Samples are consistent: members of both that the wider concept draws, the narrower one draws too."""
     found = labels([candidate("wide", range(40)), candidate("narrow", range(20))], tmp_path, cap=10, negatives=("own",))
     assert found["wide"][0] & set(range(20)) <= found["narrow"][0]
 
@@ -147,7 +147,7 @@ def test_a_member_is_never_a_negative(
         assert off
 
 
-def test_settings_that_make_no_sense_are_refused() -> None:
+def test_invalid_settings_are_refused() -> None:
     for wrong in ({"min_positives": 0}, {"min_positives": 5, "max_positives": 4}, {"cap": 0}, {"negatives_size": 0}):
         with pytest.raises(UserError, match="expected"):
             Labelling(**wrong)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Corpora joined, split anew, and looked at."""
+"""Merging corpora, splitting one again, and measuring overlap."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_concepts_of_one_name_are_joined_when_asked(two: tuple[Corpus, Corpus], 
 
 
 def test_members_that_a_cap_left_out_do_not_become_negatives_by_joining(tmp_path: Path) -> None:
-    """Also those that the capped corpus does not even hold: it knows them by the hash of their content."""
+    """Also members whose texts the capped corpus does not hold: it knows them by their hash."""
     birds = [f"bird {i}" for i in range(6)]
     write_lists([LabelledTexts("bird", "", "", birds[:2], ["car"], neither=birds[2:])], tmp_path / "a")
     write_lists([LabelledTexts("bird", "", "", ["bird 99"], [*birds, "tree"])], tmp_path / "b")
@@ -90,7 +90,7 @@ def test_a_torn_corpus_is_not_merged(two: tuple[Corpus, Corpus]) -> None:
         merge(two, "join")
 
 
-def test_splitting_anew_changes_the_split_alone(tiny_corpus: Path, tmp_path: Path) -> None:
+def test_splitting_again_changes_only_the_split(tiny_corpus: Path, tmp_path: Path) -> None:
     before = Corpus.open(tiny_corpus)
     write_corpus(merge([before]), tmp_path / "a", held_out_percent=25)
     assert Corpus.open(tmp_path / "a").identity == before.identity
@@ -112,7 +112,7 @@ def naive_similar(corpus: Corpus) -> dict[tuple[str, str], tuple[int, float]]:
     }
 
 
-def test_overlaps_are_those_of_sets(tmp_path: Path) -> None:
+def test_overlaps_match_python_sets(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     concepts = [
         LabelledTexts(

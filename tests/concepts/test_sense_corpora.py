@@ -1,4 +1,4 @@
-"""Annotated corpora as streams: the two XML layouts, the key file, and everything that can be wrong with them."""
+"""Streams of annotated corpora: the two XML layouts, the key file, and their possible errors."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_keys_may_come_in_another_order_and_on_several_lines(files: tuple[Path, 
     assert read(files)[0] == plain
 
 
-def test_what_has_no_partner_is_recorded(files: tuple[Path, Path]) -> None:
+def test_keys_without_instances_and_instances_without_keys_are_recorded(files: tuple[Path, Path]) -> None:
     files[1].write_text(KEYS.replace("d000.s000.t002", "d000.s000.t001"))
     found, refused = read(files)
     assert found[0].sense_keys == ("grand_jury%1:14:00::", "jury%1:14:00::")
@@ -81,7 +81,7 @@ def test_what_has_no_partner_is_recorded(files: tuple[Path, Path]) -> None:
     (lambda data, keys: data.write_bytes(gzip.compress(DATA.encode())[:-20]), r"c\.data\.xml: the gzip file is cut"),
     (lambda data, keys: keys.write_bytes(gzip.compress(KEYS.encode())[:-20]), r"key\.txt: the gzip file is cut"),
     (lambda data, keys: keys.write_text(""), "for none of the 4 instances"),
-    (lambda data, keys: keys.write_text(KEYS.replace("d000", "d001")), "Do the two files belong together"),
+    (lambda data, keys: keys.write_text(KEYS.replace("d000", "d001")), "check that the two files belong together"),
     (lambda data, keys: keys.write_text(KEYS + "d000.s002.t000\n"), "line 5: 'd000.s002.t000' has no sense key"),
     (lambda data, keys: keys.write_bytes(KEYS.replace("dog", "d\xf6g").encode("latin-1")), "line 3: not UTF-8"),
     (lambda data, keys: data.write_text(DATA.replace("UTF-8", "foo-8")), "unknown encoding: foo-8; save the file as"),
@@ -135,7 +135,7 @@ def long_files(tmp_path: Path, sentences: int) -> tuple[Path, Path]:
 
 
 def peak_while_reading(files: tuple[Path, Path]) -> tuple[int, int]:
-    """Sentences read, and the most bytes that reading held at once."""
+    """Return the number of sentences read, and the peak bytes of reading."""
     tracemalloc.start()
     try:
         count = sum(1 for _ in read_all_words(*files, Refusals()))
@@ -169,7 +169,7 @@ def test_keys_without_instances_do_not_stop_the_stream(tmp_path: Path, small_win
     assert refusals.counts["instance", "no line in the key file"] == 410
 
 
-def test_an_order_that_cannot_be_followed_is_refused(tmp_path: Path, small_window: int) -> None:
+def test_too_different_an_order_is_refused(tmp_path: Path, small_window: int) -> None:
     data, keys = long_files(tmp_path, 500)
     lines = keys.read_text().splitlines(keepends=True)
     keys.write_text("".join([lines[0], *reversed(lines[1:])]))

@@ -88,7 +88,7 @@ def test_by_synset_and_by_closure(wordnet: WordNet, tmp_path: Path) -> None:
     assert ("sense key", "dog%1:77:00::", "not in WordNet; dropped") in refused
 
 
-def test_parts_of_speech_places_and_names(wordnet: WordNet, tmp_path: Path) -> None:
+def test_parts_of_speech_depths_and_names(wordnet: WordNet, tmp_path: Path) -> None:
     def names(selection: Selection) -> set[str]:
         return set(labels(wordnet, tmp_path, selection, Labelling(("others",))))
 
@@ -121,12 +121,12 @@ def test_sisters_and_homographs(wordnet: WordNet, tmp_path: Path) -> None:
     (Selection(names=("whale.n.02",)), Labelling(), "concept 'whale.n.02' cannot be made: no sentence carries it"),
     (Selection(names=("dog%1:05:00::",)), Labelling(), "with --by closure, concepts are synsets such as"),
     (Selection("key", names=("dog.n.01",)), Labelling(), "with --by key, concepts are sense keys such as"),
-    (Selection(under="whale.n.02"), Labelling(), "carries a sense of the part of speech and the place asked for"),
+    (Selection(under="whale.n.02"), Labelling(), "carries a selected sense; widen --pos"),
     (Selection("key", names=("whale%1:05:00::",)), Labelling(), "cannot be made: no sentence carries it"),
     (Selection(names=("dog.n.01",)), Labelling(min_positives=9), r"fewer than 9 positives \(3\)"),
     (Selection("synset", names=("bark.v.04",)), Labelling(("sisters",)), r"no negatives \(sisters\)"),
 ])  # fmt: skip
-def test_names_that_cannot_be_had_are_errors(
+def test_unknown_and_unavailable_names_are_errors(
     selection: Selection, labelling: Labelling, message: str, wordnet: WordNet
 ) -> None:
     with pytest.raises(UserError, match=message):
@@ -163,7 +163,7 @@ def test_a_limited_number_of_concepts_is_drawn_by_seed(wordnet: WordNet) -> None
 
 
 def test_the_fingerprint_is_the_same_on_any_machine(wordnet: WordNet, tmp_path: Path) -> None:
-    """Of the embedded WordNet, with draws of both kinds. Who changes it makes every corpus another one."""
+    """A corpus of the embedded WordNet with both kinds of samples; a changed hash would change every user's corpora."""
     draft = of_wordnet(wordnet, Selection(under="bird.n.01", max_depth=2), Labelling(("pool", "own"), 50, 10, cap=40))
     identity = write_corpus(draft, tmp_path, held_out_percent=25)
     assert identity.sentences == 1693

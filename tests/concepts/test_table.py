@@ -1,4 +1,4 @@
-"""One's own tables: CSV, TSV, JSON lines and Parquet give the same corpus; what is wrong is named with its line."""
+"""The user's own tables: CSV, TSV, JSON lines and Parquet give the same corpus; errors name the line."""
 
 from __future__ import annotations
 
@@ -124,8 +124,8 @@ HEAD = "text,concept,label\n"
      r"line 2: label is True, but labels before it are 0 and 1"),
     ("t.jsonl", '{"text": "a", "concept": "c", "label": [1]}\n', r"line 1: label is \[1\]"),
     ("t.parquet", "no parquet", r"t\.parquet: cannot be read as Parquet"),
-    ("t.csv", "text,concept,label,text\na,c,1,b\n", "column 'text' is there twice"),
-    ("t.csv", "text,concept,lable\na,c,1\n", "no column 'label' among .*--label-column, or say --no-labels"),
+    ("t.csv", "text,concept,label,text\na,c,1,b\n", "two columns are named 'text'"),
+    ("t.csv", "text,concept,lable\na,c,1\n", "no column 'label' among .*--label-column, or use --no-labels"),
     ("t.jsonl", '{"text": "a", "concept": "c", "label": 1}\n{"text": "b", "concept": "c"}\n', "line 2: has no 'label'"),
     ("t.csv", HEAD + "a,../../etc/passwd,1\n", r"t\.csv, line 2: concept name '../../etc/passwd' is a path"),
     ("t.jsonl", "[" * 200_000 + "\n", "line 1: not JSON"),
@@ -140,7 +140,7 @@ def test_bad_tables_are_named_with_the_line(name: str, content: str, message: st
 
 
 @pytest.mark.parametrize("name", ["t.csv", "t.jsonl"])
-def test_bytes_that_are_no_utf_8_and_torn_gzip_are_named(name: str, tmp_path: Path) -> None:
+def test_invalid_utf_8_and_torn_gzip_are_named(name: str, tmp_path: Path) -> None:
     good = write(tmp_path / name, ROWS).read_bytes()
     (tmp_path / name).write_bytes(good.replace(b"a cat", b"a c\xe4t", 1))
     with pytest.raises(UserError, match=rf"{name}, line \d: not UTF-8 .*0xe4"):
@@ -148,7 +148,7 @@ def test_bytes_that_are_no_utf_8_and_torn_gzip_are_named(name: str, tmp_path: Pa
     (tmp_path / name).write_bytes(gzip.compress(good)[:-9])
     with pytest.raises(UserError, match="cut short"):
         build(tmp_path / "corpus", tmp_path / name)
-    with pytest.raises(UserError, match="is no file"):
+    with pytest.raises(UserError, match="is not a file"):
         build(tmp_path / "corpus", tmp_path / "none.csv")
 
 

@@ -31,7 +31,7 @@ def test_a_sentence_is_stored_once_however_many_concepts_use_it(tmp_path: Path) 
     assert labels_of(corpus, "b") == ({"z"}, {"y", "w"})
 
 
-def test_shared_negatives_lie_first(tmp_path: Path) -> None:
+def test_shared_negatives_come_first(tmp_path: Path) -> None:
     pool = [f"pool {i}" for i in range(20)]
     write_lists([concept(c, [f"{c} {i}" for i in range(9)], [*pool, f"own {c}"]) for c in "ba"], tmp_path)
     texts = Corpus.open(tmp_path).texts(range(40))
@@ -113,7 +113,7 @@ def test_a_pool_is_stored_once_and_gives_negatives(tmp_path: Path) -> None:
     assert labels_of(corpus, "b") == ({"y"}, {"x", *pool})
     assert labels_of(corpus, "c") == ({"y"}, {"x"})
     assert [len(pool) for pool in corpus.pools] == [6]
-    assert set(corpus.texts(range(7))) == {*pool, "x"}, "shared negatives lie first"
+    assert set(corpus.texts(range(7))) == {*pool, "x"}, "shared negatives come first"
     assert corpus.identity.sentences == 8
     assert corpus.metadata["texts_not_used"] == 2
 
@@ -132,18 +132,18 @@ def test_a_pool_is_stored_once_and_gives_negatives(tmp_path: Path) -> None:
     second_pool=st.sets(st.integers(0, 15), min_size=5),
 )
 @settings(max_examples=60, deadline=None)
-def test_labels_are_what_sets_say(
+def test_labels_match_python_sets(
     drawn: list[tuple[set[int], set[int], set[int], int | None]],
     second_pool: set[int],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    """Positive beats neither, neither beats negative; negatives are the listed ones and the pool."""
+    """Positive wins over neither, neither over negative; negatives are the listed ones and the pool's."""
     pools = [set(range(12, 20)), second_pool]
     expected: dict[str, tuple[set[str], set[str]]] = {}
     concepts = []
     for at, (on, off, neither, pool) in enumerate(drawn):
         negatives = (off | {20} | (pools[pool] if pool is not None else set())) - on - neither
-        texts = [sorted(map(str, side)) for side in (on, off | {20}, neither)]
+        texts = [sorted(map(str, split)) for split in (on, off | {20}, neither)]
         concepts.append(LabelledTexts(f"c{at}", "", "", texts[0], texts[1], pool, texts[2]))
         expected[f"c{at}"] = set(map(str, on)), set(map(str, negatives))
     folder = tmp_path_factory.mktemp("corpus")
@@ -159,7 +159,7 @@ def test_labels_are_what_sets_say(
         assert counted[:, concept_id].tolist() == [even[rows.positives].sum(), even[rows.negatives].sum()]
 
 
-def test_the_order_of_pools_means_nothing(tmp_path: Path) -> None:
+def test_the_order_of_pools_does_not_matter(tmp_path: Path) -> None:
     def one(order: list[int]) -> CorpusIdentity:
         pools = [["p", "q"], ["q", "r"]]
         concepts = [LabelledTexts(f"c{i}", "", "", [f"x{i}"], [], pool=order.index(i)) for i in (0, 1)]
@@ -188,7 +188,7 @@ def test_bad_concepts_are_refused(bad: list[LabelledTexts], message: str, tmp_pa
     assert not (tmp_path / "corpus.json").exists()
 
 
-def test_names_with_a_slash_or_dots_are_names(tmp_path: Path) -> None:
+def test_names_may_hold_slashes_and_dots(tmp_path: Path) -> None:
     names = ["TCP/IP", "Q: why", "and so on...", "dog.n.01", "football%1:04:00::"]
     write_lists([concept(name, ["x"], ["y"]) for name in names], tmp_path)
     assert [found.name for found in Corpus.open(tmp_path).concepts] == sorted(names)
@@ -231,7 +231,7 @@ def test_an_edited_text_and_a_renamed_column_are_noticed(tmp_path: Path) -> None
         Corpus.open(tmp_path).check()
 
 
-def test_a_half_written_corpus_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_half_written_corpus_is_not_a_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_lists([concept("a", ["x"], ["y"])], tmp_path)
 
     replace = Path.replace
@@ -248,7 +248,7 @@ def test_a_half_written_corpus_is_none(tmp_path: Path, monkeypatch: pytest.Monke
         Corpus.open(tmp_path)
 
 
-def test_a_full_disk_leaves_the_corpus_that_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_the_old_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = write_lists([concept("a", ["x"], ["y"])], tmp_path)
     written = []
 
@@ -267,11 +267,11 @@ def test_a_full_disk_leaves_the_corpus_that_was_there(tmp_path: Path, monkeypatc
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(FILES)
 
 
-def test_a_place_that_is_no_folder_is_refused(tmp_path: Path) -> None:
+def test_a_file_in_place_of_a_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     for name in ("file", "loop"):
-        with pytest.raises(UserError, match="is there and is no folder"):
+        with pytest.raises(UserError, match="exists and is not a folder"):
             write_lists([concept("a", ["x"], ["y"])], tmp_path / name)
 
 

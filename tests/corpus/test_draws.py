@@ -1,4 +1,4 @@
-"""Texts, lots, and the held-out split: what is random depends on the seed and on what the texts say."""
+"""Texts, hash priorities and the held-out split: samples depend only on the seed and the texts."""
 
 from __future__ import annotations
 
@@ -48,15 +48,15 @@ def test_bad_texts(text: str, reason: str) -> None:
         Texts().add(text)
 
 
-def test_lots_do_not_depend_on_order_and_differ_by_salt() -> None:
+def test_priorities_do_not_depend_on_order_and_differ_by_salt() -> None:
     forth, back = texts_of(*"abcdefgh"), texts_of(*"hgfedcba")
     np.testing.assert_array_equal(hash_priorities(forth.keys, "salt"), hash_priorities(back.keys, "salt")[::-1])
     assert (hash_priorities(forth.keys, "salt") != hash_priorities(forth.keys, "pepper")).all()
     assert draw_names(["b", "a", "c"], 2, "s") == draw_names(["c", "b", "a"], 2, "s")
 
 
-def test_lots_are_those_of_whole_numbers() -> None:
-    """SplitMix64's finaliser in Python's integers: the same on every machine, so that fingerprints last."""
+def test_priorities_match_python_integers() -> None:
+    """SplitMix64's finaliser in Python's integers: equal on every machine, so that fingerprints stay valid."""
     key = int(text_key("a text"), 16) & (2**64 - 1)
     mixed = key ^ int.from_bytes(hashlib.blake2b(b"a salt", digest_size=8).digest(), "big")
     mixed = (mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
@@ -65,7 +65,7 @@ def test_lots_are_those_of_whole_numbers() -> None:
 
 
 def test_draws_are_about_even() -> None:
-    """Every id is drawn about as often as any other: 400 draws of 50 among 200 give each 100 on average."""
+    """Every id is drawn about equally often: 400 draws of 50 from 200 give each 100 on average."""
     all_keys = keys(200)
     everything = np.arange(200, dtype=np.int32)
     by_key = np.lexsort((all_keys[:, 1], all_keys[:, 0])).astype(np.int32)
@@ -109,7 +109,7 @@ def test_disjoint_sets_have_their_exact_share() -> None:
 
 
 def test_nested_sets_have_about_their_share() -> None:
-    """A closure within a closure within a closure, as WordNet's are."""
+    """Closures within closures, as in WordNet."""
     sets = [np.arange(size, dtype=np.int32) for size in (10, 100, 1000)]
     held_out = choose_held_out(sets, [], hash_priorities(keys(1000), "salt"), 25)
     assert [int(held_out[rows].sum()) for rows in sets] == [2, 25, 250]

@@ -20,7 +20,7 @@ from support.corpora import LabelledTexts, write_lists
 from support.made_runs import make_corpus, make_run
 from support.plans import plan_new
 
-from expertmine.corpus.drafts import LONGEST_NAME
+from expertmine.corpus.drafts import MAX_NAME
 from expertmine.corpus.reader import Corpus
 from expertmine.errors import UnknownConcept, UserError
 from expertmine.index import export
@@ -143,7 +143,7 @@ def test_little_memory_changes_nothing_and_only_the_chosen_are_written(
 
 
 def test_strange_names_stay_below_the_folder_and_are_read_back(tmp_path: Path, tiny_model: Path) -> None:
-    names = ["a/b", "a%2Fb", 'say "so", or', ".hidden", "Bird", "bird", "...", "ü" * LONGEST_NAME]
+    names = ["a/b", "a%2Fb", 'say "so", or', ".hidden", "Bird", "bird", "...", "ü" * MAX_NAME]
     texts = [f"sentence {at} of some" for at in range(24)]
     drawn = [
         LabelledTexts(name, "../../g" if at % 2 else "g", "", texts[at : at + 8], texts[at + 8 : at + 16])

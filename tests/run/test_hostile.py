@@ -376,13 +376,13 @@ def test_a_column_of_another_type_is_one_message(kind: pa.DataType, value: objec
 
 
 @pytest.mark.parametrize("table, column, values, message", [
-    ("labels", "sentence_id", [0, 1, 2**31 - 1], "it has ids from 0 to 2147483647, and there are 3"),
+    ("labels", "sentence_id", [0, 1, 2**31 - 1], "it has ids from 0 to 2147483647, expected ids below 3"),
     ("labels", "sentence_id", [-1, 0, 1], "it has ids from -1 to 1"),
-    ("labels", "concept_id", [0, 0, 1], "it has ids from 0 to 1, and there are 1"),
-    ("labels", "label", [1, None, 0], "it has gaps"),
-    ("concepts", "pool", [0], "it has ids from 0 to 0, and there are 0"),
-    ("concepts", "name", ["a\x1b]0;owned\x07"], r"the name 'a\\x1b\]0;owned\\x07' cannot be printed"),
-    ("concepts", "name", [None], "it has gaps"),
+    ("labels", "concept_id", [0, 0, 1], "it has ids from 0 to 1, expected ids below 1"),
+    ("labels", "label", [1, None, 0], "it has null values"),
+    ("concepts", "pool", [0], "it has ids from 0 to 0, expected ids below 0"),
+    ("concepts", "name", ["a\x1b]0;owned\x07"], r"the name 'a\\x1b\]0;owned\\x07' is not printable"),
+    ("concepts", "name", [None], "it has null values"),
 ])  # fmt: skip
 def test_ids_of_nothing_are_refused(table: str, column: str, values: list[Any], message: str, corpus: Path) -> None:
     path = corpus / f"{table}.parquet"
@@ -394,11 +394,11 @@ def test_ids_of_nothing_are_refused(table: str, column: str, values: list[Any], 
         _ = opened.concepts, opened.pools, opened.labels(0)
 
 
-def test_pools_of_nobody_are_refused(corpus: Path) -> None:
+def test_pools_without_an_owner_are_refused(corpus: Path) -> None:
     pq.write_table(pa.table({"pool_id": pa.array([2**31 - 1], pa.int32()), "sentence_id": pa.array([0], pa.int32())}),
                    corpus / "pools.parquet")  # fmt: skip
     edit(corpus / "corpus.json", lambda metadata: metadata.update(pools=[1]))
-    with refusal("ids from 2147483647 to 2147483647, and there are 1"):
+    with refusal("ids from 2147483647 to 2147483647, expected ids below 1"):
         _ = Corpus.open(corpus).pools
 
 

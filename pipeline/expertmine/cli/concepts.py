@@ -41,9 +41,9 @@ labels = partial(typer.Option, rich_help_panel="Positives and negatives")
 
 
 def _free(out: Where) -> Where:
-    from expertmine.corpus.writer import require_place
+    from expertmine.corpus.writer import check_output_folder
 
-    require_place(out)
+    check_output_folder(out)
     return out
 
 

@@ -1,1 +1,1 @@
-"""Where concepts come from: readers that turn a source into labelled texts. They know no corpus layout and no model."""
+"""Readers that turn sources of concepts into labelled texts, and merging of corpora. Knows no model and no run."""

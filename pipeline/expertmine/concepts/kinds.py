@@ -1,4 +1,4 @@
-"""The words in which one says what becomes a concept and what its negatives are."""
+"""The options that select concepts and their negatives: their words and the check of user input. Knows no reader."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from expertmine.errors import UserError
 Word = TypeVar("Word", bound=str)
 
 By = Literal["key", "synset", "closure"]
-"""What becomes a concept: a sense key, a synset (its keys together), or a synset with all hyponyms and instances."""
+"""What becomes a concept: a sense key, a synset (all its keys), or a synset with all its hyponyms and instances."""
 
 PartOfSpeech = Literal["noun", "verb", "adjective", "adverb"]
 PARTS_OF_SPEECH: tuple[PartOfSpeech, ...] = get_args(PartOfSpeech)
 
 WordNetText = Literal["definitions", "examples", "both"]
-"""Which of a synset's texts are sentences."""
+"""Which of a synset's texts are used as sentences."""
 
 ListedNegatives = Literal["listed", "pool", "own", "others"]
 """Where negatives come from, for any source:
 
-- ``listed``: those that the source lists
-- ``pool``: a sample of all texts, drawn once and shared by all concepts; the cheapest to score
-- ``own``: a sample of all texts for each concept
+- ``listed``: the negatives that the source lists
+- ``pool``: one sample of all texts, shared by all concepts; the cheapest to score
+- ``own``: a sample of all texts per concept
 - ``others``: every other text
 """
 
 LISTED_NEGATIVES: tuple[ListedNegatives, ...] = get_args(ListedNegatives)
 
 SenseNegatives = Literal["pool", "own", "others", "sisters", "homographs"]
-"""Where negatives come from, for sources of senses; beside those above:
+"""Where negatives come from, for sources of senses: ``pool``, ``own`` and ``others`` as above, and hard negatives:
 
-- ``sisters``: texts of the synsets that share a hypernym with the concept; hard
+- ``sisters``: texts of synsets that share a hypernym with the concept
 - ``homographs``: texts with other senses of the concept's words; the paper's fine-grained case
 """
 
@@ -41,14 +41,14 @@ SENSE_NEGATIVES: tuple[SenseNegatives, ...] = get_args(SenseNegatives)
 Negatives = Literal["listed", "pool", "own", "others", "sisters", "homographs"]
 
 SameName = Literal["refuse", "join"]
-"""What becomes of concepts of one name in several corpora: an error, or one concept with the sentences of all."""
+"""What happens to concepts of one name in several corpora: an error, or one concept with the sentences of all."""
 
 
 def known(option: str, given: Iterable[str], words: Sequence[Word]) -> tuple[Word, ...]:
-    """The given words, each once, when all of them are known.
+    """Return the given words without repeats, in the order of `words`.
 
     Raises:
-        UserError: one is not; names the option and what it takes.
+        UserError: a word is unknown; names the option and the words that it takes.
     """
     found = dict.fromkeys(given)
     for one in found:

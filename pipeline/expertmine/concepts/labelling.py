@@ -1,8 +1,8 @@
-"""From candidates to labelled concepts: bounds, the sample of positives, and negatives of every kind.
+"""Turns candidates into labelled concepts: bounds, the sample of positives, negatives of every kind.
 
-A candidate comes from any source with all the texts that carry it (its members) and, where the source knows some, texts
-to be told apart from it. Members are never negatives, also those that the sample left out: they are `neither`.
-Everything random is drawn by lot (`expertmine.corpus.draws`).
+A candidate comes from any source with all the texts that carry it (its members) and, if the source knows some, its
+hard negatives. Members are never negatives; those that are not sampled as positives are `neither`. All samples are
+drawn by hash priorities (`expertmine.corpus.draws`). Knows no source.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from expertmine.errors import UserError
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A concept as its source knows it."""
+    """A concept as its source describes it."""
 
     name: str
     group: str
@@ -29,8 +29,8 @@ class Candidate:
     members: Ids
     """Every text that carries it."""
     hard_negatives: Mapping[Negatives, Callable[[], Ids]] = field(default_factory=dict)
-    """Texts for the kinds of negatives that only the source can tell (``listed``, ``sisters``, ``homographs``), found
-    when asked for: most candidates are not within the bounds."""
+    """Functions that find the negatives that only the source knows (``listed``, ``sisters``, ``homographs``). They are
+    called late, since most candidates are out of bounds."""
     sense_keys: tuple[str, ...] = ()
 
 
@@ -39,17 +39,17 @@ class Labelling:
     """How candidates become concepts."""
 
     negatives: tuple[Negatives, ...] = ("pool",)
-    """Several kinds are put together."""
+    """A concept's negatives are the union of these kinds."""
     negatives_size: int = 1000
-    """Of the pool, and of each sample of a concept's own; does not bound ``listed`` and ``others``."""
+    """Size of the pool, and of each sample per concept; does not limit ``listed`` and ``others``."""
     min_positives: int = 1
     """A concept with fewer members is refused."""
     max_positives: int | None = None
     """A concept with more members is refused."""
     cap: int | None = None
-    """Most positives that a concept takes of its members, drawn by lot."""
+    """Maximum number of positives per concept; they are sampled from its members at random."""
     limit: int | None = None
-    """Most concepts, drawn by lot."""
+    """Maximum number of concepts; they are sampled at random."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -64,9 +64,9 @@ class Labelling:
 def label(
     candidates: Iterable[Candidate], texts: Texts, labelling: Labelling, refusals: Refusals, sources: Sequence[str]
 ) -> Draft:
-    """Make a draft of the candidates that the bounds let pass.
+    """Make a draft of the candidates within the bounds.
 
-    A concept without positives or without negatives is refused too; refusals are recorded.
+    Candidates out of bounds, and concepts without negatives, are added to the refusals.
     """
     passed = [candidate for candidate in candidates if _within_bounds(candidate, labelling, refusals)]
     drawn = set(draw_names((candidate.name for candidate in passed), labelling.limit, f"concepts {labelling.seed}"))
@@ -97,26 +97,26 @@ def _within_bounds(candidate: Candidate, labelling: Labelling, refusals: Refusal
 
 
 class _Chooser:
-    """Draws positives and negatives; holds what all concepts share."""
+    """Draws positives and negatives; holds the pool and the priorities that all concepts share."""
 
     def __init__(self, texts: Texts, labelling: Labelling) -> None:
         self.labelling = labelling
         keys = texts.keys
-        self.lots = hash_priorities(keys, f"positives {labelling.seed}")
-        self.negative_lots = hash_priorities(keys, f"negatives {labelling.seed}")
-        self.everything = np.arange(len(keys), dtype=np.int32)
+        self.positive_priorities = hash_priorities(keys, f"positives {labelling.seed}")
+        self.negative_priorities = hash_priorities(keys, f"negatives {labelling.seed}")
+        self.all_ids = np.arange(len(keys), dtype=np.int32)
         self.by_key = np.lexsort((keys[:, 1], keys[:, 0])).astype(np.int32)
         self.pools: list[Ids] = []
         if "others" in labelling.negatives:
-            self.pools.append(self.everything)
+            self.pools.append(self.all_ids)
         elif "pool" in labelling.negatives:
-            self.pools.append(draw(self.everything, labelling.negatives_size, self.negative_lots))
+            self.pools.append(draw(self.all_ids, labelling.negatives_size, self.negative_priorities))
         self.in_pool = np.zeros(len(keys), np.bool_)
         for pool in self.pools:
             self.in_pool[pool] = True
 
     def concept(self, candidate: Candidate) -> DraftConcept:
-        positives = draw(np.unique(candidate.members), self.labelling.cap, self.lots)
+        positives = draw(np.unique(candidate.members), self.labelling.cap, self.positive_priorities)
         parts = [self._negatives(kind, candidate) for kind in self.labelling.negatives]
         return DraftConcept(
             name=candidate.name,
@@ -135,7 +135,7 @@ class _Chooser:
         return in_pool > 0 or not np.isin(concept.negatives, members).all()
 
     def _negatives(self, kind: Negatives, candidate: Candidate) -> Ids:
-        """Negatives of a kind that is not a pool; those that are members are dropped by whoever writes the corpus."""
+        """Return a candidate's own negatives of a kind; the corpus writer later drops those that are members."""
         size, seed = self.labelling.negatives_size, self.labelling.seed
         if kind in ("pool", "others"):
             return no_ids()
@@ -144,5 +144,5 @@ class _Chooser:
         found = candidate.hard_negatives.get(kind, no_ids)()
         if kind == "listed":
             return found
-        drawn = draw(np.setdiff1d(found, candidate.members), size, self.negative_lots)
+        drawn = draw(np.setdiff1d(found, candidate.members), size, self.negative_priorities)
         return np.concatenate([drawn, np.intersect1d(found, candidate.members)])

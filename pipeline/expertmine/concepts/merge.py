@@ -1,4 +1,4 @@
-"""Corpora back into a draft: one alone, to split it anew, or several, to join them."""
+"""Turns corpora back into a draft: one, to hold out other sentences, or several, to merge them. Knows no source."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _BATCH = 1 << 16
 
 
 def merge(corpora: Sequence[Corpus], same_name: SameName = "refuse", min_positives: int = 1) -> Draft:
-    """A draft of everything that the corpora hold; shared sentences and equal pools are there once.
+    """Make a draft of everything in the corpora, with shared sentences and equal pools only once.
 
-    A joined concept has the positives of all its parts. Its negatives are theirs, from the union of their pools, but
-    what is a positive of one part, or neither in one, is no negative. The order of the corpora means nothing.
+    A joined concept has the positives of all its parts, and their negatives with the union of their pools, except
+    sentences that some part labels positive or neither. The order of the corpora does not matter.
 
     Args:
         min_positives: a concept with fewer positives, after joining, is refused.
 
     Raises:
-        UserError: a torn corpus, or concepts of one name when they are not to be joined.
+        UserError: a torn corpus, or concepts of one name when `same_name` is ``refuse``.
     """
     texts, refusals = Texts(), Refusals()
     ids: list[Ids] = []
@@ -48,7 +48,7 @@ def merge(corpora: Sequence[Corpus], same_name: SameName = "refuse", min_positiv
             if concept.name in seen_in and same_name == "refuse":
                 raise UserError(
                     f"concept {concept.name!r} is in {seen_in[concept.name].path} and in {corpus.path}; "
-                    "--same-name join makes one concept of them"
+                    "--same-name join merges them into one"
                 )
             seen_in[concept.name] = corpus
             parts[concept.name].append(concept)
@@ -64,7 +64,7 @@ def merge(corpora: Sequence[Corpus], same_name: SameName = "refuse", min_positiv
 
 
 def _take_texts(corpus: Corpus, texts: Texts) -> Ids:
-    """(sentences,) the ids in `texts` of a corpus's sentences."""
+    """Add a corpus's sentences to `texts`; return their ids, (sentences,)."""
     total = corpus.identity.sentences
     return np.fromiter(
         (
@@ -80,14 +80,13 @@ def _take_texts(corpus: Corpus, texts: Texts) -> Ids:
 def _concepts(
     corpus: Corpus, id_of: Ids, id_of_key: Mapping[tuple[int, ...], int], pools: list[Ids]
 ) -> Iterator[DraftConcept]:
-    """The concepts of one corpus, with ids of all texts; appends its pools to `pools`."""
+    """Yield a corpus's concepts with ids of the merged texts; appends its pools to `pools`."""
     first_pool = len(pools)
     pools.extend(id_of[pool] for pool in corpus.pools)
     for concept in corpus.concepts:
         own = corpus.labels(concept.concept_id)
         left_out = corpus.left_out(concept.concept_id)
-        at_hand = [id_of_key.get(tuple(key), -1) for key in left_out.tolist()]
-        here = np.array(at_hand, np.int32)
+        found = np.array([id_of_key.get(tuple(key), -1) for key in left_out.tolist()], np.int32)
         yield DraftConcept(
             name=concept.name,
             group=concept.group,
@@ -95,14 +94,14 @@ def _concepts(
             positives=id_of[own.positives],
             negatives=id_of[own.negatives],
             pool=None if concept.pool is None else first_pool + concept.pool,
-            neither=np.concatenate([id_of[own.neither], here[here >= 0]]),
-            neither_elsewhere=left_out[here < 0],
+            neither=np.concatenate([id_of[own.neither], found[found >= 0]]),
+            neither_elsewhere=left_out[found < 0],
             sense_keys=concept.sense_keys,
         )
 
 
 def _join(parts: Sequence[DraftConcept], pools: list[Ids], unions: dict[tuple[int, ...], int]) -> DraftConcept:
-    """One concept of several; a union of pools that is new is appended to `pools`."""
+    """Join concepts of one name; appends a new union of their pools to `pools`."""
     if len(parts) == 1:
         return parts[0]
     own_pools = tuple(sorted({part.pool for part in parts if part.pool is not None}))

@@ -1,4 +1,4 @@
-"""How a corpus's concepts overlap, and how long its sentences are: what one looks at before mining."""
+"""Measures how a corpus's concepts overlap and how long its sentences are. Knows nothing of how they are shown."""
 
 from __future__ import annotations
 
@@ -23,20 +23,24 @@ class Similar:
     concept: str
     other: str
     shared: int
-    """Sentences that are positives of both."""
+    """Number of sentences that are positives of both."""
     jaccard: float
-    """Shared sentences as a share of those that either has."""
+    """Shared positives divided by the positives of either."""
 
 
 def lengths(corpus: Corpus, rows: Ids | None = None) -> tuple[int, ...]:
-    """Words of the shortest, the median, the 90th percentile and the longest of some sentences; of all for None."""
+    """Return the words of the shortest, median, 90th percentile and longest sentence.
+
+    Args:
+        rows: the sentences; None for all.
+    """
     texts = corpus.table("sentences")["text"]
     words = pc.add(pc.count_substring(texts if rows is None else texts.take(rows), " "), 1).to_numpy()
     return tuple(int(length) for length in np.quantile(words, FRACTIONS, method="lower"))
 
 
 class Overlap:
-    """Positives by sentence: which concepts does each sentence serve."""
+    """An index from sentences to the concepts of which they are positives."""
 
     def __init__(self, corpus: Corpus) -> None:
         self.names = [concept.name for concept in corpus.concepts]
@@ -49,19 +53,19 @@ class Overlap:
 
     @cached_property
     def served(self) -> NDArray[np.int64]:
-        """(sentences,) of how many concepts each is a positive."""
+        """(sentences,) number of concepts of which each is a positive."""
         counts: NDArray[np.int64] = np.diff(self._starts)
         return counts
 
     def nearest(self, concept_id: int, count: int) -> list[Similar]:
-        """The concepts that share most with one, by Jaccard index, then by name; those that share something."""
+        """Return the concepts with the highest Jaccard index to one, then by name; only those that share positives."""
         shared, jaccard = self._with_all(concept_id)
         jaccard[concept_id] = -1
         best = heapq.nsmallest(count, np.flatnonzero(shared), key=lambda other: (-jaccard[other], self.names[other]))
         return [self._similar(concept_id, int(other), shared, jaccard) for other in best if other != concept_id]
 
     def most_similar(self, count: int) -> list[Similar]:
-        """The pairs of concepts that share most."""
+        """Return the pairs of concepts with the highest Jaccard index."""
         best: list[Similar] = []
         for concept_id in range(len(self.names)):
             shared, jaccard = self._with_all(concept_id)
@@ -73,11 +77,11 @@ class Overlap:
         return best
 
     def _with_all(self, concept_id: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """(concepts,) sentences shared with each concept, and the Jaccard index."""
+        """Return the sentences shared with each concept and the Jaccard index, both (concepts,)."""
         rows = self._positives[concept_id]
         starts, sizes = self._starts[rows], self.served[rows]
-        places = np.repeat(starts - np.cumsum(sizes) + sizes, sizes) + np.arange(sizes.sum())
-        shared = np.bincount(self._owners[places], minlength=len(self.names))
+        positions = np.repeat(starts - np.cumsum(sizes) + sizes, sizes) + np.arange(sizes.sum())
+        shared = np.bincount(self._owners[positions], minlength=len(self.names))
         return shared, shared / (self._sizes + self._sizes[concept_id] - shared)
 
     def _similar(self, concept_id: int, other: int, shared: NDArray[np.int64], jaccard: NDArray[np.float64]) -> Similar:

@@ -1,4 +1,7 @@
-"""The reference implementation's concept files: one JSON a concept, alone or in a folder with ``concept_list.csv``."""
+"""Reads the reference implementation's concept files: one JSON file per concept, or a folder with ``concept_list.csv``.
+
+Knows the format only; what becomes of the candidates is `expertmine.concepts.labelling`.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +23,13 @@ EXPECTED = 'a concept file: {"concept": …, "group": …, "sentences": {"positi
 
 
 def read_concepts(paths: Sequence[Path], texts: Texts, refusals: Refusals) -> Iterator[Candidate]:
-    """Concepts of files and folders.
+    """Read concepts from files and folders.
 
     A folder with ``concept_list.csv`` (columns ``group``, ``concept``) gives the concepts listed there, from
-    ``group/concept.json``; any other folder gives every ``*.json`` below it.
+    ``group/concept.json``; any other folder gives every ``*.json`` file below it.
 
     Raises:
-        UserError: a missing path, an empty folder, a malformed file, or two files with one concept.
+        UserError: a missing path, an empty folder, a malformed file, or two files with the same concept.
     """
     file_of: dict[str, Path] = {}
     for path in paths:
@@ -39,35 +42,35 @@ def read_concepts(paths: Sequence[Path], texts: Texts, refusals: Refusals) -> It
 
 
 def read_concept(path: Path, texts: Texts, refusals: Refusals) -> Candidate:
-    """One concept file.
+    """Read one concept file.
 
     Raises:
-        UserError: it is missing or malformed; names the file and the place.
+        UserError: it is missing or malformed; names the file and the key.
     """
     document = read_json(path, EXPECTED)
     if not isinstance(document, dict) or not isinstance(document.get("concept"), str):
-        raise UserError(f'{path}: key "concept" is missing or no text; expected {EXPECTED}')
+        raise UserError(f'{path}: key "concept" is missing or not text; expected {EXPECTED}')
     sentences = document.get("sentences")
     if not isinstance(sentences, dict):
-        raise UserError(f'{path}: key "sentences" is missing or no object; expected {EXPECTED}')
-    sides = []
+        raise UserError(f'{path}: key "sentences" is missing or not an object; expected {EXPECTED}')
+    splits = []
     for kind in ("positive", "negative"):
         given = enumerate(_listed(path, sentences, kind))
         ids = (take_text(texts, text, f"{path}, sentences.{kind}[{at}]", refusals) for at, text in given)
-        sides.append(np.array([text_id for text_id in ids if text_id is not None], np.int32))
+        splits.append(np.array([text_id for text_id in ids if text_id is not None], np.int32))
     return Candidate(
         name=concept_name(document["concept"], str(path)),
         group=remark(document.get("group")),
         description=remark(document.get("description", document.get("source"))),
-        members=sides[0],
-        hard_negatives={"listed": lambda: sides[1]},
+        members=splits[0],
+        hard_negatives={"listed": lambda: splits[1]},
     )
 
 
 def _listed(path: Path, sentences: dict[str, Any], kind: str) -> list[str]:
     texts = sentences.get(kind)
     if not isinstance(texts, list):
-        raise UserError(f'{path}: key "sentences.{kind}" is missing or no list; expected {EXPECTED}')
+        raise UserError(f'{path}: key "sentences.{kind}" is missing or not a list; expected {EXPECTED}')
     for at, text in enumerate(texts):
         if not isinstance(text, str):
             raise UserError(f"{path}: sentences.{kind}[{at}] is {type(text).__name__}, expected text")
@@ -82,7 +85,7 @@ def _files(path: Path) -> list[Path]:
     listing = path / "concept_list.csv"
     files = _in_list(listing) if listing.is_file() else sorted(path.rglob("*.json"))
     if not files:
-        raise UserError(f"{path}: holds no *.json; expected {EXPECTED}")
+        raise UserError(f"{path}: holds no *.json file; expected {EXPECTED}")
     return files
 
 
@@ -99,7 +102,7 @@ def _listed_files(listing: Path) -> Iterator[Path]:
         raise UserError(f"{listing}, line 1: columns are {rows.fieldnames}, expected group,concept")
     for row in rows:
         if row["group"] is None or row["concept"] is None:
-            raise UserError(f"{listing}, line {rows.line_num}: {len(row)} columns expected; a field is missing")
+            raise UserError(f"{listing}, line {rows.line_num}: a field is missing; expected {len(row)} fields")
         path = listing.parent / str(row["group"]) / f"{row['concept']}.json"
         if not path.resolve().is_relative_to(listing.parent.resolve()):
             raise UserError(f"{listing}, line {rows.line_num}: {brief(row['concept'])} leads out of the folder")

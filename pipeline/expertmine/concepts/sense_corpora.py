@@ -1,9 +1,9 @@
-"""Sentences with sense keys from annotated corpora, read as streams: all-words XML with its key file, lexical samples.
+"""Streams sentences with sense keys from annotated corpora: all-words XML with a key file, and lexical samples.
 
 Knows the two formats and nothing of concepts. The all-words layout is that of Raganato, Camacho-Collados and Navigli
-(2017), in which SemCor and OneSeC come: ``<sentence>`` of ``<wf>`` and ``<instance id>``, and a text file with an
-instance id and its sense keys a line. Their attributes are not trusted: lemma and part of speech are the key's. A
-lexical sample has ``<instance>`` with ``<answer senseid>`` and ``<context>``.
+(2017), which SemCor and OneSeC use: ``<sentence>`` with ``<wf>`` and ``<instance id>``, and a text file with an
+instance id and its sense keys per line. Attributes of lemma and part of speech are ignored: the sense keys have both.
+A lexical sample has ``<instance>`` with ``<answer senseid>`` and ``<context>``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from expertmine.corpus.drafts import Refusal, Refusals
 from expertmine.errors import UserError
 
 WINDOW = 500_000
-"""Instances of a key file that are held at most while the data is behind them; some 150 MB where files do not match."""
+"""Most instances of a key file held in memory while the data lags behind; about 150 MB if the files do not match."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +31,8 @@ class TaggedText:
 
     text: str
     sense_keys: tuple[str, ...]
-    place: str
-    """File and line."""
+    where: str
+    """File and line, or synset, for messages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,20 +40,20 @@ class _Sentence:
     text: str | None
     line: int
     senses: tuple[str, ...] = ()
-    """Ids of instances; in a lexical sample, sense keys."""
+    """Instance ids; in a lexical sample, sense keys."""
 
 
 @dataclass
 class _Reader(ABC):
-    """What one XML format makes of the parser's events."""
+    """Turns the parser's events into sentences, for one XML format."""
 
-    holds: ClassVar[str]
+    element: ClassVar[str]
     """The element that a file must have."""
     path: Path
     ready: list[_Sentence] = field(default_factory=list)
-    """Sentences that nobody has taken yet."""
+    """Complete sentences that have not been taken yet."""
     line: int = 0
-    """Where the sentence begins that is being read."""
+    """First line of the current sentence."""
 
     @abstractmethod
     def start(self, name: str, attributes: dict[str, str], line: int) -> None: ...
@@ -64,13 +64,13 @@ class _Reader(ABC):
 
 
 def read_all_words(data: Path, keys: Path, refusals: Refusals) -> Iterator[TaggedText]:
-    """Sentences of a corpus in the all-words layout, with the keys of their instances.
+    """Read sentences of a corpus in the all-words layout, with the sense keys of their instances.
 
-    Both files are read once, side by side; either may be gzip, and either may skip ids of the other: instances
-    without keys and keys without instances are recorded as refusals.
+    Both files are read once and in parallel; either may be gzip. Instances without keys and keys without instances
+    are added to the refusals.
 
     Raises:
-        UserError: a file is missing, damaged or malformed, with the line; or the two do not belong together.
+        UserError: a file is missing, damaged or malformed (names the line), or the two do not belong together.
     """
     senses = _KeyFile(keys)
     instances = found = 0
@@ -86,27 +86,27 @@ def read_all_words(data: Path, keys: Path, refusals: Refusals) -> Iterator[Tagge
         yield TaggedText(sentence.text or "", tuple(own), f"{data}, line {sentence.line}")
     if not found:
         raise UserError(
-            f"{keys}: has a line for none of the {instances:,} instances of {data}; expected lines of an instance id "
-            "and its sense keys, in the order of the data. Do the two files belong together?"
+            f"{keys}: has a line for none of the {instances:,} instances of {data}; expected an instance id and its "
+            "sense keys per line, in the order of the data; check that the two files belong together"
         )
     for instance, line in senses.rest():
         refusals.add(Refusal("key", instance, "no such instance in the data", f"{keys}, line {line}"))
 
 
 def read_lexical_sample(data: Path, refusals: Refusals) -> Iterator[TaggedText]:
-    """Contexts of a lexical sample, each with the senses of its one word; instances without either are refused.
+    """Read contexts of a lexical sample with the senses of their word; instances without context are refused.
 
     Raises:
-        UserError: the file is missing, damaged or malformed, with the line.
+        UserError: the file is missing, damaged or malformed; names the line.
     """
     for sentence in _parse(data, _LexicalSample(data)):
-        place = f"{data}, line {sentence.line}"
+        where = f"{data}, line {sentence.line}"
         if sentence.text is None:
-            refusals.add(Refusal("instance", place, "no <context>"))
+            refusals.add(Refusal("instance", where, "no <context>"))
             continue
         if not sentence.senses:
-            refusals.add(Refusal("instance", place, "no <answer>"))
-        yield TaggedText(sentence.text, sentence.senses, place)
+            refusals.add(Refusal("instance", where, "no <answer>"))
+        yield TaggedText(sentence.text, sentence.senses, where)
 
 
 def _parse(path: Path, reader: _Reader) -> Iterator[_Sentence]:
@@ -117,7 +117,9 @@ def _parse(path: Path, reader: _Reader) -> Iterator[_Sentence]:
     parser.CharacterDataHandler = reader.text
 
     def refuse_entity(name: str, *_: object) -> None:
-        raise UserError(f"{path}, line {parser.CurrentLineNumber}: defines the entity {name!r}; no corpus needs that")
+        raise UserError(
+            f"{path}, line {parser.CurrentLineNumber}: defines the entity {name!r}, which is not allowed; remove it"
+        )
 
     parser.EntityDeclHandler = refuse_entity
     seen = False
@@ -132,20 +134,20 @@ def _parse(path: Path, reader: _Reader) -> Iterator[_Sentence]:
         what = expat.errors.messages[error.code]
         if error.code == expat.errors.codes[expat.errors.XML_ERROR_INVALID_TOKEN]:
             what += ", perhaps bytes that are not in the file's encoding"
-        raise UserError(f"{path}, line {error.lineno}: not well-formed XML ({what}); mend the file there") from error
+        raise UserError(f"{path}, line {error.lineno}: not well-formed XML ({what}); correct that line") from error
     except LookupError as error:
         raise UserError(f"{path}: {error}; save the file as UTF-8") from error
     if not seen:
-        raise UserError(f"{path}: holds no <{reader.holds}>; expected XML with some")
+        raise UserError(f"{path}: holds no <{reader.element}>; expected XML with at least one")
 
 
 @dataclass
 class _AllWords(_Reader):
-    holds = "sentence"
+    element = "sentence"
     tokens: list[str] = field(default_factory=list)
     instances: list[str] = field(default_factory=list)
     token: list[str] | None = None
-    """Pieces of the token that is being read."""
+    """Pieces of the current token."""
 
     def start(self, name: str, attributes: dict[str, str], line: int) -> None:
         if name == "sentence":
@@ -171,7 +173,7 @@ class _AllWords(_Reader):
 
 @dataclass
 class _LexicalSample(_Reader):
-    holds = "instance"
+    element = "instance"
     senses: list[str] = field(default_factory=list)
     pieces: list[str] | None = None
     in_context: bool = False
@@ -199,45 +201,46 @@ class _LexicalSample(_Reader):
 
 
 class _KeyFile:
-    """Keys by instance id, for instances that come in about the order of the file.
+    """Looks up sense keys by instance id, for instances in roughly the order of the file.
 
-    Lines that the data has not asked for yet wait in a window; that is why neither file need be held, and why an order
-    that differs by more than the window cannot be followed.
+    Lines whose instances have not come yet wait in a window. Neither file needs to fit in memory, but orders that
+    differ by more than the window are refused.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.entries = self._entries()
         self.window: dict[str, tuple[int, tuple[str, ...]]] = {}
-        self.asked_in_vain = 0
+        self.misses = 0
+        """Consecutive instances without an entry."""
 
     def take(self, instance: str) -> tuple[str, ...]:
-        """The keys of an instance; none when the file has none for it.
+        """Return the keys of an instance; none if the file has no entry for it.
 
         Raises:
             UserError: the file is malformed, or in another order than the data.
         """
         if instance not in self.window:
-            self._read_on(instance)
+            self._read_until(instance)
         if instance in self.window:
-            self.asked_in_vain = 0
+            self.misses = 0
             return self.window.pop(instance)[1]
-        self.asked_in_vain += 1
-        if len(self.window) >= WINDOW and self.asked_in_vain >= WINDOW:
+        self.misses += 1
+        if len(self.window) >= WINDOW and self.misses >= WINDOW:
             first, (line, _) = next(iter(self.window.items()))
             raise UserError(
                 f"{self.path}: {WINDOW:,} entries from line {line} ({first}) on match no instance of the data, "
-                f"which is at {instance!r}; bring the key file into the order of the data"
+                f"which is at {instance!r}; sort the key file in the order of the data"
             )
         return ()
 
     def rest(self) -> Iterator[tuple[str, int]]:
-        """Ids that no instance asked for, with their lines."""
+        """Yield the ids that no instance took, with their lines."""
         yield from ((instance, line) for instance, (line, _) in self.window.items())
         yield from ((instance, line) for line, instance, _ in self.entries)
 
-    def _read_on(self, instance: str) -> None:
-        """Read entries into the window until that of the instance has come or the window is full."""
+    def _read_until(self, instance: str) -> None:
+        """Read entries into the window until the instance's entry is read or the window is full."""
         for number, found, keys in islice(self.entries, WINDOW - len(self.window)):
             line, before = self.window.get(found, (number, ()))
             self.window[found] = line, before + keys
@@ -245,7 +248,7 @@ class _KeyFile:
                 return
 
     def _entries(self) -> Iterator[tuple[int, str, tuple[str, ...]]]:
-        """First line, instance and keys; lines of one instance that follow each other are one entry."""
+        """Yield line, instance and keys; consecutive lines of one instance are one entry."""
         for instance, same in groupby(self._fields(), key=itemgetter(1)):
             parts = list(same)
             yield parts[0][0], instance, tuple(key for _, _, keys in parts for key in keys)

@@ -1,6 +1,6 @@
-"""Concepts from sense-tagged texts: one for each sense key, for each synset, or for each synset's hyponym closure.
+"""Makes concepts from sense-tagged texts: one per sense key, per synset, or per synset's hyponym closure.
 
-The texts may come from annotated corpora, from WordNet itself, or from both together.
+The texts may come from annotated corpora, from WordNet itself, or from both. Knows no file format.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _PARTS: Mapping[str, PartOfSpeech] = {
     "n": "noun", "v": "verb", "a": "adjective", "s": "adjective", "r": "adverb",
     "1": "noun", "2": "verb", "3": "adjective", "5": "adjective", "4": "adverb",
 }  # fmt: skip
-"""By the letter of a synset, and by the digit of a sense key."""
+"""Parts of speech by a synset's letter and by a sense key's digit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +36,11 @@ class Selection:
     by: By = "closure"
     parts: tuple[PartOfSpeech, ...] = PARTS_OF_SPEECH
     names: tuple[str, ...] = ()
-    """These and no others, whatever their part of speech and place."""
+    """Only these senses, whatever their part of speech and depth; empty for all."""
     under: str | None = None
-    """Only this synset and those below it."""
+    """Only this synset and the synsets below it."""
     min_depth: int = 0
-    """Levels below `under`, or below WordNet's tops; ``entity.n.01`` has depth 0."""
+    """Levels below `under`, or below WordNet's top synsets; ``entity.n.01`` has depth 0."""
     max_depth: int | None = None
 
     def __post_init__(self) -> None:
@@ -50,13 +50,13 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class SenseTexts:
-    """Which texts carry which senses."""
+    """The texts that carry each sense."""
 
     by_sense: Mapping[str, Ids]
-    """Texts by sense key or by synset; each ascending, without repeats."""
+    """Text ids by sense key or by synset; ascending, without repeats."""
 
     def of(self, senses: Iterable[str]) -> Ids:
-        """Texts that carry any of the senses, ascending."""
+        """Return the ids of texts that carry any of the senses, ascending."""
         found = [self.by_sense[sense] for sense in senses if sense in self.by_sense]
         return found[0] if len(found) == 1 else np.unique(np.concatenate([no_ids(), *found]))
 
@@ -65,10 +65,10 @@ def sense_draft(
     tagged: Iterable[TaggedText], wordnet: WordNet, selection: Selection, labelling: Labelling, sources: Sequence[str],
     refusals: Refusals,
 ) -> Draft:  # fmt: skip
-    """A draft of the selected senses that occur in the texts.
+    """Make a draft of the selected senses that occur in the texts.
 
     Raises:
-        UserError: a name that WordNet or the texts do not have, or one that was asked for and refused.
+        UserError: a selected name is not in WordNet or in the texts, or was refused; or no sense is left.
     """
     _check_names(selection, wordnet)
     texts = Texts()
@@ -77,8 +77,8 @@ def sense_draft(
     found = list(candidates(carried, wordnet, selection, refusals))
     if not found and not selection.names:
         raise UserError(
-            f"no sentence of {', '.join(sources)} carries a sense of the part of speech and the place asked for "
-            "(--pos, --under, --min-depth, --max-depth)"
+            f"no sentence of {', '.join(sources)} carries a selected sense; widen --pos, --under, --min-depth or "
+            "--max-depth"
         )
     draft = label(found, texts, labelling, refusals, sources)
     _require_names(selection, {candidate.name for candidate in found}, refusals)
@@ -86,7 +86,7 @@ def sense_draft(
 
 
 def _require_names(selection: Selection, found: Collection[str], refusals: Refusals) -> None:
-    """Refuse to go on when a concept that was asked for by name cannot be made."""
+    """Raise a UserError if a concept selected by name cannot be made."""
     why = {refusal.name: refusal for refusal in refusals.listed if refusal.kind == "concept"}
     for name in selection.names:
         if name in why:
@@ -97,10 +97,10 @@ def _require_names(selection: Selection, found: Collection[str], refusals: Refus
 
 
 def gather(tagged: Iterable[TaggedText], texts: Texts, refusals: Refusals) -> SenseTexts:
-    """Take the texts in, and note which senses each carries."""
+    """Add the texts, and record which senses each carries."""
     occurrences: dict[str, array[int]] = defaultdict(lambda: array("i"))
     for one in tagged:
-        text_id = take_text(texts, one.text, one.place, refusals)
+        text_id = take_text(texts, one.text, one.where, refusals)
         if text_id is not None:
             for key in one.sense_keys:
                 occurrences[key].append(text_id)
@@ -108,7 +108,7 @@ def gather(tagged: Iterable[TaggedText], texts: Texts, refusals: Refusals) -> Se
 
 
 def _check_names(selection: Selection, wordnet: WordNet) -> None:
-    """Refuse synsets that WordNet does not have; sense keys may be the corpus's own."""
+    """Refuse synsets that WordNet does not have; a corpus may have sense keys of its own."""
     for name in selection.names:
         if name in wordnet.synsets if selection.by == "key" else "%" in name:
             expected = "sense keys such as dog%1:05:00::" if selection.by == "key" else "synsets such as dog.n.01"
@@ -120,7 +120,7 @@ def _check_names(selection: Selection, wordnet: WordNet) -> None:
 
 
 def _by_key(carried: SenseTexts, wordnet: WordNet, selection: Selection, refusals: Refusals) -> Iterator[Candidate]:
-    places = _places(wordnet, selection)
+    depths = _allowed_depths(wordnet, selection)
     of_lemma: dict[str, list[str]] = defaultdict(list)
     for key in carried.by_sense:
         of_lemma[_lemma(key)].append(key)
@@ -128,7 +128,7 @@ def _by_key(carried: SenseTexts, wordnet: WordNet, selection: Selection, refusal
         name = wordnet.resolve(key)
         if name is None:
             refusals.add(Refusal("sense key", key, "not in WordNet; kept without a gloss", _sentences(members)))
-        if not _is_chosen(key, _part_of_key(key), name, selection, places):
+        if not _is_chosen(key, _part_of_key(key), name, selection, depths):
             continue
         if fault := name_fault(key):
             refusals.add(Refusal("sense key", key, fault, _sentences(members)))
@@ -147,7 +147,7 @@ def _of_sister_keys(carried: SenseTexts, wordnet: WordNet, name: str) -> Ids:
 
 
 def _by_synset(carried: SenseTexts, wordnet: WordNet, selection: Selection, refusals: Refusals) -> Iterator[Candidate]:
-    places = _places(wordnet, selection)
+    depths = _allowed_depths(wordnet, selection)
     of_synset = _texts_of_synsets(carried, wordnet, refusals)
     of_lemma: dict[str, list[str]] = defaultdict(list)
     for synset in wordnet.synsets.values():
@@ -161,7 +161,7 @@ def _by_synset(carried: SenseTexts, wordnet: WordNet, selection: Selection, refu
         return of_synset.of(dict.fromkeys(below for sister in wordnet.sisters(name) for below in reach(sister)))
 
     for synset in wordnet.synsets.values():
-        if not _is_chosen(synset.name, _PARTS[synset.pos], synset.name, selection, places):
+        if not _is_chosen(synset.name, _PARTS[synset.pos], synset.name, selection, depths):
             continue
         members = of_synset.of(reach(synset.name))
         if not len(members):
@@ -179,7 +179,7 @@ def _without(texts: SenseTexts, senses: Iterable[str], one: str) -> Ids:
 
 
 def _texts_of_synsets(carried: SenseTexts, wordnet: WordNet, refusals: Refusals) -> SenseTexts:
-    """Texts by synset; keys that resolve to none are recorded."""
+    """Group texts by synset; keys that resolve to none are refused."""
     keys_of: dict[str, list[str]] = defaultdict(list)
     for key, ids in carried.by_sense.items():
         name = wordnet.resolve(key)
@@ -190,8 +190,8 @@ def _texts_of_synsets(carried: SenseTexts, wordnet: WordNet, refusals: Refusals)
     return SenseTexts({name: carried.of(keys) for name, keys in keys_of.items()})
 
 
-def _places(wordnet: WordNet, selection: Selection) -> Mapping[str, int] | None:
-    """Depth of every synset that may be chosen by its place; None when place does not matter."""
+def _allowed_depths(wordnet: WordNet, selection: Selection) -> Mapping[str, int] | None:
+    """Return the depth of every synset that the selection allows; None if it allows all."""
     if selection.under is None and selection.min_depth == 0 and selection.max_depth is None:
         return None
     tops = [selection.under] if selection.under else _tops(wordnet)
@@ -208,12 +208,14 @@ def _is_chosen(
     part: PartOfSpeech | None,
     synset: str | None,
     selection: Selection,
-    places: Mapping[str, int] | None,
+    depths: Mapping[str, int] | None,
 ) -> bool:
+    """Return whether a sense is selected by its name, or by its part of speech and depth."""
     if selection.names:
         return sense in selection.names
-    fits = part in selection.parts or selection.parts == PARTS_OF_SPEECH  # which takes keys of no known part too
-    return fits and (places is None or synset in places)
+    # All parts of speech together also select keys of no known part.
+    fits = part in selection.parts or selection.parts == PARTS_OF_SPEECH
+    return fits and (depths is None or synset in depths)
 
 
 def _part_of_key(key: str) -> PartOfSpeech | None:

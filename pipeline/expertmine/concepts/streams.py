@@ -1,4 +1,4 @@
-"""Files of any size, plain or gzip, as streams of chunks or lines in constant memory. Knows no format."""
+"""Streams files of any size, plain or gzip, as chunks or lines in constant memory. Knows no format."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _GZIP = b"\x1f\x8b"
 
 
 def chunks(path: Path, show_progress: bool = True) -> Iterator[bytes]:
-    """The content, decompressed if it is gzip by its first bytes, whatever its name says.
+    """Read a file in chunks; it is decompressed if its first bytes are gzip's, whatever its name.
 
     Raises:
-        UserError: missing, unreadable, or cut short.
+        UserError: it is missing, unreadable, or cut short.
     """
     with _reading(path), path.open("rb") as raw:
         compressed = raw.read(len(_GZIP)) == _GZIP
@@ -33,12 +33,12 @@ def chunks(path: Path, show_progress: bool = True) -> Iterator[bytes]:
 
 
 def lines(path: Path, show_progress: bool = True) -> Iterator[tuple[int, str]]:
-    """Lines with their numbers, from 1, without line ends; a byte order mark at the head is dropped.
+    """Read lines with their numbers, from 1, without line ends; a leading byte order mark is dropped.
 
     Raises:
-        UserError: as `chunks` does, or a line that is not UTF-8.
+        UserError: as `chunks` does, or a line is not UTF-8.
     """
-    begun: list[bytes] = []  # of a line that goes on in the next chunk
+    begun: list[bytes] = []  # pieces of a line that continues in the next chunk
     number = 0
     for chunk in chunks(path, show_progress):
         *ends, rest = chunk.split(b"\n")

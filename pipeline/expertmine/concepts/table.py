@@ -1,6 +1,6 @@
-"""One's own data: tables with a text, a concept and a label a row, as CSV, Parquet or JSON lines, read as streams.
+"""Reads the user's own data: tables with a text, a concept and a label per row, as CSV, Parquet or JSON lines.
 
-Knows tables and their errors; the same text, or the same concept, may come in any number of rows and files.
+The same text or concept may occur in any number of rows and files. Knows tables and their errors; nothing of sampling.
 """
 
 from __future__ import annotations
@@ -41,21 +41,21 @@ _WORDS: dict[str, tuple[Spelling, bool]] = {
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """What the columns are called."""
+    """The names of the columns."""
 
     text: str = "text"
     concept: str = "concept"
     label: str | None = "label"
-    """None: there is none, and every row is a positive."""
+    """None if there is none; then every row is a positive."""
     group: str = "group"
-    """May be absent."""
+    """The table may lack it."""
     description: str = "description"
-    """May be absent."""
+    """The table may lack it."""
 
 
 @dataclass
 class _Rows:
-    """What the rows of one concept have said so far."""
+    """What has been read of one concept."""
 
     groups: set[str] = field(default_factory=set)
     descriptions: set[str] = field(default_factory=set)
@@ -64,35 +64,35 @@ class _Rows:
 
 
 def read_tables(paths: Sequence[Path], columns: Columns, texts: Texts, refusals: Refusals) -> list[Candidate]:
-    """Concepts of tables: ``.csv``, ``.tsv``, ``.jsonl``, ``.ndjson`` (each also ``.gz``) and ``.parquet``.
+    """Read concepts from tables: ``.csv``, ``.tsv``, ``.jsonl``, ``.ndjson`` (each also ``.gz``) and ``.parquet``.
 
-    Labels are 0 and 1, true and false, or positive and negative, one spelling a file. Of several groups or
-    descriptions of a concept, the first by alphabet is taken.
+    Labels are 0 and 1, true and false, or positive and negative, with one spelling per file. If a concept has several
+    groups or descriptions, the alphabetically first is taken.
 
     Raises:
-        UserError: a file is missing, empty or malformed, a column is absent, or a value is none; names the line.
+        UserError: a file is missing, empty or malformed, a column is absent, or a value is invalid; names the line.
     """
     found: dict[str, _Rows] = {}
     for path in paths:
         spelling: Spelling | None = None
         rows = 0
-        for place, row in _read(path, columns):
+        for where, row in _read(path, columns):
             rows += 1
-            text, name = (_text(row, column, place) for column in (columns.text, columns.concept))
+            text, name = (_text(row, column, where) for column in (columns.text, columns.concept))
             positive = True
             if columns.label is not None:
-                positive, spelling = _label(row[columns.label], spelling, place)
-            text_id = take_text(texts, text, place, refusals)
+                positive, spelling = _label(row[columns.label], spelling, where)
+            text_id = take_text(texts, text, where, refusals)
             concept = found.get(name)
             if concept is None:
-                concept = found[name] = found.setdefault(concept_name(name, place), _Rows())
+                concept = found[name] = found.setdefault(concept_name(name, where), _Rows())
             for remarks, column in ((concept.groups, columns.group), (concept.descriptions, columns.description)):
                 if row.get(column):
                     remarks.add(remark(row[column]))
             if text_id is not None:
                 (concept.positives if positive else concept.negatives).append(text_id)
         if not rows:
-            raise UserError(f"{path}: holds no row; expected a text, a concept and a label a row")
+            raise UserError(f"{path}: holds no row; expected a text, a concept and a label per row")
     return [
         Candidate(
             name=name,
@@ -102,14 +102,15 @@ def read_tables(paths: Sequence[Path], columns: Columns, texts: Texts, refusals:
             hard_negatives={"listed": partial(np.asarray, rows_.negatives, np.int32)},
         )
         for name, rows_ in found.items()
-        if name == normalise(name)  # other spellings of a name lead to the same rows
+        if name == normalise(name)  # other spellings share the same _Rows
     ]
 
 
 def _read(path: Path, columns: Columns) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield each row of a table with its file and line."""
     name = path.name.lower().removesuffix(".gz")
     if not path.is_file():
-        raise UserError(f"{path}: is no file; expected a table of texts, concepts and labels")
+        raise UserError(f"{path}: is not a file; expected a table of texts, concepts and labels")
     if name.endswith(".parquet"):
         return _read_parquet(path, columns)
     if name.endswith((".csv", ".tsv")):
@@ -120,7 +121,7 @@ def _read(path: Path, columns: Columns) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _read_csv(path: Path, columns: Columns, delimiter: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    # The module's own limit would refuse long fields with an error; ours refuses the sentence and counts it.
+    # The csv module's own limit would end the command at a long field; without it, the sentence is refused and counted.
     csv.field_size_limit(2**31 - 1)
     reader = csv.reader((line + "\n" for _, line in lines(path)), delimiter=delimiter, strict=True)
     try:
@@ -139,7 +140,7 @@ def _read_csv(path: Path, columns: Columns, delimiter: str) -> Iterator[tuple[st
                 yield f"{path}, line {begins}", dict(zip(header, fields, strict=True))
             begins = reader.line_num + 1
     except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num}: not CSV ({error}); mend the line") from error
+        raise UserError(f"{path}, line {reader.line_num}: not CSV ({error}); correct that line") from error
 
 
 def _read_json_lines(path: Path, columns: Columns) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -150,9 +151,9 @@ def _read_json_lines(path: Path, columns: Columns) -> Iterator[tuple[str, dict[s
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
             fault = error.msg if isinstance(error, json.JSONDecodeError) else error
-            raise UserError(f"{path}, line {number}: not JSON ({fault}); expected an object a line") from error
+            raise UserError(f"{path}, line {number}: not JSON ({fault}); expected an object per line") from error
         if not isinstance(row, dict):
-            raise UserError(f"{path}, line {number}: {type(row).__name__}, expected an object a line")
+            raise UserError(f"{path}, line {number}: {type(row).__name__}, expected an object per line")
         for column, option in _required(columns):
             if column not in row:
                 raise UserError(f"{path}, line {number}: has no {column!r} among {brief(', '.join(row))}; {option}")
@@ -171,11 +172,11 @@ def _read_parquet(path: Path, columns: Columns) -> Iterator[tuple[str, dict[str,
                 row_number += 1
                 yield f"{path}, row {row_number}", row
     except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path}: cannot be read as Parquet ({error}); write it again") from error
+        raise UserError(f"{path}: cannot be read as Parquet ({error}); write the file again") from error
 
 
 def _all_of(columns: Columns) -> set[str]:
-    """The names of all columns that are read."""
+    """Return the names of all columns that are read."""
     return {columns.text, columns.concept, columns.label or columns.text, columns.group, columns.description}
 
 
@@ -185,34 +186,34 @@ def _require_columns(path: Path, header: Sequence[str], columns: Columns) -> Non
             raise UserError(f"{path}: no column {column!r} among {brief(', '.join(header))}; {option}")
     for column in header:
         if header.count(column) > 1 and column in _all_of(columns):
-            raise UserError(f"{path}: column {column!r} is there twice; remove one")
+            raise UserError(f"{path}: two columns are named {column!r}; remove one")
 
 
 def _required(columns: Columns) -> Iterator[tuple[str, str]]:
-    """The columns that must be there, and what to do when one is not."""
+    """Yield the required columns, each with the remedy if it is missing."""
     yield columns.text, "name it with --text-column"
     yield columns.concept, "name it with --concept-column"
     if columns.label is not None:
-        yield columns.label, "name it with --label-column, or say --no-labels if every row is a positive"
+        yield columns.label, "name it with --label-column, or use --no-labels if every row is a positive"
 
 
-def _text(row: dict[str, Any], column: str, place: str) -> str:
+def _text(row: dict[str, Any], column: str, where: str) -> str:
     value = row[column]
     if not isinstance(value, str):
-        raise UserError(f"{place}: {column} is {brief(value)} ({type(value).__name__}), expected text")
+        raise UserError(f"{where}: {column} is {brief(value)} ({type(value).__name__}), expected text")
     return value
 
 
-def _label(value: Any, spelling: Spelling | None, place: str) -> tuple[bool, Spelling]:
-    """Whether a label means positive, and how it is spelled.
+def _label(value: Any, spelling: Spelling | None, where: str) -> tuple[bool, Spelling]:
+    """Return whether a label means positive, and its spelling.
 
     Raises:
-        UserError: it is no label, or spelled otherwise than those before it.
+        UserError: the label is invalid, or spelled differently from those before it.
     """
     word = str(int(value)) if isinstance(value, float) and value in (0.0, 1.0) else str(value).strip().lower()
     if word not in _WORDS:
-        raise UserError(f"{place}: label is {brief(value)}; expected 0 or 1, true or false, or positive or negative")
+        raise UserError(f"{where}: label is {brief(value)}; expected 0 or 1, true or false, or positive or negative")
     found, positive = _WORDS[word]
     if spelling is not None and found != spelling:
-        raise UserError(f"{place}: label is {brief(value)}, but labels before it are {spelling}; use one spelling")
+        raise UserError(f"{where}: label is {brief(value)}, but labels before it are {spelling}; use one spelling")
     return positive, found

@@ -1,7 +1,7 @@
-"""Read WordNet's own database files (WNDB: ``data.*`` and ``index.*``), as Debian and NLTK ship them.
+"""Reads WordNet's database files (WNDB: ``data.*`` and ``index.*``), as Debian and NLTK ship them.
 
-Knows the file format and nothing else: no concepts, no sentences, no labels. The format is wndb(5WN) and senseidx(5WN)
-of the WordNet 3.0 reference manual.
+Knows the file format and nothing else: no concepts, no sentences, no labels. The format is documented in wndb(5WN) and
+senseidx(5WN) of the WordNet 3.0 reference manual.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _EXAMPLE = re.compile(r'(?:^|[;:,])\s*"([^"]+)"?')
 
 @dataclass(frozen=True, slots=True)
 class Synset:
-    """One set of synonyms, as WordNet records it."""
+    """One set of synonyms."""
 
     name: str
     """``dog.n.01``: first lemma, part of speech (``s`` for satellite adjectives), sense number of that lemma."""
@@ -40,9 +40,9 @@ class Synset:
     lexname: str
     """The lexicographer file, such as ``noun.animal``."""
     lemmas: tuple[str, ...]
-    """In WordNet's order and spelling, blanks written as underscores."""
+    """In WordNet's order and spelling, with underscores for spaces."""
     sense_keys: tuple[str, ...]
-    """One a lemma, as in ``index.sense``: ``dog%1:05:00::``."""
+    """One per lemma, as in ``index.sense``: ``dog%1:05:00::``."""
     definition: str
     examples: tuple[str, ...]
     hypernyms: tuple[str, ...]
@@ -53,7 +53,7 @@ class Synset:
 
 @dataclass(frozen=True, slots=True)
 class _Record:
-    """A line of a data file, its pointers still unresolved."""
+    """A line of a data file, with unresolved pointers."""
 
     pos: str
     lex_file: int
@@ -65,11 +65,11 @@ class _Record:
 
 
 def read_wndb(folder: Path) -> Iterator[Synset]:
-    """Every synset of a WNDB folder: nouns, verbs, adjectives, adverbs, each in file order.
+    """Yield every synset of a WNDB folder: nouns, verbs, adjectives, adverbs, each in file order.
 
     Raises:
         FileNotFoundError: a ``data.*`` or ``index.*`` file is missing.
-        ValueError: a line is not in WNDB's format; names the file and the byte offset.
+        ValueError: a line is malformed; names the file and the byte offset.
     """
     for pos in PARTS_OF_SPEECH:
         records = dict(_read_data(folder / f"data.{PARTS_OF_SPEECH[pos]}"))
@@ -98,10 +98,10 @@ def _synset(offset: int, record: _Record, records: dict[int, _Record], names: di
 
 
 def split_gloss(gloss: str) -> tuple[str, tuple[str, ...]]:
-    """A gloss's definition and its quoted examples.
+    """Split a gloss into its definition and its quoted examples.
 
-    An example is a quotation that opens the gloss or follows ``;``, ``:`` or ``,``; quotation marks elsewhere belong to
-    the definition.
+    An example is a quotation that opens the gloss or follows ``;``, ``:`` or ``,``; other quotation marks belong to the
+    definition.
 
     >>> split_gloss('a domesticated canid; "the dog barked all night"')
     ('a domesticated canid', ('the dog barked all night',))
@@ -148,7 +148,7 @@ def _parse_data_line(line: str) -> tuple[int, _Record]:
 
 
 def _names(records: dict[int, _Record], index_path: Path) -> dict[int, str]:
-    """Offset → ``lemma.pos.nn``, the sense number being the synset's place in its first lemma's index line."""
+    """Map offsets to ``lemma.pos.nn``; the sense number is the synset's position in its first lemma's index line."""
     senses: dict[str, list[int]] = {}
     with index_path.open(encoding="latin-1") as lines:
         for line in lines:
@@ -168,7 +168,7 @@ def _names(records: dict[int, _Record], index_path: Path) -> dict[int, str]:
 
 
 def _sense_key(word: str, lex_id: int, record: _Record, records: dict[int, _Record]) -> str:
-    """senseidx(5WN): ``lemma%type:file:id:head:head_id``; satellites name the first word of their cluster's head."""
+    """Return ``lemma%type:file:id:head:head_id`` (senseidx(5WN)); satellites name the first word of their head."""
     head = head_id = ""
     if record.pos == "s":
         head_word, head_lex_id = records[record.similar[0]].words[0]

@@ -1,6 +1,6 @@
-"""WordNet as a graph of synsets and as a source of sentences: definitions and quoted examples.
+"""WordNet as a graph of synsets, and as a source of sentences: definitions and quoted examples.
 
-Knows synsets, senses and texts; which of them become concepts is `expertmine.concepts.senses`.
+Knows synsets, senses and texts; `expertmine.concepts.senses` decides which become concepts.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ class WordNet:
 
     synsets: Mapping[str, Synset]
     source: str = "WordNet"
-    """What it was read from, for people."""
+    """Where it was read from, for messages."""
 
     @classmethod
     def load(cls, dictionary: Path | None = None) -> WordNet:
-        """The embedded WordNet 3.0, or a WNDB folder.
+        """Load the embedded WordNet 3.0, or a WNDB folder.
 
         Raises:
-            UserError: the folder is not one of WordNet's.
+            UserError: the folder does not hold WordNet's files, or they are damaged.
         """
         if dictionary is None:
             synsets = {row["name"]: _from_row(row) for row in pq.read_table(EMBEDDED).to_pylist()}
@@ -53,7 +53,7 @@ class WordNet:
 
     @cached_property
     def hyponyms(self) -> Mapping[str, tuple[str, ...]]:
-        """Direct hyponyms and instances of each synset that has some."""
+        """Direct hyponyms and instances of each synset that has any."""
         below: dict[str, list[str]] = defaultdict(list)
         for synset in self.synsets.values():
             for above in hypernyms(synset):
@@ -61,11 +61,11 @@ class WordNet:
         return {name: tuple(names) for name, names in below.items()}
 
     def closure(self, name: str) -> frozenset[str]:
-        """The synset and all below it, instances included."""
+        """Return a synset and all synsets below it, including instances."""
         return frozenset(self.levels(name))
 
     def levels(self, *tops: str) -> Mapping[str, int]:
-        """The synsets at or below some, and how many levels each lies below the nearest of them."""
+        """Map the synsets at or below the tops to their number of levels below the nearest top."""
         levels = dict.fromkeys(tops, 0)
         front = list(levels)
         depth = 0
@@ -78,14 +78,14 @@ class WordNet:
         return levels
 
     def sisters(self, name: str) -> frozenset[str]:
-        """The synsets that share a direct hypernym with one, without itself."""
+        """Return the other synsets that share a direct hypernym with this one."""
         above = hypernyms(self.synsets[name])
         return frozenset(sister for parent in above for sister in self.hyponyms[parent] if sister != name)
 
     def resolve(self, sense_key: str) -> str | None:
-        """The synset of a sense key, or None.
+        """Return the synset of a sense key, or None.
 
-        Spellings differ on whether the head word of a satellite keeps its syntactic marker (``all(a)``); both resolve.
+        Sources differ in whether a satellite's head word keeps its syntactic marker (``all(a)``); both forms resolve.
         """
         return self._synset_of_key.get(_HEAD_MARKER.sub("", sense_key))
 
@@ -95,17 +95,17 @@ class WordNet:
 
 
 def hypernyms(synset: Synset) -> tuple[str, ...]:
-    """The synsets that this one is a kind or an instance of."""
+    """Return the synsets that this one is a kind or an instance of."""
     return (*synset.hypernyms, *synset.instance_hypernyms)
 
 
 def wordnet_texts(
     wordnet: WordNet, sentences: WordNetText = "definitions", with_lemma: bool = False
 ) -> Iterator[TaggedText]:
-    """WordNet's own text as sense-tagged sentences: a text of a synset carries all its sense keys.
+    """Yield WordNet's own texts as sense-tagged sentences; a synset's text carries all its sense keys.
 
     Args:
-        with_lemma: put the synset's first word before its definition: ``dog: a member of the genus Canis``.
+        with_lemma: prefix each definition with the synset's first word: ``dog: a member of the genus Canis``.
     """
     for synset in wordnet.synsets.values():
         texts: list[str] = []

@@ -1,1 +1,1 @@
-"""Unique sentences, concepts and labels: drafts, the writer, the reader, and what is drawn or held out."""
+"""Unique sentences, concepts and labels: drafts, writer, reader, random samples and the held-out split."""

@@ -1,6 +1,6 @@
-"""A corpus in memory while it is made: texts by id, concepts that label them, and what was refused.
+"""A corpus under construction, in memory: texts by id, concepts that label them, and refusals.
 
-Readers of concepts end here; `expertmine.corpus.writer` begins here.
+Readers of concepts produce a draft; `expertmine.corpus.writer` writes it. Knows neither sources nor files.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from expertmine.corpus.draws import Ids
 from expertmine.corpus.texts import BadText, Texts, normalise
 from expertmine.errors import UserError
 
-LONGEST_NAME = 200
+MAX_NAME = 200
+"""Characters of a concept's name."""
 LISTED = 10_000
-"""Refusals that are listed for each kind and reason; the rest are only counted."""
+"""Refusals that are listed per kind and reason; the rest are only counted."""
 
 
 Keys = NDArray[np.uint64]
@@ -27,34 +28,37 @@ Keys = NDArray[np.uint64]
 
 
 def no_ids() -> Ids:
+    """Return an empty array of text ids."""
     return np.empty(0, np.int32)
 
 
 def no_keys() -> Keys:
+    """Return an empty array of content hashes."""
     return np.empty((0, 2), np.uint64)
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Something that was not taken."""
+    """Something in a source that the corpus does not take."""
 
     kind: str
     """``sentence``, ``concept``, ``sense key``, ``instance`` or ``key``."""
     name: str
-    """Its name, or its place in a file."""
+    """Its name, or its file and line."""
     reason: str
     detail: str = ""
 
 
 @dataclass
 class Refusals:
-    """What was not taken, and why: all of it counted, the first of each reason listed."""
+    """Refusals with their reasons: all are counted, the first of each reason are listed."""
 
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """By kind and reason."""
+    """Number of refusals by kind and reason."""
     listed: list[Refusal] = field(default_factory=list)
 
     def add(self, refusal: Refusal) -> None:
+        """Count a refusal, and list it while there are few of its kind and reason."""
         kind = refusal.kind, refusal.reason
         self.counts[kind] += 1
         if self.counts[kind] <= LISTED:
@@ -63,27 +67,27 @@ class Refusals:
 
 @dataclass(frozen=True, slots=True)
 class DraftConcept:
-    """A concept and the texts that it labels. Order and repeats within the arrays mean nothing."""
+    """A concept and the texts that it labels. Order and repeats within the arrays do not matter."""
 
     name: str
     group: str
     description: str
     positives: Ids
     negatives: Ids = field(default_factory=no_ids)
-    """Negatives beside those of the pool."""
+    """Negatives in addition to the pool's."""
     pool: int | None = None
-    """The pool of negatives that it shares: all of it but the positives and `neither`."""
+    """Index of the pool whose texts, except the positives and `neither`, are negatives too."""
     neither: Ids = field(default_factory=no_ids)
-    """Texts that are not its negatives, though they may lie in its pool: members that were not drawn, for instance."""
+    """Texts that are not negatives although its pool may hold them, such as members that were not drawn."""
     neither_elsewhere: Keys = field(default_factory=no_keys)
-    """The same, for texts that are not at hand: should they come along when corpora are joined."""
+    """The same for texts outside this corpus, by hash; they matter when corpora are merged."""
     sense_keys: tuple[str, ...] = ()
-    """WordNet's sense keys, where it has some."""
+    """WordNet's sense keys, if it has any."""
 
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """All that a corpus will hold."""
+    """The full content of a corpus."""
 
     texts: Texts
     concepts: Sequence[DraftConcept]
@@ -93,45 +97,52 @@ class Draft:
 
 
 def name_fault(name: str) -> str | None:
-    """What is wrong with a concept's name: it must be printable, short, and no path that leads elsewhere."""
-    if not name.strip() or not name.isprintable() or len(name) > LONGEST_NAME:
-        return f"expected a printable, non-empty name of at most {LONGEST_NAME} characters"
+    """Describe what is wrong with a concept's name; None if it is printable, short, and not a path out of a folder."""
+    if not name.strip() or not name.isprintable() or len(name) > MAX_NAME:
+        return f"expected a printable, non-empty name of at most {MAX_NAME} characters"
     if any(path.root or ".." in path.parts for path in (PurePosixPath(name), PureWindowsPath(name))):
         return "is a path that leads elsewhere; rename the concept"
     return None
 
 
-def concept_name(name: str, place: str) -> str:
-    """A concept's name, normalised.
+def concept_name(name: str, where: str) -> str:
+    """Normalise a concept's name.
+
+    Args:
+        where: file and line, for the message.
 
     Raises:
-        UserError: it is none; names the place.
+        UserError: the name is invalid.
     """
     if fault := name_fault(normalise(name)):
-        raise UserError(f"{place}: concept name {brief(name)} {fault}")
+        raise UserError(f"{where}: concept name {brief(name)} {fault}")
     return normalise(name)
 
 
 def remark(value: object) -> str:
-    """A group or a description as it is stored: normalised text, empty for what is absent."""
+    """Normalise a group or a description; an absent one is empty."""
     return "" if value is None or value != value else normalise(storable(str(value)))
 
 
 def storable(text: str) -> str:
-    """The text, with what UTF-8 cannot hold (lone surrogates) replaced."""
+    """Replace lone surrogates, which UTF-8 cannot encode."""
     return text.encode("utf-8", "replace").decode()
 
 
 def brief(value: object) -> str:
-    """A value in a message: its repr, cut to what one reads."""
+    """Format a value for a message: its repr, cut to 80 characters."""
     words = repr(value[:100] if isinstance(value, str) else value)
     return words if len(words) <= 80 else words[:79] + "…"
 
 
-def take_text(texts: Texts, text: str, place: str, refusals: Refusals) -> int | None:
-    """The id of a text, or None when no corpus takes it; then it is among the refusals."""
+def take_text(texts: Texts, text: str, where: str, refusals: Refusals) -> int | None:
+    """Add a text and return its id; a text that cannot be stored is refused and gives None.
+
+    Args:
+        where: file and line, for the refusal.
+    """
     try:
         return texts.add(text)
     except BadText as fault:
-        refusals.add(Refusal("sentence", place, str(fault)))
+        refusals.add(Refusal("sentence", where, str(fault)))
         return None

@@ -1,6 +1,7 @@
-"""Drawing by lot: samples that depend on a seed and on what the texts say, never on their order or on the machine.
+"""Random samples of texts by hash priorities. Knows ids and hashes only, no random number generator.
 
-A text's lot is a hash of its content hash and a salt; the lowest lots win. No random number generator is involved.
+A text's priority is a hash of its content hash and a salt; the texts of lowest priority are drawn. A sample thus
+depends on the seed and on what the texts say, not on their order or the machine.
 """
 
 from __future__ import annotations
@@ -16,34 +17,34 @@ Ids = NDArray[np.int32]
 
 
 def hash_priorities(keys: NDArray[np.uint64], salt: str) -> NDArray[np.uint64]:
-    """(texts,) the lots of texts by their content hashes (texts, 2)."""
-    # The finaliser of SplitMix64 (Steele, Lea and Flood 2014): a bijection that scatters the salted hashes anew.
+    """Return the priorities (texts,) of texts by their content hashes (texts, 2)."""
+    # The finaliser of SplitMix64 (Steele, Lea and Flood 2014): a bijection that mixes the salted hashes again.
     mixed = keys[:, 1] ^ np.uint64(salted_number(salt))
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    drawn: NDArray[np.uint64] = mixed ^ (mixed >> np.uint64(31))
-    return drawn
+    priorities: NDArray[np.uint64] = mixed ^ (mixed >> np.uint64(31))
+    return priorities
 
 
-def draw(ids: Ids, count: int | None, lots: NDArray[np.uint64]) -> Ids:
-    """The `count` ids of lowest lot, ascending; all of them for None.
+def draw(ids: Ids, count: int | None, priorities: NDArray[np.uint64]) -> Ids:
+    """Return the `count` ids of lowest priority, ascending; all of them for None.
 
     Args:
-        lots: (texts,) indexed by id.
+        priorities: (texts,) indexed by id.
     """
     if count is None or len(ids) <= count:
         return np.sort(ids)
-    return np.sort(ids[np.argsort(lots[ids], kind="stable")[:count]])
+    return np.sort(ids[np.argsort(priorities[ids], kind="stable")[:count]])
 
 
 def draw_others(by_key: Ids, without: Ids, count: int, salt: str) -> Ids:
-    """`count` ids that are not among `without`, ascending; fewer when there are no more.
+    """Draw `count` ids that are not in `without`; returns them ascending, fewer if there are not enough.
 
-    The ids in order of their content hashes are in no order at all as far as their meaning goes. This walks through
-    them from a place and in strides that the salt decides, which costs what it draws and not what there is.
+    The order of content hashes is random with respect to meaning. This walks through it from a start and in strides
+    that the salt decides, so the cost grows with the ids drawn, not with all ids.
 
     Args:
-        by_key: all ids, in order of their content hashes.
+        by_key: all ids, ordered by content hash.
     """
     total = len(by_key)
     start, stride = salted_number(salt + " start") % total, salted_number(salt + " stride") % total or 1
@@ -52,19 +53,19 @@ def draw_others(by_key: Ids, without: Ids, count: int, salt: str) -> Ids:
     found = np.empty(0, np.int32)
     step = count + len(without)
     for first in range(0, total, step):
-        places = (start + np.arange(first, min(first + step, total)) * stride) % total
-        passed = by_key[places]
-        found = np.concatenate([found, passed[~np.isin(passed, without)]])
+        positions = (start + np.arange(first, min(first + step, total)) * stride) % total
+        visited = by_key[positions]
+        found = np.concatenate([found, visited[~np.isin(visited, without)]])
         if len(found) >= count:
             break
     return np.sort(found[:count])
 
 
 def draw_names(names: Iterable[str], count: int | None, salt: str) -> list[str]:
-    """The `count` names of lowest lot; all of them for None."""
+    """Return the `count` names of lowest priority; all of them for None."""
     return sorted(names, key=lambda name: salted_number(f"{salt} {name}"))[:count]
 
 
 def salted_number(text: str) -> int:
-    """A number below 2⁶⁴ that a text decides, and the same everywhere."""
+    """Hash a text to a number below 2⁶⁴, the same on every machine."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")

@@ -1,20 +1,20 @@
-"""A corpus: unique sentences, concepts, and the labels that join them, as Parquet files.
+"""Reads a corpus: unique sentences, concepts, and the labels that connect them, in Parquet files.
 
-Knows nothing of where concepts come from, how a corpus is made, nor of models. On disk (``CORPUS/``):
+Knows neither the sources of concepts, nor how a corpus is written, nor models. On disk (``CORPUS/``):
 
 - ``sentences.parquet``: ``sentence_id`` (= row), ``text``, ``key`` (hash of the text), ``held_out``
 - ``concepts.parquet``: ``concept_id`` (= row), ``name``, ``group``, ``description``, ``sense_keys``, ``pool`` (or null)
 - ``labels.parquet``: ``concept_id``, ``sentence_id``, ``label`` (1 positive, 0 negative, -1 neither), by both ids
 - ``pools.parquet``: ``pool_id``, ``sentence_id``, sorted: negatives that concepts share
-- ``left_out.parquet``: ``concept_id``, ``key``: hashes of further texts that are neither; joining corpora heeds them
-- ``refused.parquet``: what was not taken, and why; for people
+- ``left_out.parquet``: ``concept_id``, ``key``: hashes of further texts labelled neither, which matter in a merge
+- ``refused.parquet``: refused input with the reasons; for people
 - ``corpus.json``: counts, sources, fingerprint
 
-A concept's negatives are the sentences that it labels 0, and those of its pool that it does not label at all. Ten
-thousand concepts against all other sentences of a million thus cost no more than their positives.
+A concept's negatives are the sentences that it labels 0, and the sentences of its pool that it does not label. Ten
+thousand concepts with all other sentences of a million as negatives thus cost no more than their positives.
 
-Order carries no meaning: concepts are sorted by name; sentences lie negatives-of-many first, then concept by concept,
-each run in the order of the keys. The fingerprint is therefore that of the content.
+The order is canonical, so the fingerprint depends on the content alone: concepts are sorted by name; sentences shared
+as negatives come first, then each concept's own, each group sorted by key.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ SCHEMAS = {
 }
 COLUMNS = {name: schema.names for name, schema in SCHEMAS.items()}
 FILES = ("corpus.json", *(f"{name}.parquet" for name in COLUMNS))
-"""What a corpus folder consists of."""
+"""The files of a corpus folder."""
 METADATA: dict[str, Any] = {
     "format": int,
     "fingerprint": str,
@@ -82,7 +82,7 @@ METADATA: dict[str, Any] = {
     "texts_not_used": int,
     "refused": [{"kind": str, "reason": str, "count": int}],
 }
-"""What ``corpus.json`` says at least."""
+"""The schema of ``corpus.json``."""
 
 _BATCH = 1 << 16
 
@@ -96,33 +96,33 @@ class Concept:
     group: str
     description: str
     sense_keys: tuple[str, ...]
-    """WordNet's sense keys, where it has some."""
+    """WordNet's sense keys, if it has any."""
     pool: int | None
-    """The pool of negatives that it shares with others."""
+    """Id of the pool of negatives that it shares with other concepts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """What one concept labels itself; sentence ids, ascending."""
+    """The labels of one concept without its pool; sentence ids, ascending."""
 
     positives: Ids
     negatives: Ids
-    """Beside those of its pool."""
+    """Negatives in addition to the pool's."""
     neither: Ids
-    """Sentences of its pool that are not its negatives, nor its positives."""
+    """Sentences of its pool that are neither negatives nor positives."""
 
 
 @dataclass(frozen=True, slots=True)
 class LabelledRows:
-    """Sentence ids of one concept, ascending."""
+    """All labels of one concept; sentence ids, ascending."""
 
     positives: Ids
     negatives: Ids
-    """All of them, the pool's too."""
+    """All negatives, including the pool's."""
 
 
 def membership(sets: Sequence[Ids], total: int) -> NDArray[np.bool_]:
-    """(sets, total) whether each set holds each id below `total`."""
+    """Return (sets, total): whether each set holds each id below `total`."""
     holds = np.zeros((len(sets), total), np.bool_)
     for at, ids in enumerate(sets):
         holds[at, ids] = True
@@ -130,7 +130,7 @@ def membership(sets: Sequence[Ids], total: int) -> NDArray[np.bool_]:
 
 
 def fingerprint(tables: dict[str, pa.Table]) -> str:
-    """SHA-256 over concepts, keys, the held-out split, labels and pools, independent of Parquet's encoding."""
+    """Return the SHA-256 of concepts, keys, held-out split, labels and pools, whatever Parquet's encoding."""
     digest = hashlib.sha256()
     concepts, sentences = tables["concepts"], tables["sentences"]
     for column in (concepts["name"], concepts["group"], concepts["description"], sentences["key"]):
@@ -160,7 +160,7 @@ def _digest_texts(digest: hashlib._Hash, column: pa.ChunkedArray) -> None:
 
 @dataclass(frozen=True)
 class Corpus:
-    """A corpus folder, opened; tables are read when first asked for."""
+    """An open corpus folder; tables are read on first use."""
 
     path: Location
     metadata: dict[str, Any]
@@ -171,14 +171,14 @@ class Corpus:
         """Open a corpus folder.
 
         Raises:
-            UserError: there is none, or it is of another format.
+            UserError: it is missing, or has another format.
         """
         metadata = read_json(path / "corpus.json", "a corpus made by `expertmine concepts …`")
         wrong = mismatch(metadata, METADATA)
         if wrong or metadata["format"] != FORMAT:
             raise UserError(
                 f"{path / 'corpus.json'}: not a corpus of format {FORMAT}{f' ({wrong})' if wrong else ''}; "
-                "build it again"
+                "build the corpus again"
             )
         corpus = cls(path, metadata)
         try:
@@ -189,13 +189,14 @@ class Corpus:
 
     @property
     def identity(self) -> CorpusIdentity:
+        """Its fingerprint and counts."""
         return CorpusIdentity(self.metadata["fingerprint"], self.metadata["sentences"], self.metadata["concepts"])
 
     def check(self) -> None:
         """Compare the tables with the recorded fingerprint, and every text with its key.
 
         Raises:
-            UserError: they differ: the folder is torn or was edited.
+            UserError: they differ, so the folder is torn or was edited.
         """
         tables = {name: self.table(name) for name in COLUMNS}
         texts, keys = tables["sentences"]["text"], tables["sentences"]["key"]
@@ -210,27 +211,29 @@ class Corpus:
             raise UserError(f"{self.path}: tables do not match corpus.json's fingerprint; build the corpus again")
 
     def texts(self, rows: range) -> list[str]:
+        """Return the texts of some consecutive sentences."""
         texts: list[str] = self._sentences["text"].slice(rows.start, len(rows)).to_pylist()
         return texts
 
     @cached_property
     def held_out(self) -> NDArray[np.bool_]:
-        """(sentences,) which of them mining does not see."""
+        """(sentences,) whether each is held out from mining."""
         flags: NDArray[np.bool_] = self._sentences["held_out"].to_numpy()
         return flags
 
     @cached_property
     def concepts(self) -> tuple[Concept, ...]:
+        """All concepts, by id."""
         rows = self.table("concepts").to_pylist()
         if unprintable := [row["name"] for row in rows if not row["name"].isprintable()]:
-            raise self._damaged("concepts", f"the name {unprintable[0][:80]!r} cannot be printed")
+            raise self._damaged("concepts", f"the name {unprintable[0][:80]!r} is not printable")
         return tuple(Concept(**{**row, "sense_keys": tuple(row["sense_keys"])}) for row in rows)
 
     def concept(self, name: str) -> Concept:
-        """Look a concept up by name.
+        """Return the concept of a name.
 
         Raises:
-            UnknownConcept: there is none of that name; suggests the nearest.
+            UnknownConcept: no concept has it; the message suggests the nearest.
         """
         for concept in self.concepts:
             if concept.name == name:
@@ -246,14 +249,14 @@ class Corpus:
         return tuple(np.split(ids, np.searchsorted(owners, np.arange(1, count)))) if count else ()
 
     def labels(self, concept_id: int) -> Labels:
-        """What a concept labels itself, held out or not."""
+        """Return the labels of a concept without its pool, held out or not."""
         indptr, sentence_ids, labels = self._labels
         span = slice(indptr[concept_id], indptr[concept_id + 1])
         ids, label = sentence_ids[span], labels[span]
         return Labels(ids[label == 1], ids[label == 0], ids[label == -1])
 
     def left_out(self, concept_id: int) -> NDArray[np.uint64]:
-        """(texts, 2) content hashes of texts outside its pool, or the corpus, that are not a concept's negatives."""
+        """Return the hashes (texts, 2) of texts outside a concept's pool, or the corpus, that are not its negatives."""
         owners, keys = self._left_out
         return keys[slice(*np.searchsorted(owners, [concept_id, concept_id + 1]))]
 
@@ -264,7 +267,7 @@ class Corpus:
         return table["concept_id"].to_numpy(), np.frombuffer(joined, ">u8").reshape(-1, 2).astype(np.uint64)
 
     def rows(self, concept_id: int) -> LabelledRows:
-        """Every sentence of a concept, held out or not. With a large pool that is much: see `labels`, `counts`."""
+        """Return every sentence of a concept, held out or not; with a large pool, prefer `labels` or `counts`."""
         own = self.labels(concept_id)
         pool = self.concepts[concept_id].pool
         if pool is None:
@@ -275,13 +278,13 @@ class Corpus:
         return LabelledRows(own.positives, np.union1d(shared, own.negatives))
 
     def counts(self, among: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """How many positives and negatives each concept has among some sentences; both (concepts,).
+        """Count each concept's positives and negatives among some sentences; both (concepts,).
 
         Args:
-            among: (sentences,)
+            among: (sentences,) which sentences count.
         """
         indptr, sentence_ids, labels = self._labels
-        no_pool = np.empty(0, np.int32)  # the last row, which -1 leads to
+        no_pool = np.empty(0, np.int32)  # becomes the last row, which index -1 finds
         in_pool = membership([*self.pools, no_pool], len(among)) & among
         pools = np.array([-1 if concept.pool is None else concept.pool for concept in self.concepts], np.int64)
         owner = np.repeat(np.arange(len(pools)), np.diff(indptr))
@@ -295,18 +298,18 @@ class Corpus:
         return of_each_concept(usable & (labels == 1)), negatives
 
     def table(self, name: str) -> pa.Table:
-        """One of the tables, as it is on disk.
+        """Read one of the tables.
 
         Raises:
-            UserError: it is missing, torn, or not what corpus.json promises.
+            UserError: it is missing, torn, or does not match corpus.json.
         """
-        promised = None if name == "refused" else {**self.metadata, "pools": sum(self.metadata["pools"])}.get(name)
+        expected = None if name == "refused" else {**self.metadata, "pools": sum(self.metadata["pools"])}.get(name)
         try:
-            table = read_table(self.path / f"{name}.parquet", schema=SCHEMAS[name], rows=promised)
+            table = read_table(self.path / f"{name}.parquet", schema=SCHEMAS[name], rows=expected)
         except (OSError, pa.ArrowException) as error:
             raise UserError(f"{self.path / name}.parquet: cannot be read ({error}); build the corpus again") from error
         if any(table[column].null_count for column in table.column_names if column != "pool"):
-            raise self._damaged(name, "it has gaps")
+            raise self._damaged(name, "it has null values")
         counts = {"concept_id": "concepts", "sentence_id": "sentences", "pool_id": "pools", "pool": "pools"}
         for column in table.column_names:
             if column in counts and table.num_rows:
@@ -317,7 +320,8 @@ class Corpus:
     def _require_ids(self, table: str, ids: pa.ChunkedArray, count: int) -> None:
         bounds = pc.min_max(ids).as_py()
         if bounds["min"] is not None and not 0 <= bounds["min"] <= bounds["max"] < count:
-            raise self._damaged(table, f"it has ids from {bounds['min']} to {bounds['max']}, and there are {count:,}")
+            found = f"it has ids from {bounds['min']} to {bounds['max']}"
+            raise self._damaged(table, f"{found}, expected ids below {count:,}")
 
     def _damaged(self, table: str, why: str) -> UserError:
         return UserError(f"{self.path / table}.parquet is damaged: {why}; build the corpus again")

@@ -1,4 +1,4 @@
-"""Unique texts while a corpus is made: normalised, hashed, each kept once. Knows nothing of concepts."""
+"""Collects the unique texts of a corpus: normalises, hashes, and keeps each once. Knows nothing of concepts."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-LONGEST = 10_000
-"""Characters of a text; what is longer is no sentence."""
+MAX_LENGTH = 10_000
+"""Characters of a text; a longer one is not a sentence."""
 
 _KEY_BYTES = 16
 _CHUNK = 1 << 16
 
 
 class BadText(ValueError):
-    """A text that no corpus takes; says why in a few words."""
+    """A text that cannot be stored; the message says why in a few words."""
 
 
 def normalise(text: str) -> str:
-    """The text as it is stored: Unicode NFC, each run of white space one blank, none at the ends."""
+    """Normalise a text for storage: Unicode NFC, white space collapsed to single spaces, none at the ends."""
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 
 def text_key(text: str) -> str:
-    """Content hash of a normalised text: 128 bits of BLAKE2b, in hexadecimal."""
+    """Return the content hash of a normalised text: 128 bits of BLAKE2b, in hexadecimal."""
     return _digest(text).hex()
 
 
@@ -35,9 +35,9 @@ def _digest(text: str) -> bytes:
 
 
 class Texts:
-    """Texts by id; ids count up from 0 in order of arrival, and the same text has the same id.
+    """Texts by id; ids count from 0 in order of arrival, and equal texts share an id.
 
-    Texts lie in Arrow's memory, so that a million of them take little more than their bytes.
+    Texts are stored in Arrow's memory, so that a million of them take little more than their bytes.
     """
 
     def __init__(self) -> None:
@@ -46,22 +46,22 @@ class Texts:
         self._chunks: list[pa.Array] = []
         self._pending: list[str] = []
         self.repeats = 0
-        """How many texts came that were there already."""
+        """Number of texts added that were already there."""
 
     def __len__(self) -> int:
         return len(self._ids)
 
     def add(self, text: str) -> int:
-        """The id of a text, after normalisation.
+        """Normalise a text, add it if it is new, and return its id.
 
         Raises:
-            BadText: it is empty, longer than LONGEST, or holds half a character (a lone surrogate).
+            BadText: it is empty, longer than MAX_LENGTH, or holds a lone surrogate.
         """
         stored = normalise(text)
         if not stored:
             raise BadText("empty")
-        if len(stored) > LONGEST:
-            raise BadText(f"longer than {LONGEST:,} characters")
+        if len(stored) > MAX_LENGTH:
+            raise BadText(f"longer than {MAX_LENGTH:,} characters")
         try:
             digest = _digest(stored)
         except UnicodeEncodeError as error:
@@ -79,11 +79,11 @@ class Texts:
 
     @property
     def keys(self) -> NDArray[np.uint64]:
-        """(texts, 2) the content hashes, high half first."""
+        """The content hashes (texts, 2), high half first."""
         return np.frombuffer(bytes(self._keys), ">u8").reshape(-1, 2).astype(np.uint64)
 
     def take(self, ids: NDArray[np.int32]) -> pa.Array:
-        """Texts by id, as a large_string array."""
+        """Return texts by id, as a large_string array."""
         self._flush()
         return pa.concat_arrays([pa.array([], pa.large_string()), *self._chunks]).take(pa.array(ids))
 
@@ -93,5 +93,5 @@ class Texts:
 
 
 def key_text(keys: NDArray[np.uint64]) -> list[str]:
-    """Content hashes (texts, 2) in hexadecimal, as `text_key` gives them."""
+    """Return content hashes (texts, 2) in hexadecimal, as `text_key` does."""
     return [f"{high:016x}{low:016x}" for high, low in keys.tolist()]

@@ -1,4 +1,7 @@
-"""Write a draft as a corpus folder: settle its labels, lay the sentences out, hold some out, write the tables."""
+"""Writes a draft as a corpus folder: resolves its labels, orders and holds out sentences, writes the tables.
+
+Knows neither the sources of the draft nor the runs that use the corpus.
+"""
 
 from __future__ import annotations
 
@@ -28,25 +31,25 @@ from expertmine.storage.locations import Location, absolute, is_remote
 from expertmine.storage.tables import write_table
 
 _NEW = ".new-"
-_NOBODY = np.iinfo(np.int32).max
+_NO_USER = np.iinfo(np.int32).max
 
 
 def write_corpus(draft: Draft, out: Location, held_out_percent: float = 0.0, seed: int = 0) -> CorpusIdentity:
-    """Write a corpus folder; without ``corpus.json``, which comes last, there is no corpus.
+    """Write a corpus folder; ``corpus.json`` comes last, and without it the folder is not a corpus.
 
-    What a concept calls both positive and negative is positive, and what it calls both negative and neither is neither;
-    both are counted as conflicts. Repeats count once. Texts that no concept uses are left out.
+    A text labelled both positive and negative is positive; one labelled both negative and neither is neither; both are
+    counted as conflicts. Repeats count once. Texts that no concept uses are left out.
 
     Args:
-        held_out_percent: share of the sentences, 0 to 90, that mining will not see, of each concept's positives and
-            of every set of negatives (see `expertmine.corpus.held_out`).
-        seed: of the draw of held-out sentences.
+        held_out_percent: share, 0 to 90, of each concept's positives and of every set of negatives that mining does
+            not see (see `expertmine.corpus.held_out`).
+        seed: seed of the held-out split.
 
     Raises:
         UserError: an empty, unprintable, path-like or repeated name, a concept without positive or negative sentences
             to mine, no concept at all, or a folder that belongs to a run.
     """
-    require_place(out)
+    check_output_folder(out)
     if not 0 <= held_out_percent <= 90:
         raise UserError(f"held-out share is {held_out_percent} %: expected 0 to 90")
     counts: Counter[str] = Counter(repeats_dropped=draft.texts.repeats, conflicts_resolved=0)
@@ -94,26 +97,26 @@ def write_corpus(draft: Draft, out: Location, held_out_percent: float = 0.0, see
     return identity
 
 
-def require_place(out: Location) -> None:
-    """Refuse a place where no corpus should be written.
+def check_output_folder(out: Location) -> None:
+    """Refuse a location where no corpus may be written.
 
     Raises:
-        UserError: it is no folder, or belongs to a run.
+        UserError: it is a file, or belongs to a run.
     """
     above = absolute(out).parent
     for run in (out, above, above.parent):  # RUN/corpus/<fingerprint>
         if exists(run / PLAN_FILE):
-            raise UserError(f"{out} belongs to the run {run}, which would be lost; write the corpus elsewhere")
+            raise UserError(f"{out} belongs to the run {run}, which would be damaged; write the corpus elsewhere")
     if is_remote(out):
         return
     if (out.exists() or out.is_symlink()) and not out.is_dir():
-        raise UserError(f"{out} is there and is no folder; give the corpus a folder of its own")
+        raise UserError(f"{out} exists and is not a folder; choose a folder for the corpus")
 
 
 def _write_files(out: Location, tables: dict[str, pa.Table], metadata: dict[str, Any]) -> None:
-    """All files under other names first, and then in their places: a full disk leaves what was there.
+    """Write all files to a temporary folder, then move them: on a full disk, the old corpus stays.
 
-    On an object store, which is not full and renames nothing, one by one; ``corpus.json`` comes last there as well.
+    An object store is never full and has no rename; there the files are written one by one, ``corpus.json`` last.
     """
     if is_remote(out):
         remove(out / "corpus.json")
@@ -135,7 +138,7 @@ def _write_files(out: Location, tables: dict[str, pa.Table], metadata: dict[str,
 
 
 def _settle(draft: Draft, keys: Keys, counts: Counter[str]) -> tuple[list[DraftConcept], list[Ids]]:
-    """Concepts by name, their labels made sets that do not meet; the pools that they use."""
+    """Return the concepts, sorted by name and with disjoint label sets, and the pools that they use."""
     if not draft.concepts:
         raise UserError(f"no concept to write: the source gave none{_why(draft.refusals)}")
     concepts = sorted(draft.concepts, key=lambda concept: concept.name)
@@ -145,38 +148,38 @@ def _settle(draft: Draft, keys: Keys, counts: Counter[str]) -> tuple[list[DraftC
     for first, second in pairwise(concepts):
         if first.name == second.name:
             raise UserError(f"concept {first.name!r} appears twice; rename one of them")
-    pools, place_of = _settle_pools(draft, keys, {concept.pool for concept in concepts if concept.pool is not None})
+    pools, new_index = _settle_pools(draft, keys, {concept.pool for concept in concepts if concept.pool is not None})
     inside = membership(pools, len(keys))
-    return [_settle_concept(concept, place_of, inside, keys, counts) for concept in concepts], pools
+    return [_settle_concept(concept, new_index, inside, keys, counts) for concept in concepts], pools
 
 
 def _settle_pools(draft: Draft, keys: Keys, used: set[int]) -> tuple[list[Ids], dict[int, int]]:
-    """Each pool that is used, once, in an order that their content decides; and the new place of each old one."""
+    """Return the distinct pools in use, ordered by content, and the new index of each old one."""
     digests: dict[int, bytes] = {}
     for pool in used:
         own = keys[np.unique(draft.pools[pool])]
         digests[pool] = own[np.lexsort((own[:, 1], own[:, 0]))].astype(">u8").tobytes()
-    places = {digest: at for at, digest in enumerate(sorted(set(digests.values())))}
-    place_of = {pool: places[digest] for pool, digest in digests.items()}
-    first_of = {place: pool for pool, place in place_of.items()}
-    return [np.unique(draft.pools[first_of[place]]) for place in range(len(places))], place_of
+    index_of_digest = {digest: at for at, digest in enumerate(sorted(set(digests.values())))}
+    new_index = {pool: index_of_digest[digest] for pool, digest in digests.items()}
+    old_index = {new: old for old, new in new_index.items()}
+    return [np.unique(draft.pools[old_index[new]]) for new in range(len(index_of_digest))], new_index
 
 
 def _settle_concept(
-    concept: DraftConcept, place_of: dict[int, int], inside: NDArray[np.bool_], keys: Keys, counts: Counter[str]
+    concept: DraftConcept, new_index: dict[int, int], inside: NDArray[np.bool_], keys: Keys, counts: Counter[str]
 ) -> DraftConcept:
-    """Positive beats neither, neither beats negative; what is neither and in no pool goes by its content hash.
+    """Resolve conflicts: positive wins over neither, neither over negative; neither outside the pool is kept by hash.
 
     Args:
-        inside: (pools, texts) whether a text lies in a pool.
-        keys: (texts, 2)
+        inside: (pools, texts) whether a pool holds a text.
+        keys: (texts, 2) content hashes.
     """
     positives, listed, neither = (np.unique(ids) for ids in (concept.positives, concept.negatives, concept.neither))
     neither = neither[~np.isin(neither, positives)]
     conflicts = np.isin(listed, positives) | np.isin(listed, neither)
     counts["conflicts_resolved"] += int(conflicts.sum())
     negatives = listed[~conflicts]
-    pool = None if concept.pool is None else place_of[concept.pool]
+    pool = None if concept.pool is None else new_index[concept.pool]
     in_pool = np.zeros(inside.shape[1], np.bool_) if pool is None else inside[pool]
     elsewhere = np.concatenate([keys[neither[~in_pool[neither]]], concept.neither_elsewhere])
     return replace(
@@ -195,30 +198,30 @@ def _why(refusals: Refusals) -> str:
 
 
 def _row_order(concepts: Sequence[DraftConcept], pools: Sequence[Ids], keys: NDArray[np.uint64]) -> Ids:
-    """Ids of the texts that are used: shared negatives, then what each concept adds; by key in each run."""
+    """Return the ids of used texts: shared negatives, then what each concept adds; each group sorted by key."""
     texts = len(keys)
-    first_user = np.full(texts, _NOBODY, np.int32)
-    side = np.zeros(texts, np.int8)
+    first_user = np.full(texts, _NO_USER, np.int32)
+    split = np.zeros(texts, np.int8)
     for at, concept in enumerate(concepts):
         for label, ids in enumerate((concept.positives, concept.negatives)):
-            new = ids[first_user[ids] == _NOBODY]
+            new = ids[first_user[ids] == _NO_USER]
             first_user[new] = at
-            side[new] = label
-    used = first_user < _NOBODY
+            split[new] = label
+    used = first_user < _NO_USER
     shared = np.bincount(np.concatenate([concept.negatives for concept in concepts]), minlength=texts) > 1
     for pool in pools:
         used[pool] = True
-        if len(pool) < texts:  # a pool of everything has no place of its own
+        if len(pool) < texts:  # a pool of all texts forms no group of its own
             shared[pool] = True
     first_user[shared] = 0
-    side[shared] = 0
+    split[shared] = 0
     ids = np.flatnonzero(used).astype(np.int32)
-    columns = (keys[ids, 1], keys[ids, 0], side[ids], first_user[ids], ~shared[ids])
+    columns = (keys[ids, 1], keys[ids, 0], split[ids], first_user[ids], ~shared[ids])
     return ids[np.lexsort(columns)]
 
 
 def _at_rows(concept: DraftConcept, row_of: Ids) -> DraftConcept:
-    """The concept with rows of the corpus in place of text ids, ascending."""
+    """Replace a concept's text ids by rows of the corpus, ascending."""
     positives, negatives, neither = (
         np.sort(row_of[ids]) for ids in (concept.positives, concept.negatives, concept.neither)
     )
@@ -226,6 +229,7 @@ def _at_rows(concept: DraftConcept, row_of: Ids) -> DraftConcept:
 
 
 def _require_both_kinds(concepts: Sequence[DraftConcept], pools: Sequence[Ids], held_out: NDArray[np.bool_]) -> None:
+    """Raise a UserError unless every concept has a positive and a negative that is not held out."""
     mined_in_pool = membership(pools, len(held_out)) & ~held_out
     pool_sizes = mined_in_pool.sum(axis=1)
     for concept in concepts:
@@ -270,12 +274,12 @@ def _labels(concepts: Sequence[DraftConcept]) -> pa.Table:
     sentence_ids: list[Ids] = []
     labels: list[NDArray[np.int8]] = []
     for concept in concepts:
-        sides = (concept.positives, concept.negatives, concept.neither)
-        rows = np.concatenate(sides)
+        splits = (concept.positives, concept.negatives, concept.neither)
+        rows = np.concatenate(splits)
         by_row = np.argsort(rows)
         sizes.append(len(rows))
         sentence_ids.append(rows[by_row])
-        labels.append(np.repeat(np.array([1, 0, -1], np.int8), [len(side) for side in sides])[by_row])
+        labels.append(np.repeat(np.array([1, 0, -1], np.int8), [len(split) for split in splits])[by_row])
     return pa.table(
         {
             "concept_id": np.repeat(np.arange(len(concepts), dtype=np.int32), sizes),
