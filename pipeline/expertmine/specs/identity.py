@@ -47,7 +47,7 @@ class CorpusIdentity:
     def __post_init__(self) -> None:
         require(
             bool(_HASH.fullmatch(self.fingerprint)),
-            f"corpus fingerprint is {self.fingerprint[:80]!r}: expected a hash of 1 to 64 lower-case letters and digits",
+            f"corpus fingerprint is {self.fingerprint[:80]!r}: expected a hash of up to 64 small letters and digits",
         )
         least = min(self.sentences, self.concepts)
         require(least >= 0, f"corpus: {self.sentences} sentences and {self.concepts} concepts, expected 0 or more")
