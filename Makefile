@@ -1,20 +1,26 @@
-# Two commands: `make demo` and `make test`. Each sets up .venv first; either may come first.
+# `make demo`; `make check` before a commit; `make test` before a merge. Each sets up .venv first; any may come first.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 RUN ?= demo-run
+PYTEST := $(BIN)/python -m pytest
+TOGETHER := -n 2 --dist worksteal
 
-.PHONY: demo test bench lint docs clean
+.PHONY: demo check test bench lint docs clean
 
 demo: $(READY)  ## mine the embedded model's experts of a few hundred WordNet concepts, and steer with them
 	$(BIN)/expertmine demo --out $(RUN)
 
-test: $(READY)  ## every test
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+check: lint docs  ## lint, types, docs and the fast tests: under four minutes on two cores
+	$(PYTEST) $(TOGETHER) -m "not slow and not serial"
+
+test: $(READY)  ## every test: under twelve minutes on two cores
+	$(PYTEST) $(TOGETHER) -m "not serial"
+	$(PYTEST) -m serial
 
 bench: $(READY)  ## speed, as ratios measured in one run
-	$(BIN)/python -m pytest tests/benchmarks/bench_*.py -s
+	$(PYTEST) tests/benchmarks/bench_*.py -s
 
 lint: $(READY)
 	$(BIN)/ruff check .

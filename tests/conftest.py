@@ -9,10 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported
-os.environ["RAY_AUTH_MODE"] = "token"  # read when ray is imported, which a test may do before ours does
+# Read when ray is imported, which a test may do before ours does: on loopback alone, and with workers that do not wait
+# for whatever else the machine does.
+os.environ.update({"RAY_AUTH_MODE": "token", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_worker_niceness": "0"})
 
 import pytest
 import torch
+from support import clusters
 from support.corpora import LabelledTexts, write_lists
 from support.plans import plan_new
 
@@ -29,6 +32,23 @@ def animal_and_tool() -> list[LabelledTexts]:
         LabelledTexts("animal", "test", "living things", animals, tools),
         LabelledTexts("tool", "test", "useful things", tools, animals),
     ]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if folder := clusters.begin_session():
+        config.add_cleanup(lambda: clusters.end_session(folder))
+
+
+@pytest.fixture(scope="session")
+def ray_address() -> str:
+    """The address of the session's Ray."""
+    return clusters.ray_address()
+
+
+@pytest.fixture(scope="session")
+def dask_address() -> str:
+    """The address of the session's Dask scheduler."""
+    return clusters.dask_address()
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,7 @@ from support.plans import plan_new
 from typer.testing import CliRunner
 
 from expertmine.cli import app as cli
+from expertmine.runtime import ray
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -57,6 +58,7 @@ def serial_run(corpus: Path, tiny_model: Path, tmp_path_factory: pytest.TempPath
     return run
 
 
+@pytest.mark.slow
 def test_ray_and_dask_give_the_same_bytes_as_one_process(
     serial_run: Path, corpus: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -101,6 +103,7 @@ def longer_run(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tu
     return folder / "done", folder / "planned"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("executor", ["ray", "serial"])
 def test_a_run_killed_in_the_middle_goes_on_to_the_same_bytes(
     executor: str, longer_run: tuple[Path, Path], tmp_path: Path
@@ -120,9 +123,12 @@ def test_a_run_killed_in_the_middle_goes_on_to_the_same_bytes(
     assert files(run / "experts") == files(done / "experts")
 
 
-def test_ctrl_c_ends_with_a_message_and_keeps_what_is_done(longer_run: tuple[Path, Path], tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_ctrl_c_ends_with_a_message_and_keeps_what_is_done(
+    longer_run: tuple[Path, Path], ray_address: str, tmp_path: Path
+) -> None:
     run = Path(shutil.copytree(longer_run[1], tmp_path / "run"))
-    command = [sys.executable, "-m", "expertmine", "extract", str(run)]
+    command = [sys.executable, "-m", "expertmine", "extract", str(run), "--address", ray_address, "--workers", "2"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     wait_for_a_receipt(run)
     process.send_signal(signal.SIGINT)
@@ -224,11 +230,13 @@ def test_listing_units(tiny_model: Path) -> None:
     assert "matches no module" in refused("units", "--model", tiny_model, "--hookpoint", "nothing.*")
 
 
-def test_generating_in_this_process_and_in_a_ray_actor_writes_the_same(serial_run: Path) -> None:
+@pytest.mark.slow
+def test_generating_in_this_process_and_in_a_ray_actor_writes_the_same(serial_run: Path, ray_address: str) -> None:
     arguments = ("generate", serial_run, "--concept", "tool", "-k", 30, "--prompt", "the", "-n", 3, "--json")
     here = json.loads(succeed(*arguments))
     assert len(here["texts"]) == 3
-    assert json.loads(succeed(*arguments, "--executor", "ray")) == here
+    with ray.cluster(ray_address):
+        assert json.loads(succeed(*arguments, "--executor", "ray")) == here
 
 
 def commands(app: typer.Typer, before: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
@@ -297,6 +305,7 @@ def test_damage_is_told_with_its_remedy(serial_run: Path, tmp_path: Path) -> Non
     assert "match" in succeed("verify", run)
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_with_one_message_and_loses_nothing(
     serial_run: Path, corpus: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -314,18 +323,20 @@ def test_a_full_disk_ends_with_one_message_and_loses_nothing(
     assert files(run / "experts") == files(serial_run / "experts")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage, executor", [("extract", "ray"), ("score", "dask")])
 def test_an_error_inside_a_worker_arrives_as_the_same_message(
-    stage: str, executor: str, serial_run: Path, tmp_path: Path
+    stage: str, executor: str, serial_run: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
+    on = ("--executor", executor, "--address", request.getfixturevalue(f"{executor}_address"))
     run = Path(shutil.copytree(serial_run, tmp_path / "run"))
     shutil.rmtree(run / "receipts" / stage)
     if stage == "extract":
         (run / "sentences" / "00000.parquet").write_bytes(b"PAR1")
-        assert "00000.parquet: cannot be read" in refused(stage, run, "--executor", executor)
+        assert "00000.parquet: cannot be read" in refused(stage, run, *on, "--workers", 1)
     else:
         (next((run / "corpus").iterdir()) / "corpus.json").write_text("{}")
-        assert "corpus.json: not a corpus" in refused(stage, run, "--executor", executor)
+        assert "corpus.json: not a corpus" in refused(stage, run, *on)
 
 
 def test_mining_a_grown_corpus_tells_what_is_new(

@@ -7,11 +7,13 @@ import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
+import pytest
 
 from expertmine.cli.demo import LADDER, SHOWN
 from expertmine.index.experts import Experts
 
 
+@pytest.mark.slow
 def test_the_demo_mines_shows_and_steers(tmp_path: Path) -> None:
     run = tmp_path / "demo"
     done = subprocess.run(

@@ -144,6 +144,7 @@ def peak_while_reading(files: tuple[Path, Path]) -> tuple[int, int]:
         tracemalloc.stop()
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     few, at_few = peak_while_reading(long_files(tmp_path, 30_000))
     many, at_many = peak_while_reading(long_files(tmp_path, 90_000))

@@ -133,6 +133,7 @@ with mock_aws():
 """
 
 
+@pytest.mark.slow
 def test_ray_makes_the_cluster_on_a_pretended_aws(tmp_path: Path) -> None:
     values = {
         "region": "eu-central-1",

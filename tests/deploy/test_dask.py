@@ -171,6 +171,7 @@ exec sh -c "$*"
 """
 
 
+@pytest.mark.slow
 def test_scoring_over_ssh_behind_certificates_gives_the_same_bytes(tmp_path: Path) -> None:
     corpus = make_corpus(tmp_path / "corpus", texts=400, concepts=4, positives=40, pool=60)
     make_run(tmp_path / "run", corpus, units=128, block_units=16, permutations=0, resamples=0)

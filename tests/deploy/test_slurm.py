@@ -38,6 +38,8 @@ DRIVER = f"""#!{sys.executable}
 import json, os, sys, time
 from pathlib import Path
 
+pytestmark = pytest.mark.slow
+
 run = Path(sys.argv[2] if sys.argv[1] == "status" else sys.argv[-3])
 done = run / "done"
 so_far = int(done.read_text()) if done.exists() else 0

@@ -573,6 +573,7 @@ def test_the_embedded_model_changes_its_pronoun_when_experts_are_set() -> None:
     assert (found > 1e-5).all() and found.sum() < 2
 
 
+@pytest.mark.slow
 def test_on_ray_and_in_one_process_the_results_are_the_same(experiment: Parity, evaluated: Path) -> None:
     settings = replace(SMALL, samples=6, max_new_tokens=4)
     for path in (result_path(evaluated, "max", Parity).parent / "tasks").iterdir():

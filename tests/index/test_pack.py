@@ -117,6 +117,7 @@ def test_the_card_says_what_it_is_and_names_mean_nothing_in_it(experts: Experts,
     assert "Experts.load('plain')" in plain
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_the_cards_example_compiles_for_any_name(name: str, experts: Experts, tmp_path: Path) -> None:
     pack(experts, tmp_path / "pack", PackRequest(concepts=(name,)))

@@ -24,6 +24,8 @@ from support.commands import succeed
 from support.plans import plan_new
 from support.processes import ENVIRONMENT, KILLS, SEED, ray_nodes
 
+pytestmark = pytest.mark.slow
+
 SENTENCES = 12_000
 
 

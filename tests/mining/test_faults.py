@@ -52,7 +52,7 @@ def poison(word: str) -> Callable[[dict[str, torch.Tensor]], object]:
     return change
 
 
-@pytest.mark.parametrize("executor", ["serial", "ray"])
+@pytest.mark.parametrize("executor", ["serial", pytest.param("ray", marks=pytest.mark.slow)])
 def test_a_poisoned_sentence_costs_its_partition_alone(
     executor: str, tiny_model: Path, tiny_corpus: Path, tmp_path: Path
 ) -> None:
@@ -103,6 +103,7 @@ def mortal(folder: Path, deadly: set[int]) -> Callable[[], Callable[[int], int]]
     return lambda: work
 
 
+@pytest.mark.slow
 def test_a_task_that_kills_every_actor_is_given_up_and_the_rest_is_done(tmp_path: Path) -> None:
     from expertmine.runtime import ray
 
@@ -113,6 +114,7 @@ def test_a_task_that_kills_every_actor_is_given_up_and_the_rest_is_done(tmp_path
     assert sorted(each for each in found if isinstance(each, int)) == [task for task in range(12) if task != 4]
 
 
+@pytest.mark.slow
 def test_actors_that_only_die_end_the_stage(tmp_path: Path) -> None:
     from expertmine.runtime import ray
 
@@ -120,6 +122,7 @@ def test_actors_that_only_die_end_the_stage(tmp_path: Path) -> None:
         list(ray.run(mortal(tmp_path, set(range(100))), range(100), actors=1, cpus_each=1, gpus_each=0))
 
 
+@pytest.mark.slow
 def test_an_exception_in_an_actor_is_tried_again_and_told(tmp_path: Path) -> None:
     from expertmine.runtime import ray
 
@@ -202,6 +205,7 @@ def random_texts(count: int) -> list[str]:
     return [" ".join(rng.choice(words, 6)) + f" {at}" for at in range(count)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("executor", ["serial", "ray"])
 def test_a_full_disk_stops_the_stage_and_room_lets_it_go_on(
     executor: str, tiny_model: Path, small_disk: Path, tmp_path: Path

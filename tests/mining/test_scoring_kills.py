@@ -22,6 +22,8 @@ from support.processes import KILLS, SEED, free_port, kill_family, scheduler
 
 from expertmine.run.open_run import open_run
 
+pytestmark = pytest.mark.slow
+
 STAGES = ("score", "assess")
 
 

@@ -38,6 +38,8 @@ from expertmine.mining.planning import make_plan
 from expertmine.run.open_run import open_run
 from expertmine.specs.plan import Stage
 
+pytestmark = pytest.mark.slow
+
 FOLDERS = ("store.zarr", "sentences", "null", "assessment", "selection", "experts")
 """What must be the same to the byte."""
 STAGES: tuple[Stage, ...] = ("extract", "score", "assess")
@@ -222,6 +224,7 @@ def finish_without(
     assert all(done_by(host) > before[host.name] for host in workers if host is not lost)
 
 
+@pytest.mark.serial
 def test_extraction_on_ray_goes_on_without_a_host_that_is_cut_off(
     longer: Path, machines: list[Host], tmp_path: Path
 ) -> None:
@@ -246,6 +249,7 @@ def test_extraction_on_ray_goes_on_without_a_host_that_is_cut_off(
     assert_same_bytes(run, longer / "extracted", ["extract"])
 
 
+@pytest.mark.serial
 def test_scoring_on_dask_goes_on_without_a_host_that_is_cut_off(
     longer: Path, machines: list[Host], tmp_path: Path
 ) -> None:

@@ -35,6 +35,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code, mode", [(RAY, "token"), (DASK, "none")], ids=["ray", "dask"])
 def test_clusters_of_our_own_listen_on_loopback_alone(code: str, mode: str, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
@@ -67,6 +68,7 @@ def test_a_dask_worker_that_dies_costs_nothing(tmp_path: Path) -> None:
         assert {144, 196} < {*found}
 
 
+@pytest.mark.slow
 def test_actors_without_room_keep_nobody_waiting(tmp_path: Path) -> None:
     from expertmine.runtime import ray
 
@@ -106,6 +108,7 @@ def test_ray_imported_too_early_is_refused(tmp_path: Path) -> None:
     assert "set RAY_AUTH_MODE=token" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_ray_actor_that_dies_costs_nothing(tmp_path: Path) -> None:
     from expertmine.runtime import ray
 

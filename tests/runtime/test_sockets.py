@@ -25,6 +25,8 @@ from support.processes import kill_family
 
 from expertmine.runtime import dask
 
+pytestmark = pytest.mark.slow
+
 LOOK_EVERY = 0.1
 """Seconds between looks."""
 

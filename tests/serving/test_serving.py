@@ -723,6 +723,7 @@ def port_of(said: list[str]) -> int:
     return int(found[1])
 
 
+@pytest.mark.slow
 def test_the_command_serves_what_the_generator_writes_until_a_signal_ends_it(mined: Path) -> None:
     with command(mined, "--port", 0, "--device", "cpu") as (process, said):
         found = re.search(r"/\S*expertmine-token-[^\s,]+", said[1])
@@ -763,6 +764,7 @@ def test_the_command_serves_what_the_generator_writes_until_a_signal_ends_it(min
         assert str(client.token) not in "".join(said)
 
 
+@pytest.mark.slow
 def test_the_token_may_be_given(mined: Path, tmp_path: Path) -> None:
     with command(mined, "--port", 0, EXPERTMINE_TOKEN=TOKEN) as (process, said):
         assert Client(port_of(said)).get("/v1/models")[0] == 200
@@ -786,6 +788,7 @@ def test_the_token_may_be_given(mined: Path, tmp_path: Path) -> None:
         assert (token, path) == (TOKEN, file)
 
 
+@pytest.mark.slow
 def test_an_actor_writes_the_same_and_another_takes_its_place_when_it_dies(mined: Path, experts: Experts) -> None:
     from expertmine.runtime import ray
 

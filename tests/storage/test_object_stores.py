@@ -84,6 +84,7 @@ def done(tiny_model: Path, tiny_corpus: Path, tmp_path_factory: pytest.TempPathF
     return run
 
 
+@pytest.mark.slow
 def test_the_whole_job_from_the_command_line(
     folder: Location, tiny_model: Path, tiny_corpus: Path, tmp_path: Path
 ) -> None:
@@ -107,6 +108,7 @@ def test_the_whole_job_from_the_command_line(
     assert SECRET.encode() not in everything
 
 
+@pytest.mark.slow
 def test_ray_and_dask_workers_write_the_same_bytes(folder: Location, done: Path) -> None:
     plan_there(folder, done)
     run_extract(folder, "ray", Cluster(workers=2))
@@ -115,6 +117,7 @@ def test_ray_and_dask_workers_write_the_same_bytes(folder: Location, done: Path)
     assert_same_results(folder, done)
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_gone_on_for(server: S3Server, folder: Location, done: Path) -> None:
     plan_there(folder, done)
     server.delay = 0.2  # slow enough to be killed half-way
@@ -132,6 +135,7 @@ def test_a_killed_process_is_gone_on_for(server: S3Server, folder: Location, don
     assert_same_results(folder, done)
 
 
+@pytest.mark.slow
 def test_refusals_and_an_outage_are_waited_for(
     server: S3Server, folder: Location, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,6 +168,7 @@ def test_a_store_that_stays_away_is_one_message(
         open_run(folder)
 
 
+@pytest.mark.slow
 def test_missing_and_wrong_keys_are_one_message_at_once(server: S3Server, folder: Location) -> None:
     # Keys are read once by a process.
     with mock.patch.dict(os.environ, {"AWS_ACCESS_KEY_ID": "somebody-else"}):
@@ -270,6 +275,7 @@ def test_one_place_written_in_two_ways(tmp_path: Path, folder: Location) -> None
     assert not same(tmp_path, folder)
 
 
+@pytest.mark.slow
 def test_a_corpus_may_grow_there(folder: Location, tiny_model: Path, tmp_path: Path) -> None:
     texts = [f"the number {at} is said" for at in range(80)]
     small = [LabelledTexts("few", "", "", texts[:20], texts[20:40])]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import socket
 import subprocess
 import sys
@@ -16,7 +15,8 @@ KILLS = int(os.environ.get("EXPERTMINE_KILLS", "2"))
 """Kills of each kind."""
 
 
-SEED = int(os.environ.get("EXPERTMINE_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
+SEED = int(os.environ.get("EXPERTMINE_SEED", "1"))
+"""Draws which processes are killed, and when."""
 
 
 ENVIRONMENT = {
@@ -63,7 +63,7 @@ def ray_nodes() -> Iterator[tuple[str, subprocess.Popen[str]]]:
         process.wait()
 
 
-def kill_family(process: subprocess.Popen[str]) -> None:
+def kill_family(process: subprocess.Popen[str] | subprocess.Popen[bytes] | psutil.Process) -> None:
     """Kill a process and all its children at once, as if the machine went down."""
     with suppress(psutil.NoSuchProcess):
         for member in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
@@ -90,7 +90,7 @@ def scheduler(port: int) -> Iterator[subprocess.Popen[bytes]]:
         yield processes[0]
     finally:
         for process in processes:
-            kill_family(process)  # type: ignore[arg-type]
+            kill_family(process)
 
 
 def free_port() -> int:

@@ -166,6 +166,7 @@ def test_progress_is_logged_with_rate_and_time_left(
     assert all(fields["seconds_left"] > 0 and fields["per_second"]["pairs"] > 0 for fields in said)
 
 
+@pytest.mark.slow
 def test_a_batch_job_logs_json_and_nothing_else(tmp_path: Path, tiny_model: Path, tiny_corpus: Path) -> None:
     """Standard error is JSON, also when bad input ends the command; standard output does not change."""
     run = tmp_path / "run"

@@ -41,6 +41,7 @@ def scrape(endpoint: str, run: str) -> dict[tuple[str, str], float]:
     return found
 
 
+@pytest.mark.slow
 def test_a_ray_node_shows_what_a_run_does(new_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_metrics_report_interval_ms", "1000")
     from expertmine.runtime import ray
@@ -89,6 +90,7 @@ def new_counter() -> Callable[[], Callable[[int], Receipt]]:
     return lambda: lambda task: Receipt("score", task, "", {}, 0.5, 1.0, "m-1", "x86_64", {"pairs": 10})
 
 
+@pytest.mark.slow
 def test_workers_that_die_are_told_of_on_ray(tmp_path: Path) -> None:
     from expertmine.runtime import ray
 
@@ -136,6 +138,7 @@ def test_without_prometheus_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> 
     assert meters.recorder({"run": "a"}) is meters.unrecorded
 
 
+@pytest.mark.slow
 def test_a_ray_that_collects_no_metrics_does_its_work() -> None:
     code = """
 from expertmine.runtime import ray
