@@ -63,7 +63,8 @@ def test_the_cluster_installs_the_wheel_as_constrained() -> None:
     installs = [c for c in cluster["setup_commands"] + cluster["head_setup_commands"] if "pip install" in c]
     for command in installs:
         assert "--constraint /tmp/expertmine/constraints.txt" in command or "--no-deps" in command
-    assert any("expertmine-*.whl" in command for command in installs)
+    (wheel,) = (command for command in installs if "expertmine-*.whl" in command and "--no-deps" not in command)
+    assert wheel.endswith('expertmine-*.whl)[mine,s3]"')
 
 
 LAUNCH = """
@@ -261,12 +262,13 @@ def test_no_other_device_is_built_for(tmp_path: Path) -> None:
 
 
 def test_the_image_installs_the_wheel_as_constrained(tmp_path: Path) -> None:
-    (tmp_path / "expertmine-0.1.0-py3-none-any.whl").touch()
+    (tmp_path / "expertmine-0.2.0-py3-none-any.whl").touch()
     done = pip_arguments("pip install --constraint", tmp_path)
     command, option, constraints, wheel, check = done.stdout.split()
     assert (command, option, check) == ("install", "--constraint", "check")
     assert Path(constraints) == ROOT / "constraints.txt"
     name, _, extras = wheel.removesuffix("]").partition("[")
-    assert name == str(tmp_path / "expertmine-0.1.0-py3-none-any.whl")
+    assert name == str(tmp_path / "expertmine-0.2.0-py3-none-any.whl")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert set(extras.split(",")) <= project["optional-dependencies"].keys()
+    assert extras == "all"
+    assert extras in project["optional-dependencies"]

@@ -14,6 +14,7 @@ from support.made_indexes import HOOKPOINTS, make_index
 from expertmine.errors import UnknownConcept, UserError
 from expertmine.index import lookup
 from expertmine.index.experts import Experts
+from expertmine.report.overlaps import overlaps
 
 CONCEPTS, KEPT, WIDTH = 30, 24, 25
 
@@ -117,7 +118,7 @@ def test_the_extremes_of_a_comparison(experts: Experts) -> None:
 
 @pytest.mark.parametrize("k", [None, 1, 8])
 def test_overlaps_of_all_pairs_and_the_nearest_are_those_of_comparisons(k: int | None, experts: Experts) -> None:
-    names, matrix = lookup.overlaps(experts, k)
+    names, matrix = overlaps(experts, k)
     assert names == list(experts)
     assert matrix.dtype == np.float64
     for row, name in enumerate(names):
@@ -130,7 +131,7 @@ def test_overlaps_of_all_pairs_and_the_nearest_are_those_of_comparisons(k: int |
         assert [each.jaccard for each in found] == sorted((each.jaccard for each in found), reverse=True)
         assert lookup.nearest(experts, name, 2, k) == found[:2]
     chosen = ["concept 7", "concept 1", "concept 0"]
-    some_names, some = lookup.overlaps(experts, k, chosen)
+    some_names, some = overlaps(experts, k, chosen)
     assert some_names == chosen
     np.testing.assert_array_equal(some, matrix[np.ix_([7, 1, 0], [7, 1, 0])])
 
@@ -140,7 +141,7 @@ def test_a_mined_run_answers_too(mined: Path) -> None:
     best = experts["animal"][0]
     assert lookup.find_unit(experts, f"{best.hookpoint}:{best.channel}") == lookup.find_unit(experts, str(best.unit))
     assert next(each.rank for each in lookup.concepts_of(experts, best.unit) if each.concept == "animal") == 1
-    _, matrix = lookup.overlaps(experts, 40)
+    _, matrix = overlaps(experts, 40)
     assert matrix[0, 1] == lookup.compare(experts, "animal", "tool").jaccard
 
 
@@ -161,13 +162,13 @@ def test_units_that_are_not_there_are_refused(text: str, message: str, experts: 
 def test_what_is_out_of_range_or_unknown_is_refused(experts: Experts) -> None:
     for k in (0, -1, KEPT + 1):
         with pytest.raises(UserError, match=f"k is {k}: expected 1 to {KEPT}"):
-            lookup.overlaps(experts, k)
+            overlaps(experts, k)
     with pytest.raises(UserError, match=r"'model\.h\.2\.\*' matches none of the 4 hookpoints"):
         lookup.at_hookpoints(experts, "model.h.2.*")
     for ask in (
         lambda: lookup.compare(experts, "concept 0", "concept 99"),
         lambda: lookup.nearest(experts, "concept 99", 3),
-        lambda: lookup.overlaps(experts, 3, ["concept 0", "concept 99"]),
+        lambda: overlaps(experts, 3, ["concept 0", "concept 99"]),
     ):
         with pytest.raises(UnknownConcept, match="no concept 'concept 99'"):
             ask()

@@ -20,6 +20,7 @@ from expertmine.cli import report as cli_report
 from expertmine.cli import run as cli_run
 from expertmine.cli import serve as cli_serve
 from expertmine.cli.config import config_of, takes_config
+from expertmine.cli.extras import Commands
 from expertmine.cli.generate import generate
 from expertmine.cli.groups import with_groups
 from expertmine.cli.options import (
@@ -40,6 +41,7 @@ INTERRUPTED = 130
 # torch, transformers, ray and dask take seconds to import: commands import what they need.
 
 app = typer.Typer(
+    cls=Commands,
     help="Find the expert units of concepts in a transformer language model, and steer generation with them.",
     no_args_is_help=True,
     add_completion=False,

@@ -212,13 +212,14 @@ def export(
     Example: `expertmine export run --format selfcond --out expertise --concept bird.n.01`
     """
     from expertmine.index.export import export_table
-    from expertmine.run.open_run import open_run
-    from expertmine.run.selfcond import export_selfcond
 
     chosen = concept or ()
     if form == "selfcond":
         if units is not None or k is not None:
             raise UserError("--format selfcond writes every unit of the model; leave --units and -k out")
+        from expertmine.run.open_run import open_run
+        from expertmine.run.selfcond import export_selfcond
+
         show_index.exported(out, export_selfcond(open_run(location(run)), out, chosen, pooling), as_json)
     else:
         rows = export_table(_open(run, pooling), out, form, chosen, units or "experts", k)

@@ -22,10 +22,10 @@ from matplotlib.figure import Figure
 from expertmine.errors import UserError
 from expertmine.evaluate.results import ConceptCurve, Success
 from expertmine.index.experts import Experts
-from expertmine.index.lookup import overlaps
 from expertmine.index.units import Expert
 from expertmine.report import contents, evaluation_figures, figures
 from expertmine.report.marks import Marks, Span, Wanted, find_marks
+from expertmine.report.overlaps import overlaps
 from expertmine.report.sentences import Shown, UnitSentences, extreme_sentences
 from expertmine.report.small_curve import small_curve
 from expertmine.report.style import PANEL, Panel, alone, inline_svg
