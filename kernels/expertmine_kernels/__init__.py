@@ -1,4 +1,4 @@
-"""Average precision and its companions for many units and concepts, on NumPy and Numba alone."""
+"""Average precision and related statistics for many units and concepts, with NumPy and Numba only."""
 
 from expertmine_kernels.concepts import ConceptRows
 from expertmine_kernels.expertise import Expertise, average_precision, expertise, responses_at_once

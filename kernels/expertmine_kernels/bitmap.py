@@ -1,7 +1,8 @@
 """A set of small integers as a bitmap that answers "how many members are smaller?" in a few instructions.
 
-`words` (w,) uint64 holds one bit per possible member, 64 a word; `before` (w,) uint32 holds how many members lie in the
-words below. This is the rank directory of succinct data structures (Jacobson 1989), and what spares the kernels a sort.
+`words` (w,) uint64 holds one bit per possible member, 64 per word; `before` (w,) uint32 holds how many members the
+lower words have. This is the rank directory of succinct data structures (Jacobson 1989); it saves the kernels a sort.
+Knows nothing of responses or concepts.
 """
 
 import numpy as np
@@ -19,19 +20,19 @@ _LOW = np.uint32(63)
 
 @jit
 def words_for(limit: int) -> int:
-    """Return how many words a set of integers below limit takes."""
+    """Return how many words a set of integers below limit needs."""
     return (limit + 63) // 64
 
 
 @jit
 def insert(words: Words, member: np.uint32) -> None:
-    """Put a member into the set; it may be there already."""
+    """Add a member to the set; it may already be in it."""
     words[member >> _SHIFT] |= _ONE << np.uint64(member & _LOW)
 
 
 @jit
 def index(words: Words, before: Before) -> int:
-    """Fill before (w,) when all members are in; return how many distinct ones there are."""
+    """Fill before (w,) once all members are added; return the number of distinct members."""
     total = 0
     for word in range(words.size):
         before[word] = total
@@ -41,7 +42,7 @@ def index(words: Words, before: Before) -> int:
 
 @jit
 def smaller(words: Words, before: Before, number: np.uint32) -> np.uint32:
-    """Return how many members are smaller than a number, which is a member's own place in ascending order."""
+    """Return how many members are smaller than a number; for a member, this is its index in ascending order."""
     word = number >> _SHIFT
     below = (_ONE << np.uint64(number & _LOW)) - _ONE
     return np.uint32(before[word] + np.uint32(_popcount(words[word] & below)))
@@ -49,13 +50,13 @@ def smaller(words: Words, before: Before, number: np.uint32) -> np.uint32:
 
 @jit
 def contains(words: Words, number: np.uint32) -> np.uint32:
-    """Return 1 when a number is in the set, else 0."""
+    """Return 1 if a number is in the set, else 0."""
     return np.uint32((words[number >> _SHIFT] >> np.uint64(number & _LOW)) & _ONE)
 
 
 @jit
 def _popcount(word: np.uint64) -> int:
-    """Return how many bits are set; spelled the way in which LLVM recognises the machine's instruction."""
+    """Return how many bits are set; written so that LLVM replaces it by the machine's own instruction."""
     word = word - ((word >> np.uint64(1)) & np.uint64(0x5555555555555555))
     word = (word & np.uint64(0x3333333333333333)) + ((word >> np.uint64(2)) & np.uint64(0x3333333333333333))
     word = (word + (word >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)

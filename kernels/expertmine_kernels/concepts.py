@@ -1,4 +1,4 @@
-"""Which rows are the positive and negative sentences of each concept. Knows nothing of responses."""
+"""The rows of each concept's positive and negative sentences. Knows nothing of responses."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,16 +10,16 @@ from numpy.typing import ArrayLike, NDArray
 
 @dataclass(frozen=True, eq=False)
 class ConceptRows:
-    """The rows of each concept's positive sentences, and of its negatives: a pool, shared or its own, less some rows.
+    """The rows of each concept's positives, and of its negatives: a pool, shared or its own, without some rows.
 
-    Thousands of concepts can share a pool of which each removes a few rows, such as its positives where the pool is
-    all sentences. Checked when made, in time that grows with the rows given, not with concepts times pool; the arrays
-    are read-only copies.
+    Thousands of concepts can share a pool from which each removes a few rows, such as its positives if the pool is all
+    sentences. Validation takes time in proportion to the given rows, not to concepts times pool. The arrays are
+    read-only copies.
 
     Raises:
-        ValueError: a concept without a positive or a negative, a row given twice or on both sides, a removed row that
-            the pool does not hold, a negative index, or arrays that do not fit each other. Concepts and pools are
-            named by their index.
+        ValueError: a concept without a positive or a negative, a row given twice or as positive and negative, a
+            removed row that is not in the pool, a negative index, or arrays that do not fit together. Concepts and
+            pools are named by their index.
 
     >>> ConceptRows.from_lists(positives=[[0, 1], [2]], negatives=[[3, 4], [4, 3]]).pool_of
     array([0, 0], dtype=int32)
@@ -33,15 +33,15 @@ class ConceptRows:
     positive_rows: NDArray[np.int32]
     """Row indices of positive sentences, concept by concept."""
     pool_of: NDArray[np.int32]
-    """(concepts,): the pool from which each concept's negatives are."""
+    """(concepts,): the index of each concept's pool of negatives."""
     pool_indptr: NDArray[np.int64]
-    """(pools + 1,): as positive_indptr, for pool_rows."""
+    """(pools + 1,): like positive_indptr, for pool_rows."""
     pool_rows: NDArray[np.int32]
     """Row indices of negative sentences, pool by pool."""
     removed_indptr: NDArray[np.int64]
-    """(concepts + 1,): as positive_indptr, for removed_rows."""
+    """(concepts + 1,): like positive_indptr, for removed_rows."""
     removed_rows: NDArray[np.int32]
-    """Row indices that a concept's pool holds and that are not its negatives, concept by concept."""
+    """Row indices in a concept's pool that are not its negatives, concept by concept."""
 
     def __post_init__(self) -> None:
         for name in ("positive_indptr", "pool_indptr", "removed_indptr"):
@@ -52,20 +52,20 @@ class ConceptRows:
         _check_ranges("pool", self.pool_indptr, self.pool_rows)
         _check_ranges("removed", self.removed_indptr, self.removed_rows)
         if self.pool_of.size != self.concepts:
-            raise ValueError(f"pool_of names the pools of {self.pool_of.size} concepts; there are {self.concepts}")
+            raise ValueError(f"pool_of has the pools of {self.pool_of.size} concepts; there are {self.concepts}")
         if self.removed_indptr.size != self.positive_indptr.size:
             given = self.removed_indptr.size - 1
-            raise ValueError(f"removed_indptr cuts the rows of {given} concepts; there are {self.concepts}")
+            raise ValueError(f"removed_indptr has ranges for {given} concepts; there are {self.concepts}")
         for concept in np.flatnonzero((self.pool_of < 0) | (self.pool_of >= self.pools)):
             raise ValueError(f"concept {concept} uses pool {self.pool_of[concept]}; there are {self.pools} pools")
         self._check_sets()
 
     @classmethod
     def from_lists(cls, positives: Sequence[ArrayLike], negatives: Sequence[ArrayLike]) -> Self:
-        """Make it from one array of row indices per concept and side; equal sets of negatives become one pool.
+        """Build from one array of positive and one of negative rows per concept; equal sets of negatives share a pool.
 
         Raises:
-            ValueError: as the class does, or when the two sequences differ in length.
+            ValueError: as for the class, or the two sequences differ in length.
         """
         if len(positives) != len(negatives):
             raise ValueError(f"positives are given for {len(positives)} concepts, negatives for {len(negatives)}")
@@ -87,17 +87,17 @@ class ConceptRows:
         pool_of: ArrayLike,
         removed: Sequence[ArrayLike],
     ) -> Self:
-        """Make it from one array of row indices per concept, pool, and concept again: its negatives are pool - removed.
+        """Build from arrays of rows; a concept's negatives are its pool without its removed rows.
 
         Args:
             positives: each concept's positive rows.
             pools: each pool's rows.
-            pool_of: (concepts,) the pool from which each concept's negatives are.
-            removed: the rows of its pool that are not its negatives, for each concept; its positives must be among
-                them where the pool holds them.
+            pool_of: (concepts,) the index of each concept's pool.
+            removed: each concept's rows of its pool that are not its negatives; they must include every positive that
+                is in the pool.
 
         Raises:
-            ValueError: as the class does, or when positives and removed differ in length.
+            ValueError: as for the class, or positives and removed differ in length.
         """
         if len(positives) != len(removed):
             raise ValueError(f"positives are given for {len(positives)} concepts, removed for {len(removed)}")
@@ -110,12 +110,12 @@ class ConceptRows:
 
     @property
     def concepts(self) -> int:
-        """How many concepts there are."""
+        """Number of concepts."""
         return self.positive_indptr.size - 1
 
     @property
     def pools(self) -> int:
-        """How many pools of negatives there are."""
+        """Number of pools of negatives."""
         return self.pool_indptr.size - 1
 
     def positives(self, concept: int) -> NDArray[np.int32]:
@@ -123,7 +123,7 @@ class ConceptRows:
         return self.positive_rows[self.positive_indptr[concept] : self.positive_indptr[concept + 1]]
 
     def negatives(self, concept: int) -> NDArray[np.int32]:
-        """Return the rows of a concept's negative sentences, ascending; takes as long as its pool is large."""
+        """Return the rows of a concept's negative sentences, ascending; takes time in proportion to its pool."""
         return np.setdiff1d(self._pool(int(self.pool_of[concept])), self.removed(concept))
 
     def removed(self, concept: int) -> NDArray[np.int32]:
@@ -131,9 +131,9 @@ class ConceptRows:
         return self.removed_rows[self.removed_indptr[concept] : self.removed_indptr[concept + 1]]
 
     def check_within(self, sentences: int) -> None:
-        """Raise a ValueError that names the first concept with a row at or beyond the number of sentences.
+        """Raise a ValueError if a concept has a row at or beyond the number of sentences; names the first such concept.
 
-        The whole of its pool counts, removed rows too; a pool that no concept uses does not.
+        Removed rows of its pool count too; pools that no concept uses do not.
         """
         if max(self.positive_rows.max(initial=-1), self.pool_rows.max(initial=-1)) < sentences:
             return
@@ -144,7 +144,7 @@ class ConceptRows:
                 raise ValueError(f"concept {concept} uses row {last}, but the responses have {sentences} sentences")
 
     def by_pool(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the concepts ordered by pool, (concepts,), and where each pool's begin, (pools + 1,)."""
+        """Return the concepts ordered by pool, (concepts,), and the start of each pool's concepts, (pools + 1,)."""
         order = np.argsort(self.pool_of, kind="stable").astype(np.int64)
         return order, np.searchsorted(self.pool_of[order], np.arange(self.pools + 1)).astype(np.int64)
 
@@ -152,33 +152,33 @@ class ConceptRows:
         return self.pool_rows[self.pool_indptr[pool] : self.pool_indptr[pool + 1]]
 
     def _check_sets(self) -> None:
-        """Refuse empty sets, negative indices, repeated rows and rows on both sides of a concept."""
+        """Refuse empty sets, negative indices, repeated rows, and rows that are both positive and negative."""
         limit = 1 + max(rows.max(initial=-1) for rows in (self.positive_rows, self.pool_rows, self.removed_rows))
-        places = np.empty(limit, np.int64)
+        scratch = np.empty(limit, np.int64)
         is_negative = np.zeros(limit, np.bool_)
         order, starts = self.by_pool()
         for pool in range(self.pools):
             users = order[starts[pool] : starts[pool + 1]]
             negatives = self._pool(pool)
-            _check_set(f"the negatives of concept {users[0]}" if users.size else f"pool {pool}", negatives, places)
+            _check_set(f"the negatives of concept {users[0]}" if users.size else f"pool {pool}", negatives, scratch)
             is_negative[negatives] = True
             for concept in users:
-                _check_set(f"the positives of concept {concept}", self.positives(concept), places)
-                self._check_removed(concept, is_negative, places)
-                self._check_sides(concept, is_negative)
+                _check_set(f"the positives of concept {concept}", self.positives(concept), scratch)
+                self._check_removed(concept, is_negative, scratch)
+                self._check_disjoint(concept, is_negative)
             is_negative[negatives] = False
 
-    def _check_removed(self, concept: int, in_pool: NDArray[np.bool_], places: NDArray[np.int64]) -> None:
-        """Refuse removed rows unless they are a set within the concept's pool that leaves a negative."""
+    def _check_removed(self, concept: int, in_pool: NDArray[np.bool_], scratch: NDArray[np.int64]) -> None:
+        """Refuse removed rows unless they are a proper subset of the concept's pool."""
         removed, pool = self.removed(concept), self.pool_of[concept]
-        _check_distinct(f"the removed rows of concept {concept}", removed, places)
+        _check_distinct(f"the removed rows of concept {concept}", removed, scratch)
         for row in removed[~in_pool[removed]]:
-            raise ValueError(f"concept {concept} removes row {row}, which its pool {pool} does not hold")
+            raise ValueError(f"concept {concept} removes row {row}, which is not in its pool {pool}")
         if removed.size == self._pool(pool).size:
             raise ValueError(f"concept {concept} removes all {removed.size} rows of its pool {pool}; one must be left")
 
-    def _check_sides(self, concept: int, in_pool: NDArray[np.bool_]) -> None:
-        """Refuse a positive that the pool holds and the concept does not remove; in_pool is scratch in between."""
+    def _check_disjoint(self, concept: int, in_pool: NDArray[np.bool_]) -> None:
+        """Refuse a positive that is in the pool and not removed; changes in_pool temporarily."""
         positives, removed = self.positives(concept), self.removed(concept)
         in_pool[removed] = False
         for row in positives[in_pool[positives]]:
@@ -186,21 +186,21 @@ class ConceptRows:
         in_pool[removed] = True
 
 
-def _check_set(whose: str, rows: NDArray[np.int32], places: NDArray[np.int64]) -> None:
-    """Raise unless rows is a non-empty set of indices; places (every row,) is scratch."""
+def _check_set(name: str, rows: NDArray[np.int32], scratch: NDArray[np.int64]) -> None:
+    """Raise unless rows is a non-empty set of indices; scratch has an element for every row."""
     if rows.size == 0:
-        raise ValueError(f"{whose}: no row; at least one is needed")
-    _check_distinct(whose, rows, places)
+        raise ValueError(f"{name}: no row; at least one is needed")
+    _check_distinct(name, rows, scratch)
 
 
-def _check_distinct(whose: str, rows: NDArray[np.int32], places: NDArray[np.int64]) -> None:
-    """Raise unless rows is a set of indices; places (every row,) is scratch."""
+def _check_distinct(name: str, rows: NDArray[np.int32], scratch: NDArray[np.int64]) -> None:
+    """Raise unless rows is a set of indices; scratch has an element for every row."""
     if rows.min(initial=0) < 0:
-        raise ValueError(f"{whose}: row {rows.min()} is negative; rows count from 0")
-    place = np.arange(rows.size)
-    places[rows] = place
-    for row in rows[places[rows] != place]:  # a later place has overwritten this one
-        raise ValueError(f"{whose}: row {row} is given twice")
+        raise ValueError(f"{name}: row {rows.min()} is negative; rows count from 0")
+    index = np.arange(rows.size)
+    scratch[rows] = index
+    for row in rows[scratch[rows] != index]:  # a later index has overwritten this one
+        raise ValueError(f"{name}: row {row} is given twice")
 
 
 def _integers(name: str, values: ArrayLike, dtype: type[np.signedinteger[Any]]) -> NDArray[Any]:
@@ -217,17 +217,17 @@ def _integers(name: str, values: ArrayLike, dtype: type[np.signedinteger[Any]]) 
 
 
 def _check_ranges(what: str, indptr: NDArray[np.int64], rows: NDArray[np.int32]) -> None:
-    """Raise unless indptr cuts rows into consecutive ranges."""
+    """Raise unless indptr splits rows into consecutive ranges."""
     if indptr.size == 0 or indptr[0] != 0 or indptr[-1] != rows.size or (np.diff(indptr) < 0).any():
         raise ValueError(f"{what}_indptr must rise from 0 to the number of {what}_rows, {rows.size}; it is {indptr}")
 
 
-def _sorted_rows(whose: str, rows: ArrayLike) -> NDArray[np.int32]:
+def _sorted_rows(name: str, rows: ArrayLike) -> NDArray[np.int32]:
     """Return row indices ascending as int32."""
-    return np.sort(_integers(whose, rows, np.int32))
+    return np.sort(_integers(name, rows, np.int32))
 
 
 def _concatenate(sets: list[NDArray[np.int32]]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-    """Return the ranges and the rows of sets laid end to end."""
+    """Concatenate sets; return the ranges and the rows."""
     indptr = np.cumsum([0, *(rows.size for rows in sets)], dtype=np.int64)
     return indptr, np.concatenate([np.empty(0, np.int32), *sets])

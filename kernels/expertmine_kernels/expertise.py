@@ -1,10 +1,10 @@
 """How well each unit detects each concept, from responses in memory. Knows nothing of stores, clusters or models.
 
-The way of a block: its responses become ranks, unit by unit (ranks.py). A set of rows, the positives of a concept or a
-pool of negatives, becomes a Tally: the levels that occur in it and how often. A pool is tallied once per unit; each
-concept then costs one tally of its positives and one walk over their distinct levels, which gives every statistic.
-Rows that it removes from the pool are counted between the levels of its positives, and subtracted on the way.
-No row is ever sorted for a concept, and nothing depends on the order of the rows.
+A block's responses become ranks, unit by unit (ranks.py). A set of rows, the positives of a concept or a pool of
+negatives, becomes a Tally: the levels that occur in it and how often. A pool is tallied once per unit; each concept
+then costs one tally of its positives and one walk over their distinct levels, which gives every statistic. Rows that
+the concept removes from the pool are counted between the levels of its positives, and subtracted during the walk.
+No rows are sorted per concept, and nothing depends on the order of the rows.
 """
 
 from typing import Any, NamedTuple, TypeVar
@@ -30,7 +30,7 @@ def responses_at_once(sentences: int) -> int:
 
 
 class Expertise(NamedTuple):
-    """What each unit does on the sentences of each concept; every array is (concepts, units) float64."""
+    """Statistics of each unit on the sentences of each concept; every array is (concepts, units) float64."""
 
     ap: NDArray[np.float64]
     """Average precision of the unit as a detector of the concept."""
@@ -56,13 +56,13 @@ class Tally(NamedTuple):
     levels: NDArray[np.uint32]
     """(d,): the levels that occur, ascending."""
     counts: NDArray[np.int32]
-    """(d,): how many rows have each."""
+    """(d,): how many rows have each level."""
     below: NDArray[np.int32]
-    """(d + 1,): how many rows have a lower one; the last is the number of rows. Filled by whoever walks the levels."""
+    """(d + 1,): how many rows have a lower level; the last is the number of rows. Filled while walking the levels."""
 
 
 class Sets(NamedTuple):
-    """Sets of rows, laid end to end."""
+    """Sets of rows, concatenated."""
 
     indptr: NDArray[np.int64]
     """(sets + 1,): set s is rows[indptr[s] : indptr[s + 1]]."""
@@ -73,14 +73,14 @@ class Sets(NamedTuple):
 def expertise(responses: ArrayLike, rows: ConceptRows) -> Expertise:
     """Score every unit as a detector of every concept.
 
-    The result is a function of the sets of stored values alone: its bits do not depend on the order of the rows, on
-    the units beside, or on whether concepts share a pool of negatives or remove rows from it. Infinities are ranked
-    like numbers; a mean or percentile that they enter is infinite or NaN, as in NumPy. Beyond the result, memory is
-    some 16 (float16), 48 (float32) or 72 (float64) bytes for each of max(2**18, 8 * sentences) responses. Runs on the
-    calling thread alone and releases the GIL.
+    The result depends on the sets of stored values alone: its bits do not depend on the order of the rows, on the
+    other units, or on whether concepts share a pool of negatives or remove rows from it. Infinities are ranked like
+    numbers; a mean or percentile that includes them is infinite or NaN, as in NumPy. Besides the result, memory is
+    about 16 (float16), 48 (float32) or 72 (float64) bytes for each of max(2**18, 8 * sentences) responses. Runs on the
+    calling thread only and releases the GIL.
 
-    A concept costs its positives and the rows that it removes, however large the pool, unless a unit's responses are
-    infinite, float64, or so far apart that their sum may not fit 100 bits: then it costs the pool's levels too.
+    The time per concept grows with its positives and removed rows, not with the pool. Only if a unit's responses are
+    infinite, float64, or so far apart that their sum may not fit 100 bits, it grows with the pool's levels too.
 
     Args:
         responses: (sentences, units) float16, float32 or float64; any layout, may be read-only. Unit-major memory
@@ -89,8 +89,8 @@ def expertise(responses: ArrayLike, rows: ConceptRows) -> Expertise:
 
     Raises:
         TypeError: responses of another dtype.
-        ValueError: responses that are not two-dimensional, a NaN in any row (with its sentence and unit), or a concept
-            with a row beyond the sentences.
+        ValueError: responses that are not two-dimensional, a NaN in any row (names its sentence and unit), or a
+            concept with a row beyond the sentences.
 
     Source: expertise is the average precision of Suau et al. 2022 (arXiv 2110.02802), computed without interpolation
     as scikit-learn's average_precision_score; AUROC is the Mann-Whitney statistic.
@@ -118,10 +118,10 @@ def expertise(responses: ArrayLike, rows: ConceptRows) -> Expertise:
 
 
 def average_precision(responses: ArrayLike, labels: ArrayLike) -> np.float64 | NDArray[np.float64]:
-    """Return the average precision of responses as detectors of labels, as scikit-learn's average_precision_score.
+    """Return the average precision of responses as detectors of labels, like scikit-learn's average_precision_score.
 
     Args:
-        responses: (sentences,) or (sentences, units) float16, float32 or float64, each handled exactly.
+        responses: (sentences,) or (sentences, units) float16, float32 or float64; no value is rounded.
         labels: (sentences,) bool, or numbers that are 0 or 1.
 
     Returns:
@@ -150,7 +150,7 @@ def average_precision(responses: ArrayLike, labels: ArrayLike) -> np.float64 | N
 
 
 def _read_only(array: NDArray[Integer]) -> NDArray[Integer]:
-    """Return a view that cannot be written: unpickled rows can, and would have the kernel compiled a second time."""
+    """Return a read-only view: unpickled rows are writable, and would make Numba compile the kernel a second time."""
     view = array.view()
     view.setflags(write=False)
     return view
@@ -169,7 +169,7 @@ def _unit_major(block: Floats) -> Floats:
 
 
 def _ranked(block: Floats, first_unit: int) -> Ranked:
-    """Rank a block (units, sentences) whose first unit has this number, or raise a ValueError that names a NaN."""
+    """Rank a block (units, sentences) that starts at first_unit, or raise a ValueError that names a NaN."""
     keys, nans = keys_and_nans(block)
     if nans:
         sentence, unit = first_nan(block.T)
@@ -189,7 +189,7 @@ def _score_units(
 ) -> None:
     """Fill statistics (6, concepts, units), in the order of Expertise's fields, for the ranked units.
 
-    Sets positives and removed are by concept, pools by pool; users are the concepts of each pool.
+    positives and removed have a set per concept, pools a set per pool; users holds the concepts of each pool.
     """
     sentences = ranked.ranks.shape[1]
     positive = _empty_tally(sentences, positives.indptr)
@@ -233,7 +233,7 @@ def _score_units(
 
 @jit
 def _empty_tally(sentences: int, indptr: NDArray[np.int64]) -> Tally:
-    """Return room for the tally of any of these sets of rows."""
+    """Allocate a tally large enough for any of these sets of rows."""
     words = words_for(sentences)
     size = 0
     for i in range(indptr.size - 1):
@@ -249,7 +249,7 @@ def _empty_tally(sentences: int, indptr: NDArray[np.int64]) -> Tally:
 
 @jit
 def _tally(tally: Tally, ranks: NDArray[np.uint32], limit: int, rows: NDArray[np.int32]) -> int:
-    """Tally, all but below, the levels of rows, which are under limit; return how many distinct ones there are."""
+    """Tally the levels of rows, except below; all levels are under limit. Return the number of distinct levels."""
     words = tally.words[: words_for(limit)]
     words[:] = 0
     for i in range(rows.size):
@@ -258,9 +258,9 @@ def _tally(tally: Tally, ranks: NDArray[np.uint32], limit: int, rows: NDArray[np
     tally.counts[:distinct] = 0
     for i in range(rows.size):
         level = ranks[np.uint32(rows[i])]
-        place = smaller(words, tally.before, level)
-        tally.levels[place] = level
-        tally.counts[place] += 1
+        position = smaller(words, tally.before, level)
+        tally.levels[position] = level
+        tally.counts[position] += 1
     return distinct
 
 
@@ -268,7 +268,7 @@ def _tally(tally: Tally, ranks: NDArray[np.uint32], limit: int, rows: NDArray[np
 def _tally_others(
     others: Tally, pool: Tally, distinct: int, ranks: NDArray[np.uint32], removed: NDArray[np.int32]
 ) -> int:
-    """Tally, bitmap and below excepted, the rows of a pool without those removed; return how many distinct levels."""
+    """Tally a pool without its removed rows, except bitmap and below; return the number of distinct levels."""
     for i in range(removed.size):
         pool.counts[smaller(pool.words, pool.before, ranks[np.uint32(removed[i])])] -= 1
     left = 0
@@ -282,7 +282,7 @@ def _tally_others(
 
 @jit
 def _accumulate(tally: Tally, distinct: int, size: int, levels: NDArray[np.float64]) -> Sum:
-    """Fill below; return the sum of the responses of the tallied rows, size of them, taken in ascending order."""
+    """Fill below; return the sum of the responses of the tallied rows (their number is size), in ascending order."""
     largest = max(abs(levels[tally.levels[0]]), abs(levels[tally.levels[distinct - 1]]))
     below, total = 0, empty_sum(size * largest)
     for i in range(distinct):
@@ -295,7 +295,7 @@ def _accumulate(tally: Tally, distinct: int, size: int, levels: NDArray[np.float
 
 @jit
 def _take_out(total: Sum, ranks: NDArray[np.uint32], rows: NDArray[np.int32], levels: NDArray[np.float64]) -> Sum:
-    """Return an exact sum of responses without those of some of its rows."""
+    """Subtract the responses of some rows from an exact sum."""
     for i in range(rows.size):
         total = add(total, -levels[ranks[np.uint32(rows[i])]])
     return total
@@ -303,7 +303,7 @@ def _take_out(total: Sum, ranks: NDArray[np.uint32], rows: NDArray[np.int32], le
 
 @jit
 def _count_between(tally: Tally, ranks: NDArray[np.uint32], rows: NDArray[np.int32], gaps: NDArray[np.int32]) -> None:
-    """Fill gaps (2d + 1,): how many rows lie at the tally's level i in 2i + 1, between it and the one below in 2i."""
+    """Fill gaps (2d + 1,): rows at the tally's level i are counted in 2i + 1, rows between it and level i - 1 in 2i."""
     gaps[:] = 0
     for i in range(rows.size):
         level = ranks[np.uint32(rows[i])]
@@ -322,15 +322,15 @@ def _walk(
 ) -> tuple[float, float, float]:
     """Fill positive's below; return average precision, AUROC and mean response.
 
-    Each distinct level of the positives is a threshold: the positives at or above it are true, the negatives false.
-    The negatives are those tallied less the ones in removed_gaps (_count_between), which is empty when none is removed.
+    Each distinct level of the positives is a threshold: positives at or above it are true, negatives false. The
+    negatives are the tallied ones without those in removed_gaps (_count_between), which is empty if none is removed.
     """
     below, precisions, wins, total, removed = 0, 0.0, 0, 0.0, 0
     for i in range(distinct):
         level, count = positive.levels[i], positive.counts[i]
-        place = smaller(negative.words, negative.before, level)
-        negatives_below = negative.below[place]
-        negatives_up_to = negative.below[place + contains(negative.words, level)]
+        position = smaller(negative.words, negative.before, level)
+        negatives_below = negative.below[position]
+        negatives_up_to = negative.below[position + contains(negative.words, level)]
         if removed_gaps.size:
             removed += removed_gaps[2 * i]
             negatives_below -= removed
@@ -348,7 +348,7 @@ def _walk(
 
 @jit
 def _quantile(fraction: float, tally: Tally, distinct: int, size: int, levels: NDArray[np.float64]) -> float:
-    """Return a quantile of the responses, linear between neighbours and rounded as NumPy does."""
+    """Return a quantile of the responses, interpolated linearly and rounded as in NumPy."""
     position = fraction * (size - 1)
     row = int(position)
     lower = float(levels[_level_of(row, tally, distinct)])
@@ -361,7 +361,7 @@ def _quantile(fraction: float, tally: Tally, distinct: int, size: int, levels: N
 
 @jit
 def _level_of(row: int, tally: Tally, distinct: int) -> np.uint32:
-    """Return the level of a row, when rows count from 0 by ascending response: the last one with below <= row."""
+    """Return the level of the row-th smallest response, counted from 0: the last level with below <= row."""
     low, high = 0, distinct
     while high - low > 1:
         middle = (low + high) // 2

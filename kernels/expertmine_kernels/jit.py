@@ -1,8 +1,9 @@
-"""How this package compiles: the only place where Numba's decorator is spelled.
+"""The compiler settings of this package: the only module that uses Numba's decorator. Knows no kernel.
 
-Kernels release the GIL (Dask owns the threads), are compiled lazily for the types they meet (explicit signatures would
-need a second variant for read-only arrays), and are neither cached (several processes sharing a cache have crashed),
-nor parallel (aborts inside threads), nor fast-math (the same input must give the same bits on every machine).
+Kernels release the GIL (Dask owns the threads) and are compiled lazily for the types of their arguments (explicit
+signatures would need a second variant for read-only arrays). They are not cached (processes that share a cache have
+crashed), not parallel (it aborts inside threads), and not fast-math (the same input must give the same bits on every
+machine).
 """
 
 from collections.abc import Callable

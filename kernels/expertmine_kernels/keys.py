@@ -15,9 +15,9 @@ _FLOAT_OF = {key: value for value, key in _KEY_OF.items()}
 
 
 def order_keys(responses: ArrayLike) -> Keys:
-    """Map floats to unsigned integers of the same width that sort as the floats do.
+    """Map floats to unsigned integers of the same width that sort like the floats.
 
-    The bits of a negative number are all flipped, those of another only in the sign; -0.0 becomes +0.0 first.
+    Negative numbers have all bits flipped, other numbers only the sign bit; -0.0 becomes +0.0 first.
 
     Args:
         responses: float16, float32 or float64, any shape, layout and writability; infinities are ordered like numbers.
@@ -27,7 +27,7 @@ def order_keys(responses: ArrayLike) -> Keys:
 
     Raises:
         TypeError: another dtype.
-        ValueError: a NaN, with the position of the first.
+        ValueError: there is a NaN; names the position of the first.
 
     >>> order_keys(np.array([-1.5, -0.0, 0.0, 2.0], np.float16))
     array([16895, 32768, 32768, 49152], dtype=uint16)
@@ -40,13 +40,13 @@ def order_keys(responses: ArrayLike) -> Keys:
 
 
 def key_values(keys: NDArray[Any]) -> Floats:
-    """Return the floats whose keys these are: the inverse of order_keys.
+    """Return the floats of keys: the inverse of order_keys.
 
     Args:
         keys: uint16, uint32 or uint64, any shape.
 
     Returns:
-        float16, float32 or float64, same shape; NaN for a key that no number has.
+        float16, float32 or float64, same shape; NaN for keys that belong to no number.
 
     Raises:
         TypeError: another dtype.
@@ -63,7 +63,7 @@ def key_values(keys: NDArray[Any]) -> Floats:
 
 
 def check_floats(responses: ArrayLike) -> Floats:
-    """Return the array, or raise a TypeError when its dtype has no keys."""
+    """Return the array, or raise a TypeError if its dtype has no keys."""
     floats = np.asarray(responses)
     if floats.dtype not in _KEY_OF:
         raise TypeError(
@@ -73,7 +73,7 @@ def check_floats(responses: ArrayLike) -> Floats:
 
 
 def keys_and_nans(responses: Floats) -> tuple[Keys, int]:
-    """Return the keys (same shape, C order) and how many responses are NaN, whose keys mean nothing."""
+    """Return the keys (same shape, C order) and the number of NaN, whose keys are meaningless."""
     keys: Keys = np.array(responses, order="C").view(_KEY_OF[responses.dtype])
     return keys, _bits_to_keys(keys.reshape(-1), *_sign_and_infinity(keys.dtype))
 

@@ -1,8 +1,8 @@
 """Each unit's responses as dense ranks, prepared once and shared by all concepts. Knows nothing of concepts.
 
-A unit's *levels* are its distinct responses in ascending order; a row's *rank* is the number of its level. Ranks order
-and tie exactly as the responses do, whatever their dtype, and are as small as integers can be: a set of rows becomes a
-short bitmap over the levels.
+A unit's *levels* are its distinct responses in ascending order; a row's *rank* is the index of its level. Ranks have
+the order and ties of the responses, whatever their dtype, and are as small as possible, so that a set of rows becomes
+a short bitmap over the levels.
 """
 
 from typing import Any, NamedTuple
@@ -22,13 +22,13 @@ class Ranked(NamedTuple):
     """The responses of a few units, by rank."""
 
     ranks: NDArray[np.uint32]
-    """(units, sentences): the number of the row's level."""
+    """(units, sentences): the index of each row's level."""
     levels: NDArray[np.float64]
-    """(units, sentences): the unit's distinct responses ascending; what lies behind the last level is undefined."""
+    """(units, sentences): each unit's distinct responses, ascending; values after the last level are undefined."""
     level_counts: NDArray[np.int64]
-    """(units,): how many levels the unit has."""
+    """(units,): the number of levels per unit."""
     precision: int
-    """How many bits the significand of a response has: 11, 24 or 53."""
+    """Bits of a response's significand: 11, 24 or 53."""
 
 
 def rank_units(keys: Keys) -> Ranked:
@@ -51,7 +51,7 @@ def rank_units(keys: Keys) -> Ranked:
 
 
 def _half_values() -> NDArray[np.float64]:
-    """Return the number of every 16-bit key; (65536,)."""
+    """Return the float of every 16-bit key; (65536,)."""
     return key_values(np.arange(_HALVES, dtype=np.uint16)).astype(np.float64)
 
 
@@ -66,7 +66,7 @@ def _rank_halves(
     levels: NDArray[np.float64],
     level_counts: NDArray[np.int64],
 ) -> None:
-    """Rank uint16 keys without sorting: all 65,536 of them fit a bitmap."""
+    """Rank uint16 keys without sorting: a bitmap holds all 65,536 possible keys."""
     words = np.empty(words_for(_HALVES), np.uint64)
     before = np.empty(words.size, np.uint32)
     for unit in range(keys.shape[0]):
@@ -85,7 +85,7 @@ def _rank_halves(
 def _rank_by_sorting(
     keys: NDArray[Any], ranks: NDArray[np.uint32], level_keys: NDArray[Any], level_counts: NDArray[np.int64]
 ) -> None:
-    """Rank keys too wide for a bitmap."""
+    """Rank keys that are too wide for a bitmap."""
     sentences = keys.shape[1]
     ordered, spare_keys = np.empty(sentences, keys.dtype), np.empty(sentences, keys.dtype)
     rows, spare_rows = np.empty(sentences, np.uint32), np.empty(sentences, np.uint32)

@@ -1,7 +1,7 @@
 """Average precision of the same units on many resamples of the same rows. Knows nothing of stores or concepts.
 
-A resample is a count for each row. Rows are ordered by response once a unit; one walk then serves all resamples, whose
-running counts lie side by side, so that the compiler can add them up several at a time.
+A resample is a count per row. Rows are ordered by response once per unit; one walk then serves all resamples, whose
+running counts are adjacent in memory, so that the compiler can add several at a time.
 """
 
 import numpy as np
@@ -15,17 +15,18 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def draw_with_replacement(rows: int, resamples: int, seed: int) -> NDArray[np.int32]:
-    """Return (rows, resamples): how often each row comes when as many are drawn and each is put back.
+    """Return (rows, resamples): how often each row occurs when as many rows are drawn with replacement.
 
-    The same on every machine: a counter scattered by the finaliser of SplitMix64 (Steele, Lea and Flood 2014).
+    The result is the same on every machine: a counter mixed by the finaliser of SplitMix64 (Steele, Lea and Flood
+    2014).
 
     Args:
-        seed: 0 to 2**64 - 1; resample r of a seed is the same however many there are.
+        seed: 0 to 2**64 - 1; resample r of a seed does not depend on the number of resamples.
 
     >>> draw_with_replacement(3, 2, seed=1).sum(axis=0).tolist()
     [3, 3]
     """
-    counts = np.zeros((resamples, rows), np.int32)  # a resample's lie together while it is drawn
+    counts = np.zeros((resamples, rows), np.int32)  # contiguous per resample while it is drawn
     _draw(counts, np.uint64(seed))
     return np.ascontiguousarray(counts.T)
 
@@ -53,11 +54,11 @@ def resampled_average_precision(responses: ArrayLike, labels: ArrayLike, counts:
     Args:
         responses: (rows, units) float16, float32 or float64.
         labels: (rows,) bool, True for positives.
-        counts: (rows, resamples) integers, how often each resample has each row; or (positives, resamples), of the
-            positives in their order: then each resample has every negative once. Each has some positives.
+        counts: (rows, resamples) integers, how often each resample has each row; or (positives, resamples) for the
+            positives in their order, and then each resample has every negative once. Every resample needs a positive.
 
     Returns:
-        (units, resamples): as `average_precision` would have it with every row repeated as often as counted.
+        (units, resamples): the same as `average_precision` with every row repeated as often as counted.
 
     Raises:
         TypeError: responses of another dtype.
@@ -86,8 +87,8 @@ def resampled_average_precision(responses: ArrayLike, labels: ArrayLike, counts:
         raise ValueError(f"the response at row, unit {first_nan(scores)} is NaN; a NaN has no rank")
     ranked = rank_units(keys)
     found = np.zeros((scores.shape[1], weights.shape[1]))
-    places = np.arange(len(truth)) if of_all else np.where(truth, np.cumsum(truth) - 1, -1)
-    _walk_all(ranked.ranks, ranked.level_counts, truth, places, weights, found)
+    weight_rows = np.arange(len(truth)) if of_all else np.where(truth, np.cumsum(truth) - 1, -1)
+    _walk_all(ranked.ranks, ranked.level_counts, truth, weight_rows, weights, found)
     found /= positives
     return found
 
@@ -97,13 +98,13 @@ def _walk_all(
     ranks: NDArray[np.uint32],
     level_counts: NDArray[np.int64],
     labels: NDArray[np.bool_],
-    places: NDArray[np.int64],
+    weight_rows: NDArray[np.int64],
     weights: NDArray[np.int32],
     found: NDArray[np.float64],
 ) -> None:
-    """Fill found (units, resamples), which is zero, with the sum over positives of the precision at their level.
+    """Fill found (units, resamples), initially zero, with the sum over positives of the precision at their level.
 
-    places (rows,) is where each row's weights are, -1 for a negative that each resample has once.
+    weight_rows (rows,) holds each row's index in weights, -1 for a negative that each resample has once.
     """
     rows, resamples = labels.size, weights.shape[1]
     order = np.empty(rows, np.int64)
@@ -120,21 +121,21 @@ def _walk_all(
         some_here = False
         for i in range(rows):
             row = order[i]
-            place = places[row]
+            weight_row = weight_rows[row]
             if labels[row]:
                 some_here = True
                 for b in range(resamples):
-                    here[b] += weights[place, b]
-            elif place < 0:
+                    here[b] += weights[weight_row, b]
+            elif weight_row < 0:
                 always_false += 1
             else:
                 for b in range(resamples):
-                    false[b] += weights[place, b]
+                    false[b] += weights[weight_row, b]
             last_of_level = i == rows - 1 or ranks[unit, order[i + 1]] != ranks[unit, row]
             if last_of_level and some_here:
                 for b in range(resamples):
                     true[b] += here[b]
-                    seen = max(true[b] + false[b] + always_false, 1)  # 0 of 0 where no row is drawn yet
+                    seen = max(true[b] + false[b] + always_false, 1)  # avoids 0 / 0 before the first drawn row
                     found[unit, b] += here[b] * (true[b] / seen)
                     here[b] = 0
                 some_here = False
@@ -151,6 +152,6 @@ def _order_descending(
     for level in range(levels):
         starts[level + 1] += starts[level]
     for row in range(ranks.size):
-        place = levels - 1 - np.int64(ranks[row])
-        order[starts[place]] = row
-        starts[place] += 1
+        level = levels - 1 - np.int64(ranks[row])  # counted from the highest
+        order[starts[level]] = row
+        starts[level] += 1

@@ -18,10 +18,10 @@ def radix_sort(
     spare_rows: NDArray[np.uint32],
     starts: NDArray[np.uint32],
 ) -> None:
-    """Sort keys (n,) ascending in place and carry rows (n,) along; equal keys keep their order.
+    """Sort keys (n,) ascending in place and permute rows (n,) alike; equal keys keep their order.
 
-    Least significant digit first, 8 bits a pass: 2 passes for uint16, 4 for uint32, 8 for uint64, always an even
-    number, so that the result lies in the caller's arrays. Scratch: spare_keys (n,), spare_rows (n,),
+    Least significant digit first, 8 bits per pass: 2 passes for uint16, 4 for uint32, 8 for uint64, always an even
+    number, so that the result ends in the caller's arrays. Scratch: spare_keys (n,), spare_rows (n,),
     starts (bytes per key, RADIX).
     """
     digits = keys.itemsize
@@ -37,9 +37,9 @@ def radix_sort(
             total += count
         for i in range(keys.size):
             value = (keys[i] >> (8 * digit)) & 255
-            place = starts[digit, value]
-            starts[digit, value] = place + np.uint32(1)
-            spare_keys[place] = keys[i]
-            spare_rows[place] = rows[i]
+            position = starts[digit, value]
+            starts[digit, value] = position + np.uint32(1)
+            spare_keys[position] = keys[i]
+            spare_rows[position] = rows[i]
         keys, spare_keys = spare_keys, keys
         rows, spare_rows = spare_rows, rows

@@ -1,4 +1,4 @@
-"""Ranking units by expertise. Knows nothing of how it was computed."""
+"""Ranks units by expertise. Knows nothing of how expertise was computed."""
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray

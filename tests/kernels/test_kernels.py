@@ -1,4 +1,4 @@
-"""The kernels against naive.py, scikit-learn, and themselves in another order, layout, dtype or company."""
+"""The kernels against naive.py, scikit-learn, and themselves with another order, layout, dtype or set of units."""
 
 import doctest
 import importlib
@@ -39,13 +39,13 @@ relaxed = settings(deadline=None, max_examples=150)
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled() -> None:
-    """Compile for every dtype before Hypothesis looks at the clock."""
+    """Compile for every dtype before Hypothesis measures time."""
     for dtype in FLOATS:
         average_precision(np.array([1, 2], dtype), [0, 1])
 
 
 def numbers(dtype: type, *, infinities: bool = False) -> st.SearchStrategy[float]:
-    """Draw numbers of a dtype: often a few common ones, so that there are ties; sometimes any whose sums are finite."""
+    """Draw numbers of a dtype: often from a few, so that there are ties; sometimes any whose sums are finite."""
     limit = min(float(np.finfo(dtype).max), 1e300)
     common = [-0.0, 0.0, 1.0, -1.0, 0.5, limit, -limit, float(np.finfo(dtype).smallest_subnormal)]
     width = {np.float16: 16, np.float32: 32, np.float64: 64}[dtype]
@@ -90,7 +90,7 @@ def pooled(draw: st.DrawFn) -> tuple[Any, dict[str, Any]]:
 
 
 def own_negatives(pools: Any, pool_of: Any, removed: Any) -> list[list[int]]:
-    """Return each concept's negatives, written out."""
+    """Return each concept's negatives as a list of rows."""
     return [sorted(set(pools[pool]) - set(out)) for pool, out in zip(pool_of, removed, strict=True)]
 
 
@@ -116,7 +116,7 @@ def assert_same_bits(left: Expertise, right: Expertise) -> None:
 # Keys
 
 
-def test_keys_order_all_16_bit_floats_and_give_them_back() -> None:
+def test_keys_order_and_recover_all_16_bit_floats() -> None:
     every = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
     values = np.sort(every[~np.isnan(every)])
     keys = order_keys(values)
@@ -133,7 +133,7 @@ def test_keys_order_all_16_bit_floats_and_give_them_back() -> None:
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-def test_keys_order_wide_floats_and_give_them_back(dtype: type) -> None:
+def test_keys_order_and_recover_wide_floats(dtype: type) -> None:
     bits = np.random.default_rng(0).integers(0, 256, 80_000, np.uint8)
     anything = bits.view(dtype)
     limits = np.finfo(dtype)
@@ -157,7 +157,7 @@ def test_keys_keep_the_shape_and_every_comparison(data: st.DataObject) -> None:
     assert np.array_equal(a == a.T, b == b.T)
 
 
-def test_keys_leave_the_responses_alone() -> None:
+def test_keys_do_not_change_the_responses() -> None:
     responses = np.array([1.0, -0.0, -3.0], np.float32)
     before = responses.tobytes()
     order_keys(responses)
@@ -238,8 +238,8 @@ def summed(terms: Any, limit: float) -> Any:
 
 
 @pytest.mark.parametrize("precision", [11, 24])
-def test_sums_that_are_called_exact_are(precision: int) -> None:
-    """Terms whose exponents spread ever wider, in any order, taken out again or not, against exact rational sums."""
+def test_sums_reported_as_exact_are_exact(precision: int) -> None:
+    """Terms of ever wider exponents, in any order, with or without removals, against exact rational sums."""
     draws = np.random.default_rng(precision)
     exact = []
     for spread in range(1, 110):
@@ -255,7 +255,7 @@ def test_sums_that_are_called_exact_are(precision: int) -> None:
     assert not exact[-1]
 
 
-def test_no_promise_is_made_for_sums_of_infinities_or_of_full_significands() -> None:
+def test_sums_of_infinities_or_of_full_significands_are_not_reported_as_exact() -> None:
     assert is_exact(np.array([0.0]), 2**20, 24)
     assert is_exact(np.array([-2.0, 0.0, 2.0]), 2**20, 24)
     assert not is_exact(np.array([0.0, np.inf]), 2, 24)
@@ -265,7 +265,7 @@ def test_no_promise_is_made_for_sums_of_infinities_or_of_full_significands() -> 
 
 
 @pytest.mark.parametrize("terms", [[np.inf, 1.0], [-np.inf, np.inf], [1.0, -np.inf], [1e308, 1e308], [8e307, -1.0]])
-def test_sums_beyond_the_numbers_are_those_of_numpy(terms: list[float]) -> None:
+def test_overflowing_sums_match_numpy(terms: list[float]) -> None:
     with np.errstate(all="ignore"):
         expected, limit = np.sum(terms), np.abs(terms).sum()
     np.testing.assert_equal(rounded(summed(terms, limit)), expected)
@@ -276,7 +276,7 @@ def test_sums_beyond_the_numbers_are_those_of_numpy(terms: list[float]) -> None:
 
 @relaxed
 @given(scored())
-def test_expertise_equals_the_naive_one(case: Any) -> None:
+def test_expertise_matches_the_naive_version(case: Any) -> None:
     responses, positives, negatives = case
     ours = expertise(responses, ConceptRows.from_lists(positives, negatives))
     theirs = naive.expertise(responses, positives, negatives)
@@ -303,7 +303,7 @@ def test_infinities_are_ranked_like_numbers(case: Any) -> None:
     np.testing.assert_allclose(ours.auroc, theirs[1], **TIGHT)
 
 
-def test_statistics_of_infinities_are_those_of_numpy() -> None:
+def test_statistics_of_infinities_match_numpy() -> None:
     responses = np.array([[np.inf], [np.inf], [1.0], [-np.inf]], np.float32)
     only_high = expertise(responses, ConceptRows.from_lists([[0, 1]], [[2, 3]]))
     assert (only_high.on_mean, only_high.on_p50, only_high.on_p90, only_high.off_mean) == (
@@ -362,7 +362,7 @@ def test_bits_do_not_depend_on_the_layout(dtype: type) -> None:
         assert_same_bits(ours, expertise(other, rows))
 
 
-def test_bits_do_not_depend_on_the_units_beside() -> None:
+def test_bits_do_not_depend_on_other_units() -> None:
     responses = random_responses((3001, 200))
     rows = ConceptRows.from_lists([range(500)], [range(1000, 3001)])
     together = expertise(responses, rows)
@@ -426,7 +426,7 @@ def test_a_removed_infinity_leaves_no_trace() -> None:
     np.testing.assert_array_equal(scored.off_mean[:, 0], [3.5 / 3, np.inf, -np.inf, np.nan])
 
 
-def test_float16_scores_as_its_wider_copies_do() -> None:
+def test_float16_scores_like_its_wider_copies() -> None:
     narrow = random_responses((1500, 4)).round(1)
     rows = ConceptRows.from_lists([range(400)], [range(500, 1500)])
     for dtype in (np.float32, np.float64):
@@ -548,13 +548,13 @@ def test_bad_lists_name_the_concept(positives: Any, negatives: Any, message: str
         ({"positive_indptr": [0, 4, 3]}, "positive_indptr must rise"),
         ({"positive_indptr": []}, "positive_indptr must rise"),
         ({"pool_indptr": [1, 2]}, "pool_indptr must rise from 0 to the number of pool_rows, 2"),
-        ({"pool_of": [0]}, "pool_of names the pools of 1 concepts; there are 2"),
+        ({"pool_of": [0]}, "pool_of has the pools of 1 concepts; there are 2"),
         ({"pool_of": [0, 1]}, "concept 1 uses pool 1; there are 1 pools"),
         ({"pool_of": [-1, 0]}, "concept 0 uses pool -1"),
         ({"pool_rows": [8, -8]}, "the negatives of concept 0: row -8 is negative"),
         ({"pool_indptr": [0, 2, 4], "pool_rows": [8, 9, 3, 3]}, "pool 1: row 3 is given twice"),
         ({"removed_indptr": [0, 1]}, "removed_indptr must rise from 0 to the number of removed_rows, 0"),
-        ({"removed_indptr": [0, 0]}, "removed_indptr cuts the rows of 1 concepts; there are 2"),
+        ({"removed_indptr": [0, 0]}, "removed_indptr has ranges for 1 concepts; there are 2"),
         ({"removed_rows": [0.5]}, "removed_rows: dtype float64"),
     ],
 )
@@ -571,8 +571,8 @@ def test_bad_arrays_are_refused(change: dict[str, Any], message: str) -> None:
     [
         ({"removed": [[1], [3, 3, 4]]}, "the removed rows of concept 1: row 3 is given twice"),
         ({"removed": [[1], [3, -4]]}, "the removed rows of concept 1: row -4 is negative"),
-        ({"removed": [[1], [3, 5]]}, "concept 1 removes row 5, which its pool 1 does not hold"),
-        ({"removed": [[1, 99], [3]]}, "concept 0 removes row 99, which its pool 0 does not hold"),
+        ({"removed": [[1], [3, 5]]}, "concept 1 removes row 5, which is not in its pool 1"),
+        ({"removed": [[1, 99], [3]]}, "concept 0 removes row 99, which is not in its pool 0"),
         ({"removed": [[1], [2, 3, 4]]}, "concept 1 removes all 3 rows of its pool 1; one must be left"),
         ({"removed": [[1], [4]]}, "concept 1 has row 3 among its positives and its negatives"),
         ({"removed": [[], [3]]}, "concept 0 has row 1 among its positives and its negatives"),
@@ -594,7 +594,7 @@ def test_bad_pools_are_refused(change: dict[str, Any], message: str) -> None:
 
 @relaxed
 @given(pooled())
-def test_negatives_are_the_pool_without_what_is_removed(case: Any) -> None:
+def test_negatives_are_the_pool_without_removed_rows(case: Any) -> None:
     _, given_rows = case
     rows = ConceptRows.from_pools(**given_rows)
     written_out = own_negatives(given_rows["pools"], given_rows["pool_of"], given_rows["removed"])
@@ -607,7 +607,7 @@ def test_negatives_are_the_pool_without_what_is_removed(case: Any) -> None:
 @pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid value")  # scikit-learn's own, at the largest floats
 @relaxed
 @given(labelled())
-def test_average_precision_equals_scikit_learn_and_the_naive_one(case: Any) -> None:
+def test_average_precision_matches_scikit_learn_and_the_naive_version(case: Any) -> None:
     scores, labels = case
     ours = average_precision(scores, labels)
     assert isinstance(ours, np.float64)
@@ -619,7 +619,7 @@ def test_average_precision_equals_scikit_learn_and_the_naive_one(case: Any) -> N
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("decimals", [0, 1, 6])
-def test_average_precision_of_many_units_equals_scikit_learn(dtype: type, decimals: int) -> None:
+def test_average_precision_of_many_units_matches_scikit_learn(dtype: type, decimals: int) -> None:
     responses = np.random.default_rng(0).standard_normal((5000, 8)).round(decimals).astype(dtype)
     labels = np.random.default_rng(2).random(5000) < 0.1
     responses[labels] += 0.5
@@ -665,7 +665,7 @@ def test_bad_labels_and_scores_are_refused(scores: Any, labels: Any, message: st
 
 @relaxed
 @given(st.lists(st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0, -0.0]), min_size=1, max_size=40), st.data())
-def test_top_k_equals_sorting_everything(ap: list[float], data: st.DataObject) -> None:
+def test_top_k_matches_a_full_sort(ap: list[float], data: st.DataObject) -> None:
     k = data.draw(st.integers(1, len(ap)))
     ours = top_k(np.array(ap), k)
     assert ours.dtype == np.int64
@@ -684,7 +684,7 @@ def test_top_k_refuses_an_impossible_k(k: int) -> None:
         top_k(np.ones(3), k)
 
 
-def test_top_k_refuses_what_has_no_order() -> None:
+def test_top_k_refuses_nan() -> None:
     with pytest.raises(ValueError, match="ap of unit 1 is NaN"):
         top_k(np.array([1.0, np.nan, 0.0]), 1)
     with pytest.raises(ValueError, match=r"shape \(2, 2\)"):
@@ -695,7 +695,7 @@ def test_top_k_refuses_what_has_no_order() -> None:
 
 
 @pytest.mark.parametrize("module", [name for _, name, _ in pkgutil.iter_modules(expertmine_kernels.__path__)])
-def test_the_examples_in_docstrings_hold(module: str) -> None:
+def test_the_examples_in_docstrings_are_right(module: str) -> None:
     result = doctest.testmod(importlib.import_module(f"expertmine_kernels.{module}"), extraglobs={"np": np})
     assert result.failed == 0
 

@@ -1,4 +1,4 @@
-"""Resampled average precision against scikit-learn with sample weights, and the draws against what chance says."""
+"""Resampled average precision against scikit-learn with sample weights, and the draws against their distribution."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def resampled(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 @given(resampled())
 @settings(deadline=None, max_examples=200)
-def test_it_is_scikit_learns_with_weights(case: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
+def test_it_matches_scikit_learn_with_weights(case: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
     responses, labels, counts = case
     found = resampled_average_precision(responses, labels, counts)
     once = np.where(labels[:, np.newaxis], counts, 1)
@@ -44,7 +44,7 @@ def test_it_is_scikit_learns_with_weights(case: tuple[np.ndarray, np.ndarray, np
             assert found[unit, resample] == pytest.approx(expected, abs=1e-12)
 
 
-def test_once_each_is_average_precision_and_the_order_of_rows_is_nothing() -> None:
+def test_counts_of_one_give_average_precision_in_any_order_of_rows() -> None:
     rng = np.random.default_rng(0)
     responses, labels = rng.standard_normal((300, 8)).round(1).astype(np.float16), rng.random(300) < 0.3
     counts = np.stack([np.ones(300, np.int64), rng.integers(0, 3, 300)], axis=1)
@@ -85,14 +85,14 @@ def drawn_in_whole_numbers(rows: int, resamples: int, seed: int) -> list[list[in
     return counts
 
 
-def test_draws_are_those_of_every_machine_and_of_every_number_of_resamples() -> None:
+def test_draws_do_not_depend_on_the_machine_or_the_number_of_resamples() -> None:
     assert draw_with_replacement(6, 4, seed=7).tolist() == draw_with_replacement(6, 9, seed=7)[:, :4].tolist()
     for seed in (0, 7, 2**64 - 1):
         assert draw_with_replacement(5, 3, seed).tolist() == drawn_in_whole_numbers(5, 3, seed)
 
 
-def test_draws_are_as_even_and_as_scattered_as_they_should_be() -> None:
-    """Counts of n draws among n: mean 1, variance 1 - 1/n, and covariances of -1/n; to five standard errors."""
+def test_draws_have_the_expected_mean_variance_and_covariance() -> None:
+    """Counts of n draws from n rows: mean 1, variance 1 - 1/n, covariance -1/n; within five standard errors."""
     for rows in (7, 200):
         counts = np.concatenate([draw_with_replacement(rows, 500, seed=seed) for seed in range(8)], axis=1)
         assert (counts.sum(axis=0) == rows).all()

@@ -20,7 +20,7 @@ from expertmine.errors import UserError
 from expertmine.mining import extract
 from expertmine.mining.planning import make_layout, make_plan
 from expertmine.model.load import TokenisedText, load_model
-from expertmine.model.responses import Batch, find_runs, make_batches, pool, refuse_nan
+from expertmine.model.responses import Batch, find_spans, make_batches, pool, refuse_nan
 from expertmine.run.ledger import Receipt
 from expertmine.run.open_run import OpenRun, open_run
 from expertmine.run.store import Store
@@ -227,7 +227,7 @@ texts_strategy = st.lists(st.integers(1, 12), min_size=1, max_size=30)
 def test_batches_hold_every_row_once_within_the_budget(lengths: list[int], budget: int) -> None:
     texts = [TokenisedText([5] * n, [False] + [True] * (n - 1)) for n in lengths]
     rows = [row for row in range(len(texts)) if lengths[row] > 1]
-    batches = make_batches(texts, rows, ResponseSpec(max_tokens=12, batch_tokens=budget), fill=0)
+    batches = make_batches(texts, rows, ResponseSpec(max_tokens=12, batch_tokens=budget), pad=0)
     assert sorted(row for batch in batches for row in batch.rows) == rows
     for batch in batches:
         assert batch.ids.numel() <= budget
@@ -248,9 +248,9 @@ def test_pooling_takes_marked_tokens_only(seed: int, pooling: Pooling, same: boo
         {"max": chosen.amax(0), "mean": chosen.mean(0), "last": chosen[-1]}[pooling]
         for chosen in (output[row][tokens[row]] for row in range(4))
     ]
-    batch = Batch(tuple(range(4)), torch.zeros(4, 6), None, tokens, find_runs(tokens))
+    batch = Batch(tuple(range(4)), torch.zeros(4, 6), None, tokens, find_spans(tokens))
     torch.testing.assert_close(pool(output, batch, pooling), torch.stack(expected))
-    masked = replace(batch, runs=None)
+    masked = replace(batch, spans=None)
     torch.testing.assert_close(pool(output, masked, pooling), torch.stack(expected))
 
 

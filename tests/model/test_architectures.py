@@ -1,4 +1,4 @@
-"""Other architectures than GPT-2, with random weights: their units, their responses by hand, and the whole job."""
+"""Architectures other than GPT-2, with random weights: units, responses against a naive loop, and whole jobs."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ SENTENCES = [
 
 
 def responses_by_hand(model: PreTrainedModel, ids: list[int]) -> dict[str, torch.Tensor]:
-    """(tokens, channels) of every module and expert for one sentence by itself, by hookpoint name."""
+    """Return the responses (tokens, channels) of every module and expert to a single sentence, by hookpoint name."""
     calls: dict[str, list[torch.Tensor]] = defaultdict(list)
     entered: dict[str, tuple[torch.Tensor, ...]] = {}
     handles = []
@@ -84,14 +84,14 @@ def responses_by_hand(model: PreTrainedModel, ids: list[int]) -> dict[str, torch
 
 
 @pytest.mark.parametrize("name", BUILDERS)
-def test_units_a_layer(name: str) -> None:
+def test_units_per_layer(name: str) -> None:
     hookpoints = find_hookpoints(BUILDERS[name]())
     assert sum(hookpoint.width for hookpoint in hookpoints) == LAYERS[name] * UNITS_A_LAYER[name]
     assert [unit for h in hookpoints for unit in h.units] == list(range(hookpoints[-1].units.stop))
 
 
 @pytest.mark.parametrize("name", BUILDERS)
-def test_responses_in_a_padded_batch_are_those_of_each_sentence_by_hand(name: str, tmp_path: Path) -> None:
+def test_responses_in_a_padded_batch_equal_those_of_single_sentences(name: str, tmp_path: Path) -> None:
     loaded = load_model(str(save_model(name, tmp_path)), device="cpu")
     hookpoints = find_hookpoints(loaded.model)
     texts = tokenise(loaded.tokenizer, SENTENCES, None)

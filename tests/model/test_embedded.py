@@ -1,4 +1,4 @@
-"""The scripts behind the embedded model: what is held out stays out, and every sentence is trained on once an epoch."""
+"""The training script of the embedded model: held-out text is not trained on, other text once per epoch."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_an_epoch_shows_every_definition_and_example_once(entries: tuple[list[En
         assert forms & set(shown)
 
 
-def test_batches_hold_every_document_between_its_ends() -> None:
+def test_batches_hold_every_document_with_its_end_tokens() -> None:
     tokenizer = load_model("embedded").tokenizer
     documents = [["one two three."] * n for n in (1, 2, 3)] * 40 + [["long word " * 200]]
     found = list(batches(documents, tokenizer, random.Random(0)))

@@ -193,7 +193,7 @@ def test_an_encoder_is_mined_but_not_generated_with(mined: Path, tmp_path: Path)
     metadata = json.loads((tmp_path / "experts" / "index.json").read_text())
     metadata["model"] = asdict(loaded.identity)
     (tmp_path / "experts" / "index.json").write_text(json.dumps(metadata))
-    with pytest.raises(UserError, match="BertForMaskedLM, which writes no text"):
+    with pytest.raises(UserError, match="BertForMaskedLM, which cannot generate text"):
         Generator(tmp_path / "experts", "cpu")
 
 

@@ -1,7 +1,7 @@
-"""Make ``wordnet.parquet`` from WordNet 3.0's database files: ``python -m expertmine.embedded.build_wordnet [DICT]``.
+"""Builds ``wordnet.parquet`` from WordNet 3.0's database files: ``python -m expertmine.embedded.build_wordnet [DICT]``.
 
-``DICT`` is a WNDB folder; Debian's package ``wordnet-base`` installs one as ``/usr/share/wordnet``. The same input
-gives the same bytes with the same pyarrow.
+``DICT`` is a WNDB folder; Debian's package ``wordnet-base`` installs one at ``/usr/share/wordnet``. The same input and
+version of pyarrow give the same bytes. Knows nothing of how the table is used.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ SCHEMA = pa.schema(
 
 
 def main(dictionary: Path) -> None:
+    """Write the table of all synsets of a WNDB folder."""
     synsets = [asdict(synset) for synset in read_wndb(dictionary)]
     table = pa.Table.from_pylist(synsets, schema=SCHEMA)
     pq.write_table(table, OUTPUT, compression="zstd", compression_level=19)

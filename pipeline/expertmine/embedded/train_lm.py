@@ -1,9 +1,9 @@
-"""Train the embedded language model on WordNet's text: ``python -m expertmine.embedded.train_lm [--minutes M]``.
+"""Trains the embedded language model on WordNet's text: ``python -m expertmine.embedded.train_lm [--minutes M]``.
 
 A GPT-2-architecture model and its byte-level BPE tokenizer learn the definitions and examples of ``wordnet.parquet``.
-Every 25th synset or so is held out, whole: neither its definition nor its examples reach the tokenizer or the model,
-and its text is dropped from training where another synset repeats it. The length of training is wall-clock time, so
-that the same command suits any machine; the model's card records what was done.
+About every 25th synset is held out whole: neither its definition nor its examples reach the tokenizer or the model,
+also where another synset repeats them. Training takes a given wall-clock time, so that the same command suits any
+machine; the model's card records the settings and results. Knows nothing of mining.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ HELD_OUT_PERCENT = 4
 VOCABULARY = 6000
 CONTEXT = 128
 LEMMA_SHARE = 0.4
-"""Share of the definitions that an epoch shows as "dog is a member of …" instead of "a member of …"."""
+"""Share of definitions per epoch in the form "dog is a member of …" instead of "a member of …"."""
 PARAGRAPH_SHARE = 0.15
-"""Share of the synsets that an epoch shows in paragraphs: neighbours in WordNet's order, their texts joined."""
+"""Share of synsets per epoch whose texts are joined to paragraphs, in WordNet's order."""
 TOKENS_PER_STEP = 3072
 PEAK_RATE = 2e-3
 WARMUP = 0.02
@@ -40,7 +40,7 @@ AVERAGE_DECAY = 0.998
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What the model learns of a synset."""
+    """The texts of a synset that the model learns."""
 
     lemmas: tuple[str, ...]
     definition: str
@@ -48,12 +48,12 @@ class Entry:
 
 
 def is_held_out(name: str) -> bool:
-    """Whether the synset of this name is kept from training; depends on the name alone."""
+    """Return whether a synset is held out from training; depends on its name alone."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) % 100 < HELD_OUT_PERCENT
 
 
 def read_entries() -> tuple[list[Entry], list[Entry]]:
-    """Training and held-out entries, in WordNet's order."""
+    """Read the training and the held-out entries, in WordNet's order."""
     train: list[Entry] = []
     held_out: list[Entry] = []
     columns = ["name", "lemmas", "definition", "examples"]
@@ -70,11 +70,12 @@ def read_entries() -> tuple[list[Entry], list[Entry]]:
 
 
 def sentence(text: str) -> str:
+    """End a text with a full stop unless it ends like a sentence."""
     return text if text.endswith((".", "!", "?")) else text + "."
 
 
 def train_tokenizer(entries: list[Entry]) -> PreTrainedTokenizerFast:
-    """A byte-level BPE that opens every text with ``<|endoftext|>`` and treats its first word like any other."""
+    """Train a byte-level BPE that starts every text with ``<|endoftext|>`` and treats its first word like any other."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
@@ -101,7 +102,7 @@ def train_tokenizer(entries: list[Entry]) -> PreTrainedTokenizerFast:
 
 
 def epoch_texts(entries: list[Entry], rng: random.Random) -> list[list[str]]:
-    """The documents of one epoch: each a list of sentences. Every definition appears once, in one of its forms."""
+    """Return the documents of one epoch, lists of sentences; every definition appears once, in one of its forms."""
     documents: list[list[str]] = []
     paragraph: list[str] = []
     for entry in entries:
@@ -123,14 +124,14 @@ def epoch_texts(entries: list[Entry], rng: random.Random) -> list[list[str]]:
 def batches(
     documents: list[list[str]], tokenizer: PreTrainedTokenizerFast, rng: random.Random
 ) -> Iterator[torch.Tensor]:
-    """Batches of about TOKENS_PER_STEP tokens, (rows, length) int64, of similar lengths; -1 fills short rows."""
+    """Yield batches of at most TOKENS_PER_STEP tokens, (rows, length) int64, of similar lengths, padded with -1."""
     end_id = tokenizer.eos_token_id
     rows: list[list[int]] = tokenizer([" ".join(d) for d in documents], truncation=True, max_length=CONTEXT)[
         "input_ids"
     ]
     rows = [row if len(row) == CONTEXT else [*row, end_id] for row in rows]
     rng.shuffle(rows)
-    rows.sort(key=len)  # stable: rows of a length stay shuffled
+    rows.sort(key=len)  # stable: rows of equal length stay shuffled
     made: list[torch.Tensor] = []
     at = 0
     while at < len(rows):
@@ -145,7 +146,7 @@ def batches(
 
 
 def loss_sum(model: GPT2LMHeadModel, batch: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """Summed next-token loss in nats over the real tokens of a batch, and their number."""
+    """Return the summed next-token loss in nats over a batch's real tokens, and their number."""
     labels = batch[:, 1:]
     real = labels != -1
     with torch.autocast("cpu", torch.bfloat16):
@@ -156,7 +157,7 @@ def loss_sum(model: GPT2LMHeadModel, batch: torch.Tensor) -> tuple[torch.Tensor,
 
 @torch.no_grad()
 def held_out_loss(model: GPT2LMHeadModel, validation: list[torch.Tensor]) -> float:
-    """Mean loss a token, in nats, over bare definitions and examples of synsets the model never saw."""
+    """Return the mean loss per token, in nats, over the definitions and examples of held-out synsets."""
     model.eval()
     sums = [loss_sum(model, batch) for batch in validation]
     model.train()
@@ -164,6 +165,7 @@ def held_out_loss(model: GPT2LMHeadModel, validation: list[torch.Tensor]) -> flo
 
 
 def new_model(tokenizer: PreTrainedTokenizerFast, layers: int, width: int) -> GPT2LMHeadModel:
+    """Make a GPT-2 with random weights."""
     config = GPT2Config(
         vocab_size=len(tokenizer),
         n_positions=CONTEXT,
@@ -181,7 +183,7 @@ def new_model(tokenizer: PreTrainedTokenizerFast, layers: int, width: int) -> GP
 
 
 def optimizers(model: GPT2LMHeadModel) -> list[torch.optim.Optimizer]:
-    """Muon (Jordan, 2024) for the matrices of the blocks, AdamW for embeddings, biases and norms."""
+    """Return Muon (Jordan, 2024) for the blocks' matrices, and AdamW for embeddings, biases and norms."""
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and ".h." in n]
     others = [p for n, p in model.named_parameters() if not (p.ndim == 2 and ".h." in n)]
     return [
@@ -191,7 +193,7 @@ def optimizers(model: GPT2LMHeadModel) -> list[torch.optim.Optimizer]:
 
 
 def rate(done: float) -> float:
-    """Factor on the peak rate when the share `done` of training is over: linear warm-up, then cosine to 2 %."""
+    """Return the factor on the peak rate when a share of training is done: linear warm-up, then cosine to 2 %."""
     if done < WARMUP:
         return done / WARMUP
     return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, (done - WARMUP) / (1 - WARMUP))))
@@ -271,6 +273,7 @@ def main() -> None:
 def facts(
     options: argparse.Namespace, model: GPT2LMHeadModel, step: int, tokens: int, epoch: int, loss: float
 ) -> dict[str, object]:
+    """Return the values of the model card."""
     return {
         "layers": options.layers,
         "width": options.width,
@@ -300,17 +303,17 @@ pipeline_tag: text-generation
 # The embedded model of expertmine
 
 A GPT-2-architecture language model that writes dictionary definitions: {layers} layers × {width}, {parameters} million
-parameters, a byte-level BPE vocabulary of {vocabulary}, a context of {context} tokens. It exists so that the whole
-pipeline can be run and tested on a machine without a network or a model hub.
+parameters, a byte-level BPE vocabulary of {vocabulary}, a context of {context} tokens. With it, the whole pipeline can
+be run and tested on a machine without network access or a model hub.
 
 ## Training
 
-From random weights, on two CPU cores, by
+From random weights, on two CPU cores, with
 
     python -m expertmine.embedded.train_lm --minutes {minutes} --layers {layers} --width {width} --seed {seed}{compiled}
 
-on the definitions and examples of WordNet 3.0: {steps} steps, {tokens} million tokens, in epoch {epochs} when time was
-up. Muon and AdamW, cosine decay, bfloat16 autocast; the weights are an exponential moving average, stored as float16
+on the definitions and examples of WordNet 3.0: {steps} steps, {tokens} million tokens, stopped in epoch {epochs}. Muon
+and AdamW, cosine decay, bfloat16 autocast; the weights are an exponential moving average, stored as float16
 safetensors.
 
 ## Held-out quality
@@ -318,19 +321,19 @@ safetensors.
 {held_out} % of the synsets were held out whole, and their texts removed from training. On their definitions and
 examples:
 
-| loss (nats a token) | perplexity a token |
+| loss (nats per token) | perplexity per token |
 |---|---|
 | {loss} | {perplexity} |
 
 ## Not for
 
-Anything but demonstrations and tests. It knows the form of a definition and the company words keep; it states
+Anything but demonstrations and tests. It has learned the form of definitions and which words occur together; it states
 falsehoods fluently. WordNet's text carries the views of its time.
 
 ## Licence
 
 The weights and tokenizer derive from WordNet 3.0, Copyright 2006 by Princeton University; its licence is in
-`WORDNET-LICENSE` beside the data.
+`WORDNET-LICENSE` next to the data.
 """
 
 

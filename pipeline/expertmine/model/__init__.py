@@ -1,1 +1,1 @@
-"""A transformer model: loading, hookpoints, hooks, tokenising, batches, and pooled responses."""
+"""A transformer model: loading, hookpoints, hooks, tokenising, batches, pooled responses. Knows no corpus, no run."""

@@ -1,7 +1,7 @@
-"""Hookpoints and unit ids: which module outputs of a model are looked at, and how their channels are numbered.
+"""Finds a model's hookpoints (the module outputs that are read) and numbers their channels as units.
 
-Unit ids are contiguous: hookpoints in the order in which they run, channels in order. Knows no hooks; see
-`expertmine.model.hooks` for what a hookpoint's name means.
+Unit ids are contiguous: hookpoints in execution order, channels in order. `expertmine.model.hooks` defines the names
+of hookpoints and reads them; this module knows only which there are.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from expertmine.specs.hookpoints import Hookpoint
 
 
 def blocks(model: PreTrainedModel) -> list[str]:
-    """Paths of the transformer blocks: the members of the lists that are as long as the model is deep.
+    """Return the paths of the transformer blocks: members of the lists with one entry per layer.
 
-    Where a model runs fewer blocks over and over (ALBERT), those that transformers itself records hidden states of.
+    For a model that reuses fewer blocks (ALBERT), the modules whose hidden states transformers records.
     """
     layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)
     names = {module: name for name, module in model.named_modules()}
@@ -33,7 +33,7 @@ def blocks(model: PreTrainedModel) -> list[str]:
         for module in names
         if isinstance(module, nn.ModuleList) and len(module) == layers
         for block in module
-        # A list of bare Linears may be as long by chance.
+        # A list of bare Linears may have the same length by chance.
         if list(block.children())
     ]
     if not found:
@@ -45,17 +45,17 @@ def blocks(model: PreTrainedModel) -> list[str]:
 
 
 def left_out_experts(model: PreTrainedModel) -> list[str]:
-    """Modules of fused experts that compute otherwise than by linear maps of gathered tokens: their maps have no units.
+    """List fused experts modules that do not use linear maps of gathered tokens, and so have no units.
 
-    GPT-OSS and Llama 4 are such models; the rest of their blocks is hooked as ever.
+    GPT-OSS and Llama 4 have such modules; the rest of their blocks is hooked as usual.
     """
     return [name for name, module in model.named_modules() if is_fused(module) and not is_readable(module)]
 
 
 def default_names(model: PreTrainedModel) -> list[str]:
-    """Every ``Linear`` and ``Conv1D`` inside the transformer blocks: no LM head, embeddings or norms.
+    """Return every ``Linear`` and ``Conv1D`` inside the transformer blocks: no LM head, embeddings or norms.
 
-    In a mixture of experts also the linear maps of every expert, ``….experts.down_proj[3]``; see `left_out_experts`.
+    In a mixture of experts, also the linear maps of every expert, ``….experts.down_proj[3]``; see `left_out_experts`.
     """
     inside = tuple(f"{name}." for name in blocks(model))
     names: list[str] = []
@@ -70,7 +70,7 @@ def default_names(model: PreTrainedModel) -> list[str]:
 
 
 def _in_attention(model: PreTrainedModel, name: str) -> bool:
-    """Whether a hookpoint lies in an attention module, by the names and the classes of the modules around it."""
+    """Return whether a hookpoint is inside an attention module, by the names and classes of its enclosing modules."""
     block = next(block for block in blocks(model) if name.startswith(f"{block}."))
     around = name.removeprefix(f"{block}.").split(".")[:-1]
     paths = [".".join([block, *around[: depth + 1]]) for depth in range(len(around))]
@@ -84,16 +84,16 @@ PRESETS: dict[str, Callable[[PreTrainedModel], list[str]]] = {
     "mlp": lambda model: [name for name in default_names(model) if not _in_attention(model, name)],
     "residual": blocks,
 }
-"""Hookpoints chosen by a name: the default, those of it inside attention modules, the others, the blocks' outputs."""
+"""Named choices of hookpoints: the default, its parts inside and outside attention, and the blocks' outputs."""
 
 
 def matching_names(model: PreTrainedModel, patterns: Sequence[str]) -> list[str]:
-    """Modules and experts' maps that one of the patterns chooses, a preset's name or a glob over paths.
+    """Return the modules and experts' maps that match a pattern: a preset's name or a glob over paths.
 
-    A module that goes by several paths is one module; any of them finds it, the first is its name.
+    A module with several paths is one module; any of them matches, the first is its name.
 
     Raises:
-        UserError: a pattern matches nothing, or only experts that cannot be read.
+        UserError: a pattern matches nothing, or only experts whose maps cannot be intercepted.
     """
     first: dict[nn.Module, str] = {}
     paths: dict[str, str] = {}
@@ -114,7 +114,7 @@ def matching_names(model: PreTrainedModel, patterns: Sequence[str]) -> list[str]
 
 
 def _glob(paths: dict[str, str], pattern: str) -> list[str]:
-    """Names of the paths that a glob matches; ``[3]`` at its end means that expert, not a set of characters."""
+    """Return the names of the paths that match a glob; ``[3]`` at its end means expert 3, not a character set."""
     literal = pattern.replace("[", "[[]") if pattern.endswith("]") else pattern
     return [name for path, name in paths.items() if fnmatchcase(path, pattern) or fnmatchcase(path, literal)]
 
@@ -124,11 +124,11 @@ def _map_names(path: str, module: nn.Module) -> list[str]:
 
 
 def _no_match(model: PreTrainedModel, pattern: str, paths: Iterable[str]) -> str:
-    """Why a pattern chooses nothing, and what would."""
+    """Explain why a pattern matches nothing, with a suggestion."""
     for name in left_out_experts(model):
         if any(fnmatchcase(path, pattern) for path in _map_names(name, model.get_submodule(name))):
             return (
-                f"hookpoint pattern {pattern!r} asks for experts of {type(model.get_submodule(name)).__name__}, which "
+                f"hookpoint pattern {pattern!r} matches experts of {type(model.get_submodule(name)).__name__}, which "
                 f"does not compute by plain linear maps; hook the whole module, {name!r}"
             )
     if pattern in PRESETS:
@@ -141,21 +141,23 @@ def _no_match(model: PreTrainedModel, pattern: str, paths: Iterable[str]) -> str
 
 
 def find_hookpoints(model: PreTrainedModel, patterns: Sequence[str] = ()) -> tuple[Hookpoint, ...]:
-    """The model's hookpoints in execution order, found by running two sentences of three tokens through it.
+    """Find the model's hookpoints in execution order by running two sentences of three tokens through it.
 
-    A module that runs n > 1 times a pass becomes n hookpoints, ``name#1`` to ``name#n``. The experts of a module stand
-    in their order, each with its maps in the order in which it runs them.
+    A module that runs n > 1 times per pass becomes n hookpoints, ``name#1`` to ``name#n``. A module's experts come in
+    their order, each with its maps in execution order.
 
     Args:
-        patterns: presets (`PRESETS`) and globs over module paths; none means the preset ``linear``.
+        patterns: presets (`PRESETS`) and globs over module paths; empty for the preset ``linear``.
 
     Raises:
-        UserError: nothing to hook, or a module that does not run, or does not give (batch, tokens, channels) or
-            (batch × tokens, channels), by itself or as the first element of a tuple.
+        UserError: nothing matches, or a module does not run, or its output (or the first element of it) is not
+            (batch, tokens, channels) or (batch × tokens, channels).
     """
     names = matching_names(model, patterns) if patterns else default_names(model)
     if not names:
-        raise UserError(f"{type(model).__name__} has no Linear or Conv1D inside transformer blocks; name hookpoints")
+        raise UserError(
+            f"{type(model).__name__} has no Linear or Conv1D inside transformer blocks; choose hookpoints by name"
+        )
     parsed_names = [HookpointName.of(name) for name in names]
     widths: dict[str, int] = {}
 
@@ -163,22 +165,22 @@ def find_hookpoints(model: PreTrainedModel, patterns: Sequence[str] = ()) -> tup
         widths[name] = response.shape[-1]
 
     with observing(model, parsed_names, record) as runs, torch.inference_mode():
-        # Two sentences of three tokens: no axis of a module's output that is not over tokens looks like one.
+        # Two sentences of three tokens: no other axis of a module's output can be mistaken for the tokens.
         model.base_model(input_ids=torch.tensor([[2, 3, 4], [4, 3, 2]], device=model.device))
     for parsed in parsed_names:
-        if not runs.runs[parsed.path]:
+        if not runs.counts[parsed.path]:
             raise UserError(f"hookpoint {parsed.name!r} does not run in a forward pass; leave it out")
     hookpoints: list[Hookpoint] = []
     for name, width in _ordered(model, parsed_names, widths).items():
         first = hookpoints[-1].units.stop if hookpoints else 0
         run = HookpointName.of(name).run
-        only = runs.runs[HookpointName.of(name).path] == 1
+        only = runs.counts[HookpointName.of(name).path] == 1
         hookpoints.append(Hookpoint(name.removesuffix(f"#{run}") if only else name, width, first))
     return tuple(hookpoints)
 
 
 def _ordered(model: PreTrainedModel, parsed_names: Sequence[HookpointName], widths: dict[str, int]) -> dict[str, int]:
-    """Widths in an order that does not hang on the tokens run: experts that none reached stand among the others."""
+    """Order the widths independently of the tokens run: experts that no token reached take their regular position."""
     maps: dict[str, list[HookpointName]] = {}
     for parsed in parsed_names:
         if parsed.parameter is not None:

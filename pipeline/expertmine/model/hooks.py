@@ -1,6 +1,6 @@
-"""Hooks at hookpoints: read what they give, or put something else in its place, for as long as a context is open.
+"""Hooks at hookpoints, as contexts: read their responses, or replace them.
 
-Says what a hookpoint's name means. ``path`` is a module's output; ``path#2`` that of its second run in a pass;
+Defines the names of hookpoints: ``path`` is a module's output; ``path#2`` the output of its second run in a pass;
 ``path.parameter[3]`` the linear map of expert 3 in a module of fused experts. Knows no units and no pooling.
 """
 
@@ -24,30 +24,31 @@ from expertmine.errors import UserError
 from expertmine.model.fused_experts import Map, intercept_expert_maps
 
 Recorder = Callable[[str, torch.Tensor], None]
-"""Takes a hookpoint's name and what it gives: (batch, tokens, channels) or (batch × tokens, channels)."""
+"""Takes a hookpoint's name and response: (batch, tokens, channels) or (batch × tokens, channels)."""
 
 Change = Callable[[torch.Tensor, "Where"], torch.Tensor]
-"""Takes a response and whose it is; gives the same with some channels changed. The argument stays as it is, unless
-nobody else has it (`Where.owned`)."""
+"""Takes a response and its tokens; returns it with some channels changed. It may change its argument in place only if
+`Where.owned`."""
 
 _NAME = re.compile(r"(?P<path>.+?)(?:\[(?P<expert>\d+)\])?(?:#(?P<run>\d+))?")
 
 
 @dataclass(frozen=True, slots=True)
 class HookpointName:
-    """Where in a model a hookpoint is."""
+    """The parts of a hookpoint's name."""
 
     path: str
-    """Of the module that runs; for an expert's map, that of its experts module."""
+    """Path of the module; for an expert's map, of its experts module."""
     parameter: str | None = None
-    """The experts' parameter, for an expert's map."""
+    """The experts' parameter; None if this is not an expert's map."""
     expert: int | None = None
+    """The expert's number; None if this is not an expert's map."""
     run: int | None = None
-    """From 1, for a module that runs more than once a pass; None for one that runs once."""
+    """Which of the module's runs in a pass, from 1; None for a module that runs once per pass."""
 
     @classmethod
     def of(cls, name: str) -> HookpointName:
-        """The module and the run that a hookpoint's name means."""
+        """Parse a hookpoint's name."""
         parts = _NAME.fullmatch(name)
         assert parts is not None
         run = int(parts["run"]) if parts["run"] else None
@@ -58,12 +59,13 @@ class HookpointName:
 
     @property
     def name(self) -> str:
+        """The name that `of` parses."""
         inside = "" if self.parameter is None else f".{self.parameter}[{self.expert}]"
         return f"{self.path}{inside}" + ("" if self.run is None else f"#{self.run}")
 
 
 def response_of(output: object) -> torch.Tensor | None:
-    """What a module gives to the units: its output, or the first element of a tuple; None when that is no tensor."""
+    """Return a module's response: its output, or the first element of a tuple; None if that is not a tensor."""
     if isinstance(output, ModelOutput):
         output = output.to_tuple()
     if isinstance(output, tuple | list) and output:
@@ -72,7 +74,7 @@ def response_of(output: object) -> torch.Tensor | None:
 
 
 def with_response(output: Any, response: torch.Tensor) -> Any:
-    """A module's output with another response in it, and all else handed on; the output itself stays as it is."""
+    """Return a copy of a module's output with another response and all other elements unchanged."""
     if isinstance(output, ModelOutput):
         changed = copy.copy(output)
         changed[next(iter(output.keys()))] = response
@@ -86,17 +88,18 @@ def with_response(output: Any, response: torch.Tensor) -> Any:
 
 @dataclass(slots=True)
 class Pass:
-    """The texts that a forward pass goes over."""
+    """The texts of a forward pass."""
 
     batch: int
+    """Number of texts."""
     tokens: int
-    """New ones of each text, filling included."""
+    """Number of new tokens per text, including padding."""
     mask: torch.Tensor | None
-    """(batch, tokens of before and new ones) 0 at filling; None where there is none, or none of that shape."""
+    """(batch, cached and new tokens) attention mask, 0 at padding; None if there is none of that shape."""
 
     @classmethod
     def of(cls, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Pass | None:
-        """The pass that a base model's arguments begin; None where they are no texts of tokens."""
+        """Describe the pass from the base model's arguments; None if they are not texts of tokens."""
         tokens = kwargs.get("input_ids", args[0] if args else None)
         if tokens is None:
             tokens = kwargs.get("inputs_embeds")
@@ -108,7 +111,7 @@ class Pass:
         return cls(tokens.shape[0], tokens.shape[1], mask)
 
     def last(self, device: torch.device) -> torch.Tensor:
-        """(batch, tokens) True at the last token of each text that is no filling."""
+        """Return (batch, tokens): True at each text's last token that is not padding."""
         positions = torch.arange(self.tokens, device=device)
         if self.mask is None:
             return (positions == self.tokens - 1).expand(self.batch, -1)
@@ -118,33 +121,34 @@ class Pass:
 
 @dataclass(frozen=True, slots=True)
 class Where:
-    """Whose a response is: which of the pass's tokens."""
+    """The tokens that a response belongs to."""
 
     current: Pass | None
-    """None where the pass is over something else than texts of tokens."""
+    """The pass; None if it does not run over texts of tokens."""
     routed: torch.Tensor | None = None
-    """(tokens,) of an expert's map: positions in the batch, text after text; None for all tokens."""
+    """(tokens,) for an expert's map: flat positions in the batch; None for all tokens."""
     owned: bool = False
-    """Whether the response may be changed in place: made a moment ago, and seen by nobody else."""
+    """Whether the response may be changed in place, because nothing else refers to it."""
 
 
 class _Runs:
-    """How often each hooked module has run since the pass began, and what the pass goes over."""
+    """Counts how often each hooked module has run in the current pass, and describes that pass."""
 
     def __init__(self) -> None:
-        self.runs: dict[str, int] = defaultdict(int)
+        self.counts: dict[str, int] = defaultdict(int)
         self.current: Pass | None = None
         self.everywhere = Where(None)
         self.owned = Where(None, owned=True)
 
     def begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Forward pre-hook of the base model."""
-        self.runs.clear()
+        """Start a pass; this is the forward pre-hook of the base model."""
+        self.counts.clear()
         self.current = Pass.of(args, kwargs)
         self.everywhere = Where(self.current)
         self.owned = Where(self.current, owned=True)
 
     def check_shape(self, name: str, output: object, response: torch.Tensor | None) -> torch.Tensor:
+        """Return the response, or raise a UserError if it is not over the pass's tokens."""
         now = self.current
         shapes = () if now is None else ((now.batch, now.tokens), (now.batch * now.tokens,))
         if response is None or (shapes and tuple(response.shape[:-1]) not in shapes):
@@ -159,7 +163,7 @@ class _Runs:
 
 @contextmanager
 def _counting(model: PreTrainedModel, runs: _Runs) -> Iterator[None]:
-    """While open, each forward pass of the base model starts the counts anew."""
+    """While open, each forward pass of the base model restarts the counts."""
     handle = model.base_model.register_forward_pre_hook(runs.begin, with_kwargs=True, prepend=True)
     try:
         yield
@@ -169,9 +173,9 @@ def _counting(model: PreTrainedModel, runs: _Runs) -> Iterator[None]:
 
 @contextmanager
 def observing(model: PreTrainedModel, parsed_names: Sequence[HookpointName], record: Recorder) -> Iterator[_Runs]:
-    """While open, `record(name, response)` is called at every run of the named modules, whatever their `run` is.
+    """While open, call `record(name, response)` at every run of the named modules, whatever their `run`.
 
-    The names it is called with all end in the run's number, ``#1`` for the first. Yields the counts of the pass.
+    The names passed to it all end in the run's number, ``#1`` for the first. Yields the counts of the pass.
     """
     runs = _Runs()
     maps: dict[str, list[Map]] = defaultdict(list)
@@ -184,8 +188,8 @@ def observing(model: PreTrainedModel, parsed_names: Sequence[HookpointName], rec
 
     def reader(path: str) -> Callable[..., None]:
         def read(module: nn.Module, inputs: object, output: object) -> None:
-            runs.runs[path] += 1
-            record(HookpointName(path, run=runs.runs[path]).name, runs.check_shape(path, output, response_of(output)))
+            runs.counts[path] += 1
+            record(HookpointName(path, run=runs.counts[path]).name, runs.check_shape(path, output, response_of(output)))
 
         return read
 
@@ -206,7 +210,7 @@ def _observing_experts(
     wanted = frozenset(maps)
 
     def name(found: Map) -> str:
-        return HookpointName(path, *found, run=runs.runs[path] + 1).name
+        return HookpointName(path, *found, run=runs.counts[path] + 1).name
 
     def on_map(found: Map, tokens: torch.Tensor, output: torch.Tensor, count: int) -> None:
         if found in wanted:
@@ -219,7 +223,7 @@ def _observing_experts(
             if found not in ran:
                 stacked = getattr(module, found[0])
                 record(name(found), stacked.new_zeros(1, 1).expand(count, stacked.shape[1]))
-        runs.runs[path] += 1
+        runs.counts[path] += 1
 
     with intercept_expert_maps(module, maps, on_map, on_done):
         yield
@@ -227,14 +231,14 @@ def _observing_experts(
 
 @contextmanager
 def reading(model: PreTrainedModel, names: Sequence[str], record: Recorder) -> Iterator[None]:
-    """While open, `record(name, response)` is called for each hookpoint at every forward pass of ``model.base_model``.
+    """While open, call `record(name, response)` for each hookpoint at every forward pass of ``model.base_model``.
 
-    Stays open over any number of passes. `record` is called in order of execution, experts that no token of the pass
-    is routed to after the others of their module; their response is zeros that take no memory.
+    The calls come in execution order. Experts to which no token of the pass is routed come after the others of their
+    module; their response is zeros that take no memory.
 
     Raises:
-        UserError: at the end of a pass, when a module ran another number of times than `names` say; within it, when
-            its output is none over the pass's tokens.
+        UserError: during a pass, if an output is not over the pass's tokens; at its end, if a module did not run as
+            often as `names` say.
     """
     parsed_names = [HookpointName.of(name) for name in names]
     expected: dict[str, int] = {}
@@ -251,9 +255,9 @@ def reading(model: PreTrainedModel, names: Sequence[str], record: Recorder) -> I
 
         def check(module: nn.Module, args: object, output: object) -> None:
             for path, times in expected.items():
-                if runs.runs[path] != times:
+                if runs.counts[path] != times:
                     raise UserError(
-                        f"hookpoint {path!r} ran {runs.runs[path]} times in this pass, expected {times} as when the "
+                        f"hookpoint {path!r} ran {runs.counts[path]} times in this pass, expected {times} as when the "
                         "hookpoints were found; leave it out"
                     )
 
@@ -263,12 +267,12 @@ def reading(model: PreTrainedModel, names: Sequence[str], record: Recorder) -> I
 
 @contextmanager
 def changing(model: PreTrainedModel, changes: Mapping[str, Change]) -> Iterator[None]:
-    """While open, each named hookpoint gives what its change makes of its response, at every forward pass.
+    """While open, replace each named hookpoint's response by the result of its change, at every forward pass.
 
-    An expert's map is changed at the tokens routed to that expert only.
+    An expert's map is changed only at the tokens routed to that expert.
 
     Raises:
-        UserError: at the end of a pass in which a hookpoint's module did not run: what was to be changed was not.
+        UserError: at the end of a pass in which a hookpoint's module did not run, so that nothing was changed.
     """
     runs = _Runs()
     at_modules: dict[str, dict[int | None, Change]] = defaultdict(dict)
@@ -284,10 +288,10 @@ def changing(model: PreTrainedModel, changes: Mapping[str, Change]) -> Iterator[
 
     def check(module: nn.Module, args: object, output: object) -> None:
         for path, times in expected.items():
-            if runs.runs[path] < times:
+            if runs.counts[path] < times:
                 raise UserError(
-                    f"{path!r} ran {runs.runs[path]} times in a pass, expected {times}: its units were not set; "
-                    "leave out what goes around it (compiled graphs, early exit), or its layer"
+                    f"{path!r} ran {runs.counts[path]} times in a pass, expected {times}: its units were not set; "
+                    "turn off what bypasses it (compiled graphs, early exit), or leave out its layer"
                 )
 
     with ExitStack() as hooks:
@@ -302,16 +306,16 @@ def changing(model: PreTrainedModel, changes: Mapping[str, Change]) -> Iterator[
 
 
 def _changer(module: nn.Module, path: str, by_run: Mapping[int | None, Change], runs: _Runs) -> Callable[..., Any]:
-    counts, only, hooks = runs.runs, by_run.get(None), module._forward_hooks
-    # What these give is a tensor of its own, never a view of something that lives on.
-    gives_its_own = type(module) in (nn.Linear, Conv1D)
+    counts, only, hooks = runs.counts, by_run.get(None), module._forward_hooks
+    # These modules return a new tensor, never a view of one that something else uses.
+    returns_new = type(module) in (nn.Linear, Conv1D)
 
     def change_run(module: nn.Module, inputs: object, output: Any) -> Any:
         counts[path] += 1
-        # Once a hookpoint and token: what is not needed here is left out.
+        # This runs once per hookpoint and token, so the common case does as little as possible.
         if only is not None and isinstance(output, torch.Tensor):
-            unseen = gives_its_own and len(hooks) == 1 and not torch.is_grad_enabled()
-            return only(output, runs.owned if unseen else runs.everywhere)
+            owned = returns_new and len(hooks) == 1 and not torch.is_grad_enabled()
+            return only(output, runs.owned if owned else runs.everywhere)
         change = only or by_run.get(counts[path])
         if change is None:
             return output
@@ -326,26 +330,26 @@ def _changing_experts(
     module: nn.Module, path: str, by_map: Mapping[tuple[Map, int | None], Change], runs: _Runs
 ) -> Iterator[None]:
     def on_map(found: Map, tokens: torch.Tensor, output: torch.Tensor, count: int) -> torch.Tensor | None:
-        change = by_map.get((found, runs.runs[path] + 1)) or by_map.get((found, None))
+        change = by_map.get((found, runs.counts[path] + 1)) or by_map.get((found, None))
         return None if change is None else change(output, Where(runs.current, tokens))
 
     def on_done(ran: set[Map], count: int) -> None:
-        runs.runs[path] += 1
+        runs.counts[path] += 1
 
     with intercept_expert_maps(module, [found for found, _ in by_map], on_map, on_done):
         yield
 
 
 def module_at(model: nn.Module, path: str) -> nn.Module:
-    """The module of that path.
+    """Return the module at a path.
 
     Raises:
-        UserError: there is none.
+        UserError: the model has none there.
     """
     try:
         return model.get_submodule(path)
     except AttributeError as error:
         raise UserError(
-            f"{type(model).__name__} has no module {path!r}, which a hookpoint names; the hookpoints are those of "
-            "another model, or of its class with or without a head"
+            f"{type(model).__name__} has no module {path!r}, which a hookpoint names; load the model that the "
+            "hookpoints were found in, with or without its head as then"
         ) from error

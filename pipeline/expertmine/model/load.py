@@ -1,6 +1,6 @@
-"""Load a model of any architecture and its tokenizer, say exactly which they are, and turn texts into tokens.
+"""Loads a model of any architecture with its tokenizer, identifies both by hashes, and tokenises texts.
 
-Safetensors only, and never code from a model's folder. Knows no corpus and no store.
+Reads safetensors only, and never runs code from a model's folder. Knows no corpus and no store.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ EMBEDDED = "embedded"
 EMBEDDED_FOLDER = Path(__file__).parents[1] / "embedded" / "model"
 
 SPLIT = "split"
-"""The device that stands for all visible GPUs, the model's layers spread over them."""
+"""A device name: all visible GPUs, with the model's layers split over them."""
 
 _hashes: WeakKeyDictionary[PreTrainedModel, str] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model in evaluation mode, its tokenizer, and what identifies both."""
+    """A model in evaluation mode, its tokenizer, and the identity of both."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -53,20 +53,20 @@ class LoadedModel:
 
     @property
     def generates(self) -> bool:
-        """Whether it continues text; encoders and models without their head do not."""
+        """Whether it generates text; encoders and models without a head do not."""
         return bool(self.model.can_generate())
 
 
 @dataclass(frozen=True, slots=True)
 class TokenisedText:
-    """One text as the model sees it."""
+    """The tokens of one text."""
 
     ids: list[int]
     real: list[bool]
-    """Whether a token belongs to the text; False for those that the tokenizer adds, such as BOS."""
+    """Whether each token belongs to the text; False for tokens that the tokenizer adds, such as BOS."""
 
     def without_end(self) -> TokenisedText:
-        """Without the tokens that the tokenizer puts after a text; a text without tokens of its own has none left."""
+        """Remove the tokens that the tokenizer appends to a text; a text without real tokens becomes empty."""
         end = max((at + 1 for at, each in enumerate(self.real) if each), default=0)
         return TokenisedText(self.ids[:end], self.real[:end])
 
@@ -74,16 +74,16 @@ class TokenisedText:
 def load_model(
     name: str, revision: str | None = None, device: str | None = None, dtype: torch.dtype = torch.float32
 ) -> LoadedModel:
-    """Load a causal language model, a masked one, or a model without a head, as its configuration says.
+    """Load a causal or masked language model, or a model without a head, as its configuration says.
 
     Args:
         name: ``embedded``, a local folder, or a Hugging Face model id.
-        device: where to; a GPU when there is one, unless given. ``split`` spreads the model over all visible GPUs.
-        dtype: of the weights in memory.
+        device: a PyTorch device, or ``split`` for all visible GPUs; None for a GPU if there is one, else the CPU.
+        dtype: type of the weights in memory.
 
     Raises:
-        UserError: there is no such model, it has no safetensors, it needs code of its own, it is an encoder-decoder,
-            or it does not fit the GPUs that it is split over.
+        UserError: there is no such model, it has no safetensors, it needs remote code, it is an encoder-decoder, or it
+            does not fit the GPUs that it is split over.
     """
     source = str(EMBEDDED_FOLDER) if name == EMBEDDED else name
     if device == SPLIT and importlib.util.find_spec("accelerate") is None:
@@ -95,7 +95,9 @@ def load_model(
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
         if getattr(config, "is_encoder_decoder", False):
-            raise UserError(f"model {name!r} is an encoder-decoder ({config.model_type}); expected one or the other")
+            raise UserError(
+                f"model {name!r} is an encoder-decoder ({config.model_type}); expected an encoder or a decoder"
+            )
         loaded: Any = auto_class(config).from_pretrained(
             source,
             revision=revision,
@@ -103,7 +105,7 @@ def load_model(
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
-            # The other implementations compute all experts at once, which leaves no map of one expert to see.
+            # Other implementations compute all experts at once, so that no single expert's map can be intercepted.
             experts_implementation="eager",
             device_map="auto" if device == SPLIT else None,
         )
@@ -116,18 +118,20 @@ def load_model(
     model, report = loaded
     absent = [*report["missing_keys"], *report["mismatched_keys"]]
     if absent and all(str(key).startswith("pooler.") for key in absent):
-        # A pooler comes after all blocks; random, it would only make the hash of the weights another each time.
+        # A pooler comes after all blocks and is not needed; a random one would change the hash at every load.
         model.pooler = None
         absent = []
     if absent:
-        raise UserError(f"model {name!r} lacks weights, of {absent[0]!r} for one; they would be random numbers")
+        raise UserError(
+            f"model {name!r} lacks weights, such as {absent[0]!r}, which would be random; use a complete checkpoint"
+        )
     if not tokenizer("a word")["input_ids"]:
         raise UserError(f"model {name!r} has no tokenizer of its own; put its tokenizer.json into the folder")
     assert isinstance(model, PreTrainedModel)
     if device != SPLIT:
         model.to(torch.device(device or default_device()))  # type: ignore[arg-type]
     elif any(parameter.is_meta for parameter in model.parameters()):
-        raise UserError(f"model {name!r} does not fit the visible GPUs; show it more of them, or load it as bfloat16")
+        raise UserError(f"model {name!r} does not fit the visible GPUs; make more GPUs visible, or load it as bfloat16")
     model.eval()
     identity = ModelIdentity(
         name=name if name == EMBEDDED or not Path(name).exists() else str(Path(name).resolve()),
@@ -140,7 +144,7 @@ def load_model(
 
 
 def auto_class(config: PreTrainedConfig) -> Any:
-    """The class to load with: the head that the checkpoint was saved with when it is a language model's, else none."""
+    """Choose the class to load with: a language model with its head if the checkpoint has one, else without a head."""
     saved = set(config.architectures or ())
     for auto, classes in (
         (AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
@@ -150,17 +154,17 @@ def auto_class(config: PreTrainedConfig) -> Any:
             return auto
     if saved:
         return AutoModel
-    # Nothing says what it was saved with; encoders are in both tables, decoders in the first alone.
+    # The checkpoint does not name its class; encoders are in both tables, decoders only in the first.
     return AutoModelForMaskedLM if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES else AutoModelForCausalLM
 
 
 def load_identical(
     identity: ModelIdentity, device: str | None = None, dtype: torch.dtype = torch.float32
 ) -> LoadedModel:
-    """Load the model of a plan or an index again.
+    """Load the model of a plan or an index.
 
     Raises:
-        UserError: what is there now has other weights or another tokenizer.
+        UserError: the model now has other weights or another tokenizer.
     """
     loaded = load_model(identity.name, identity.revision, device, dtype)
     check_weights(loaded.model, identity)
@@ -170,60 +174,61 @@ def load_identical(
 
 
 def check_weights(model: PreTrainedModel, identity: ModelIdentity) -> None:
-    """Refuse a model that is not the one that was mined.
+    """Refuse a model other than the mined one.
 
     Raises:
-        UserError: other weights.
+        UserError: its weights differ.
     """
     if weights_hash(model) != identity.weights:
         raise UserError(
-            f"this {type(model).__name__} has other weights than {identity.name!r}, which the experts were mined from "
-            f"(found {weights_hash(model)[:12]}, expected {identity.weights[:12]}); experts of one model mean nothing "
-            "in another: load that model, or mine this one"
+            f"this {type(model).__name__} has other weights than {identity.name!r}, from which the experts were mined "
+            f"(found {weights_hash(model)[:12]}, expected {identity.weights[:12]}), and experts are valid for one "
+            "model only; load that model, or mine this one"
         )
 
 
 def refuse_encoder(loaded: LoadedModel) -> None:
-    """Refuse a model that cannot continue text.
+    """Refuse a model that cannot generate text.
 
     Raises:
-        UserError: an encoder, or a model without its head.
+        UserError: it is an encoder, or has no head.
     """
     if not loaded.generates:
         raise UserError(
-            f"{loaded.identity.name!r} is a {loaded.identity.architecture}, which writes no text; its experts can be "
-            "read, and set with `steer`, but generation needs a causal language model"
+            f"{loaded.identity.name!r} is a {loaded.identity.architecture}, which cannot generate text; its experts "
+            "can be read, and set with `steer`, but generation needs a causal language model"
         )
 
 
 def default_device() -> str:
+    """Return ``cuda`` if there is a GPU, else ``cpu``."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def weights_hash(model: PreTrainedModel) -> str:
-    """SHA-256 over the parameters' names, shapes and values rounded to bfloat16.
+    """Return the SHA-256 of the parameters' names, shapes and values rounded to bfloat16.
 
-    The rounding lets one checkpoint hash alike whether it was loaded as float32 or as bfloat16; changes below it go
-    unnoticed, as do those of buffers. It is computed once a model object; parameters changed in place after that go
-    unnoticed too.
+    The rounding makes a checkpoint's hash the same whether it is loaded as float32 or as bfloat16. Smaller changes are
+    not detected, nor changes of buffers. The hash is computed once per model object, so parameters changed in place
+    later are not detected either.
     """
     if model not in _hashes:
         digest = hashlib.sha256()
-        # Parameters that are one and the same count once, also where offloading has made two of them.
+        # Tied parameters count once, even if offloading has duplicated them.
         names = {name for name, _ in model.named_parameters()}
         tied = getattr(model, "all_tied_weights_keys", None) or {}
         for name, parameter in sorted(model.named_parameters()):
             if tied.get(name) in names:
                 continue
             digest.update(f"{name}{tuple(parameter.shape)}".encode())
-            rounded = _at_hand(model, name, parameter).to(torch.bfloat16).cpu().contiguous()
+            rounded = _values(model, name, parameter).to(torch.bfloat16).cpu().contiguous()
             digest.update(rounded.view(torch.int16).numpy().tobytes())
         _hashes[model] = digest.hexdigest()
     return _hashes[model]
 
 
-def _at_hand(model: PreTrainedModel, name: str, parameter: torch.Tensor) -> torch.Tensor:
-    """A parameter's values, also where accelerate keeps them elsewhere and only brings them in for a module's run."""
+def _values(model: PreTrainedModel, name: str, parameter: torch.Tensor) -> torch.Tensor:
+    """Return a parameter's values, also if accelerate has offloaded them and loads them only while a module runs."""
     if not parameter.is_meta:
         return parameter.detach()
     from accelerate.utils import align_module_device
@@ -235,15 +240,15 @@ def _at_hand(model: PreTrainedModel, name: str, parameter: torch.Tensor) -> torc
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """SHA-256 of a fast tokenizer's serialisation.
+    """Return the SHA-256 of a serialised fast tokenizer.
 
     Raises:
         UserError: it is not a fast tokenizer.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        raise UserError(f"{type(tokenizer).__name__} is no fast tokenizer (tokenizer.json); convert it first")
-    # Encoding sets padding and truncation on the backend; they are not part of what it is.
+        raise UserError(f"{type(tokenizer).__name__} is not a fast tokenizer (tokenizer.json); convert it first")
+    # Encoding sets padding and truncation on the backend; they are not part of the tokenizer's identity.
     padding, truncation = backend.padding, backend.truncation
     backend.no_padding()
     backend.no_truncation()
@@ -256,7 +261,7 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def tokenise(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_tokens: int | None) -> list[TokenisedText]:
-    """Tokens of each text, special ones included and marked; cut to `max_tokens` when given."""
+    """Tokenise texts, with special tokens, which are marked; cut them to `max_tokens` unless that is None."""
     encoded = tokenizer(
         list(texts),
         truncation=max_tokens is not None,
@@ -272,10 +277,10 @@ def tokenise(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_token
 
 
 def load_tokenizer(identity: ModelIdentity) -> PreTrainedTokenizerBase:
-    """The tokenizer of a plan's model, without the model.
+    """Load the tokenizer of a plan's model without the model.
 
     Raises:
-        UserError: it is not there, or another by now.
+        UserError: it has changed since the run was planned.
     """
     source = str(EMBEDDED_FOLDER) if identity.name == EMBEDDED else identity.name
     tokenizer = AutoTokenizer.from_pretrained(source, revision=identity.revision, trust_remote_code=False)

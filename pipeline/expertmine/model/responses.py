@@ -1,4 +1,4 @@
-"""From texts to responses: which sentences are run, in which batches, pooled over which tokens, stored as what.
+"""Turns texts into responses: selects sentences, batches them, runs the model, pools over tokens.
 
 Knows the model's forward pass; nothing of partitions, stores or labels.
 """
@@ -21,16 +21,16 @@ from expertmine.model.load import TokenisedText, tokenise
 from expertmine.specs.hookpoints import Hookpoint
 from expertmine.specs.settings import Pooling, ResponseSpec
 
-LARGEST = float(torch.finfo(torch.float16).max)
+FLOAT16_MAX = float(torch.finfo(torch.float16).max)
 TYPES = {"float16": torch.float16, "float32": torch.float32, "bfloat16": torch.bfloat16}
-"""PyTorch's for those of a plan."""
-FEW_RUNS = 4
-"""Runs of a batch up to which a GPU pools them one by one; more would cost more launches than a mask costs memory."""
+"""PyTorch's types by their names in a plan."""
+MAX_SPANS = 4
+"""Most token spans of a batch that a GPU pools one by one; with more, kernel launches cost more than a mask."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenSpan:
-    """Neighbouring sentences of a batch whose pooled tokens stand at the same places, without a gap."""
+    """Neighbouring sentences of a batch whose pooled tokens have the same positions, without a gap."""
 
     rows: slice
     tokens: slice
@@ -41,35 +41,35 @@ class Batch:
     """Sentences that go through the model together."""
 
     rows: tuple[int, ...]
-    """Where they stand in their partition."""
+    """Their positions in the partition."""
     ids: torch.Tensor
-    """(sentences, tokens) int64, short ones filled up on the right."""
+    """(sentences, tokens) int64, padded on the right."""
     attended: torch.Tensor | None
-    """(sentences, tokens) int64 attention mask; None when all have the same length."""
+    """(sentences, tokens) int64 attention mask; None if all have the same length."""
     pooled: torch.Tensor
-    """(sentences, tokens) bool: the tokens that enter the pool."""
-    runs: tuple[TokenSpan, ...] | None
-    """The same tokens as slices, which need no mask; None when some sentence's have a gap."""
+    """(sentences, tokens) bool: the tokens that are pooled."""
+    spans: tuple[TokenSpan, ...] | None
+    """The pooled tokens as slices, which need no mask; None if a sentence's pooled tokens have a gap."""
 
     def halves(self) -> tuple[Batch, Batch]:
-        """The first and the second half of its sentences, with the same filling."""
+        """Split the batch into its first and second half, without changing the padding."""
         middle = len(self.rows) // 2
         first, second = (self._part(part) for part in (slice(None, middle), slice(middle, None)))
         return first, second
 
     def _part(self, part: slice) -> Batch:
         attended = None if self.attended is None else self.attended[part]
-        return Batch(self.rows[part], self.ids[part], attended, self.pooled[part], find_runs(self.pooled[part]))
+        return Batch(self.rows[part], self.ids[part], attended, self.pooled[part], find_spans(self.pooled[part]))
 
 
 @dataclass(frozen=True, slots=True)
 class Pooled:
-    """What one forward pass gave; on the model's device, and perhaps not computed yet."""
+    """The result of one forward pass; on the model's device, and perhaps not computed yet."""
 
     responses: torch.Tensor
     """(poolings, sentences, units) of the stored type."""
     saturated: torch.Tensor
-    """(hookpoints,) int64: responses beyond what the stored type holds."""
+    """(hookpoints,) int64: number of responses beyond the range of the stored type."""
     not_a_number: torch.Tensor
     """Whether any response is NaN."""
 
@@ -77,83 +77,83 @@ class Pooled:
 def prepare(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], spec: ResponseSpec
 ) -> tuple[list[TokenisedText], list[int]]:
-    """Tokens of each text, and which of the texts will be run: not those too long or without a real token."""
+    """Tokenise texts; also return the rows to run, without texts that are too long or have no real token."""
     tokenised = tokenise(tokenizer, texts, spec.max_tokens if spec.too_long == "truncate" else None)
     kept = [row for row, text in enumerate(tokenised) if len(text.ids) <= spec.max_tokens and any(text.real)]
     return tokenised, kept
 
 
 def pooled_tokens(text: TokenisedText, spec: ResponseSpec) -> int:
-    """How many tokens of a text enter the pool."""
+    """Count the tokens of a text that are pooled."""
     if "reference" in spec.poolings:
         return spec.max_tokens
     return len(text.ids) if spec.special_tokens else sum(text.real)
 
 
 def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token that fills short sentences up: the tokenizer's own for it, or else that of the end."""
+    """Return the token id for padding: the tokenizer's own, else its end token, else 0."""
     candidates = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
     return next(token for token in candidates if isinstance(token, int))
 
 
-def make_batches(texts: Sequence[TokenisedText], rows: Sequence[int], spec: ResponseSpec, fill: int) -> list[Batch]:
-    """Cut sentences, sorted by length, into batches of at most `spec.batch_tokens` tokens with filling.
+def make_batches(texts: Sequence[TokenisedText], rows: Sequence[int], spec: ResponseSpec, pad: int) -> list[Batch]:
+    """Sort sentences by length and cut them into batches of at most `spec.batch_tokens` tokens, including padding.
 
     Args:
         rows: the texts to take, by position in `texts`; each has at least one real token.
-        fill: token id that fills short sentences up.
+        pad: token id for padding.
     """
-    padded = spec.max_tokens if "reference" in spec.poolings else 0
+    min_width = spec.max_tokens if "reference" in spec.poolings else 0
     by_length = sorted(rows, key=lambda row: (len(texts[row].ids), row))
     batches: list[Batch] = []
     start = 0
     for end in range(1, len(by_length) + 1):
-        longest = max(len(texts[by_length[min(end, len(by_length) - 1)]].ids), padded)
+        longest = max(len(texts[by_length[min(end, len(by_length) - 1)]].ids), min_width)
         if end == len(by_length) or (end + 1 - start) * longest > spec.batch_tokens:
-            batches.append(_batch(texts, tuple(by_length[start:end]), spec, fill))
+            batches.append(_batch(texts, tuple(by_length[start:end]), spec, pad))
             start = end
     return batches
 
 
-def _batch(texts: Sequence[TokenisedText], rows: tuple[int, ...], spec: ResponseSpec, fill: int) -> Batch:
-    filled = "reference" in spec.poolings
+def _batch(texts: Sequence[TokenisedText], rows: tuple[int, ...], spec: ResponseSpec, pad: int) -> Batch:
+    pools_padding = "reference" in spec.poolings
     lengths = torch.tensor([len(texts[row].ids) for row in rows])
-    width = spec.max_tokens if filled else int(lengths.max())
-    ids = torch.full((len(rows), width), fill)
-    pooled = torch.full((len(rows), width), filled)
+    width = spec.max_tokens if pools_padding else int(lengths.max())
+    ids = torch.full((len(rows), width), pad)
+    pooled = torch.full((len(rows), width), pools_padding)
     for at, row in enumerate(rows):
         ids[at, : len(texts[row].ids)] = torch.tensor(texts[row].ids)
-        if not filled:
+        if not pools_padding:
             pooled[at, : len(texts[row].ids)] = True if spec.special_tokens else torch.tensor(texts[row].real)
     same = bool((lengths == width).all())
     attended = None if same else (torch.arange(width) < lengths[:, None]).long()
-    return Batch(rows, ids, attended, pooled, find_runs(pooled))
+    return Batch(rows, ids, attended, pooled, find_spans(pooled))
 
 
-def find_runs(pooled: torch.Tensor) -> tuple[TokenSpan, ...] | None:
-    """The pooled tokens (sentences, tokens) as slices, one for neighbours that are alike."""
+def find_spans(pooled: torch.Tensor) -> tuple[TokenSpan, ...] | None:
+    """Return the pooled tokens (sentences, tokens) as spans, one per group of equal rows; None if a row has a gap."""
     first = pooled.int().argmax(1)
     counts = pooled.sum(1)
     last = pooled.shape[1] - pooled.flip(1).int().argmax(1)
     if not bool((last - first == counts).all()):
         return None
-    spans = list(zip(first.tolist(), last.tolist(), strict=True))
-    runs: list[TokenSpan] = []
+    bounds = list(zip(first.tolist(), last.tolist(), strict=True))
+    spans: list[TokenSpan] = []
     start = 0
-    for span, alike in groupby(spans):
+    for bound, alike in groupby(bounds):
         stop = start + len(list(alike))
-        runs.append(TokenSpan(slice(start, stop), slice(*span)))
+        spans.append(TokenSpan(slice(start, stop), slice(*bound)))
         start = stop
-    return tuple(runs)
+    return tuple(spans)
 
 
 @contextmanager
 def forward_passes(
     model: PreTrainedModel, hookpoints: Sequence[Hookpoint], spec: ResponseSpec
 ) -> Iterator[Callable[[Batch], Pooled]]:
-    """While open, a function that runs a batch through the base model and pools the hookpoints as they come.
+    """Yield a function that runs a batch through the base model and pools each hookpoint's response as it comes.
 
-    It raises UserError when a hookpoint does not run as often as it did when the hookpoints were found.
+    The function raises UserError if a hookpoint does not run as often as when the hookpoints were found.
     """
     device = model.device
     units = sum(hookpoint.width for hookpoint in hookpoints)
@@ -163,14 +163,14 @@ def forward_passes(
     def record(name: str, output: torch.Tensor) -> None:
         assert running is not None  # hooks fire in our own passes only
         batch, responses, saturated = running
-        at, span = by_name[name]
+        at, own_units = by_name[name]
         tokens = output.reshape(*batch.pooled.shape, -1)
-        for place, pooling in enumerate(spec.poolings):
+        for index, pooling in enumerate(spec.poolings):
             pooled = pool(tokens, batch, pooling)
             if spec.dtype == "float16":
-                saturated[at] += (pooled.abs() > LARGEST).sum().to(saturated.device, non_blocking=True)
-                pooled = pooled.clamp(-LARGEST, LARGEST)
-            responses[place, :, span.start : span.stop].copy_(pooled, non_blocking=True)
+                saturated[at] += (pooled.abs() > FLOAT16_MAX).sum().to(saturated.device, non_blocking=True)
+                pooled = pooled.clamp(-FLOAT16_MAX, FLOAT16_MAX)
+            responses[index, :, own_units.start : own_units.stop].copy_(pooled, non_blocking=True)
 
     with reading(model, [hookpoint.name for hookpoint in hookpoints], record):
 
@@ -179,7 +179,7 @@ def forward_passes(
             shape = (len(spec.poolings), len(batch.rows), units)
             responses = torch.empty(shape, dtype=TYPES[spec.dtype], device=device)
             saturated = torch.zeros(len(hookpoints), dtype=torch.int64, device=device)
-            # The marks of pooled tokens go to the device once, not for every hookpoint.
+            # The mask of pooled tokens is copied to the device once, not for every hookpoint.
             running = (replace(batch, pooled=batch.pooled.to(device, non_blocking=True)), responses, saturated)
             autocast = TYPES.get(spec.autocast)
             with torch.inference_mode(), torch.autocast(device.type, autocast, enabled=autocast is not None):
@@ -188,7 +188,7 @@ def forward_passes(
                     attention_mask=None if batch.attended is None else batch.attended.to(device, non_blocking=True),
                     use_cache=False,
                 )
-            responses += 0  # −0.0 becomes +0.0, also where rounding made it
+            responses += 0  # −0.0 becomes +0.0, also if it came from rounding
             return Pooled(responses, saturated, responses.isnan().any())
 
         yield run
@@ -199,8 +199,8 @@ def pool(output: torch.Tensor, batch: Batch, pooling: Pooling) -> torch.Tensor:
     if pooling == "last":
         last = batch.pooled.shape[1] - 1 - batch.pooled.flip(1).int().argmax(1)
         return output[torch.arange(len(output), device=output.device), last.to(output.device)].float()
-    if batch.runs is not None and (output.device.type == "cpu" or len(batch.runs) <= FEW_RUNS):
-        return torch.cat([_reduce(output[run.rows, run.tokens], pooling) for run in batch.runs])
+    if batch.spans is not None and (output.device.type == "cpu" or len(batch.spans) <= MAX_SPANS):
+        return torch.cat([_reduce(output[span.rows, span.tokens], pooling) for span in batch.spans])
     tokens = batch.pooled.to(output.device, non_blocking=True)
     outside = ~tokens.unsqueeze(-1)
     if pooling == "mean":
@@ -213,21 +213,21 @@ def _reduce(tokens: torch.Tensor, pooling: Pooling) -> torch.Tensor:
 
 
 def refuse_nan(responses: NDArray[np.floating], hookpoints: Sequence[Hookpoint], texts: Sequence[str]) -> None:
-    """Stop at a response that is not a number.
+    """Refuse responses that hold a NaN.
 
     Args:
         responses: (sentences, units).
         texts: the sentences.
 
     Raises:
-        UserError: names the sentence, the hookpoint and the unit.
+        UserError: names the sentence, the hookpoint and the unit of the first NaN.
     """
-    places = np.argwhere(np.isnan(responses))
-    if not len(places):
+    found = np.argwhere(np.isnan(responses))
+    if not len(found):
         return
-    at, unit = places[0].tolist()
+    at, unit = found[0].tolist()
     hookpoint = next(hookpoint for hookpoint in hookpoints if unit in hookpoint.units)
     raise UserError(
         f"hookpoint {hookpoint.name!r}, unit {unit}: the response to {texts[at]!r} is NaN; "
-        "check the model's weights, leave the hookpoint out, or take the sentence out of the corpus"
+        "check the model's weights, leave out the hookpoint, or remove the sentence from the corpus"
     )

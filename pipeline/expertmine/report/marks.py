@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from expertmine.errors import UserError
 from expertmine.model.hooks import reading
 from expertmine.model.load import load_identical
-from expertmine.model.responses import LARGEST, TYPES, Batch, make_batches, padding_id, pool, prepare
+from expertmine.model.responses import FLOAT16_MAX, TYPES, Batch, make_batches, padding_id, pool, prepare
 from expertmine.specs.hookpoints import Hookpoint
 from expertmine.specs.plan import Plan
 from expertmine.specs.settings import Pooling, ResponseSpec
@@ -145,13 +145,13 @@ def _places(tokens: torch.Tensor, pooled: torch.Tensor, pooling: Pooling) -> tor
 def stored_as(pooled: torch.Tensor, spec: ResponseSpec) -> torch.Tensor:
     """Pooled responses as the store has them, in float64."""
     if spec.dtype == "float16":
-        pooled = pooled.clamp(-LARGEST, LARGEST)
+        pooled = pooled.clamp(-FLOAT16_MAX, FLOAT16_MAX)
     return pooled.to(TYPES[spec.dtype]).double()
 
 
 def same_response(found: float, stored: float, spec: ResponseSpec) -> bool:
     """Whether a response is the stored one: but for a rounding of storage, and for sums that other batches make."""
-    step = float(np.spacing(np.abs(np.array(stored, spec.dtype)).clip(max=LARGEST / 2)))
+    step = float(np.spacing(np.abs(np.array(stored, spec.dtype)).clip(max=FLOAT16_MAX / 2)))
     rounding = max(PRECISION[spec.autocast], PRECISION["bfloat16"] if spec.weights == "bfloat16" else 0.0)
     return abs(found - stored) <= step + rounding * max(1.0, abs(stored))
 
