@@ -152,6 +152,6 @@ def _order_descending(
     for level in range(levels):
         starts[level + 1] += starts[level]
     for row in range(ranks.size):
-        level = levels - 1 - np.int64(ranks[row])  # counted from the highest
-        order[starts[level]] = row
-        starts[level] += 1
+        from_top = levels - 1 - np.int64(ranks[row])
+        order[starts[from_top]] = row
+        starts[from_top] += 1
