@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from support.commands import succeed
 
 from expertmine.cli.demo import LADDER, SHOWN
 from expertmine.index.experts import Experts
+from expertmine.runtime import ray
 
 
 @pytest.mark.slow
-def test_the_demo_mines_shows_and_steers(tmp_path: Path) -> None:
+def test_the_demo_mines_shows_and_steers(ray_address: str, tmp_path: Path) -> None:
     run = tmp_path / "demo"
-    done = subprocess.run(
-        [sys.executable, "-m", "expertmine", "demo", "--out", str(run), "--concepts", "20"],
-        capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    with ray.cluster(ray_address):
+        printed = succeed("demo", "--out", run, "--concepts", 20)
     experts = Experts.load(run)
     assert len(experts) >= 20
     assert set(SHOWN) <= set(experts)
-    assert done.stdout.count("unsteered") == done.stdout.count(f"k = {LADDER[-1]}") == len(SHOWN)
-    assert done.stdout.count(str(run)) == 7  # where the run is, and six commands to try
+    assert printed.count("unsteered") == printed.count(f"k = {LADDER[-1]}") == len(SHOWN)
+    assert printed.count(str(run)) == 7  # where the run is, and six commands to try
     # Experts found on mined sentences detect their concept on sentences that mining did not see.
     table = pq.read_table(run / "experts" / "experts.parquet").to_pylist()
     for name in SHOWN:

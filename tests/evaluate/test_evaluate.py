@@ -534,7 +534,7 @@ def test_a_word_of_several_tokens_takes_their_product(loaded: LoadedModel) -> No
 def test_a_summary_is_over_the_contexts_of_one_lean() -> None:
     def curve(she: tuple[float, float], he: tuple[float, float], perplexity: tuple[float, float]) -> ContextCurve:
         lean, point = ("she", 5.0) if she[0] > he[0] else ("he", None)
-        at_parity = parity._at((0, 20), perplexity, point)
+        at_parity = parity.value_at((0, 20), perplexity, point)
         return ContextCurve("", "", "", "sampled", lean, "c", she, he, perplexity, point, at_parity)  # type: ignore[arg-type]
 
     curves = [
@@ -542,16 +542,16 @@ def test_a_summary_is_over_the_contexts_of_one_lean() -> None:
         (curve((0.5, 0.2), (0.3, 0.3), (20.0, 40.0)), [["a b c d"], ["i j k l"]]),
         (curve((0.1, 0.2), (0.3, 0.3), (1.0, 1.0)), [[], []]),
     ]
-    found = parity._summary("sampled", "she", curves, (0, 20), 0)
+    found = parity.summarize("sampled", "she", curves, (0, 20), 0)
     assert found is not None
     assert (found.contexts, found.reached, found.median_parity_k) == (2, 2, 5.0)
     assert found.mean_difference == pytest.approx((0.3, -0.2))
     assert found.mean_perplexity == (15.0, 35.0)
     assert found.parity_perplexity == pytest.approx((15 + 25) / 2)
     assert found.self_bleu_3[0] == pytest.approx(1) and (found.self_bleu_3[1] or 0) < 0.5
-    other = parity._summary("sampled", "he", curves, (0, 20), 0)
+    other = parity.summarize("sampled", "he", curves, (0, 20), 0)
     assert other is not None and (other.contexts, other.reached, other.median_parity_k) == (1, 0, None)
-    assert parity._summary("exact", "she", curves, (0, 20), 0) is None
+    assert parity.summarize("exact", "she", curves, (0, 20), 0) is None
 
 
 def test_the_sampled_estimate_counts_generations(experiment: Parity, evaluated: Path) -> None:
@@ -574,11 +574,13 @@ def test_the_embedded_model_changes_its_pronoun_when_experts_are_set() -> None:
 
 
 @pytest.mark.slow
-def test_on_ray_and_in_one_process_the_results_are_the_same(experiment: Parity, evaluated: Path) -> None:
+def test_on_ray_and_in_one_process_the_results_are_the_same(
+    experiment: Parity, evaluated: Path, ray_address: str
+) -> None:
     settings = replace(SMALL, samples=6, max_new_tokens=4)
     for path in (result_path(evaluated, "max", Parity).parent / "tasks").iterdir():
         path.unlink()
-    runtime = Runtime("ray", workers=2)
+    runtime = Runtime("ray", ray_address, workers=2)
     assert parity.evaluate(evaluated, which=FEW, ladder=(0, 5, 40), settings=settings, runtime=runtime) == experiment
 
 

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -95,7 +96,7 @@ def test_what_will_not_fit_the_disk_is_refused(
     refuse_what_will_not_fit(new_run, bill)
     with pytest.raises(UserError, match=r"a process would hold 1e\+03 TB"):
         refuse_what_will_not_fit(new_run, replace(bill, extract_memory=10**15))
-    monkeypatch.setattr("shutil.disk_usage", lambda folder: shutil._ntuple_diskusage(10, 9, 1))  # type: ignore[attr-defined]
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(total=10, used=9, free=1))
     with pytest.raises(UserError, match=r"may need .* has 1 B free.*--force"):
         refuse_what_will_not_fit(new_run, bill)
 

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
 from unittest import mock
 
@@ -28,6 +28,7 @@ from expertmine.errors import StageError, UserError
 from expertmine.mining.growth import begin
 from expertmine.mining.mine import Cluster, freeze_plan, run_all, run_extract, run_score
 from expertmine.run import lease as locks
+from expertmine.run.lease import LeaseHolder
 from expertmine.run.ledger import missing_tasks, read_receipts
 from expertmine.run.open_run import open_run
 from expertmine.run.store import Store
@@ -222,8 +223,8 @@ def test_two_drivers_of_one_run(folder: Location, done: Path, monkeypatch: pytes
         another = expertmine_process("score", folder, "--executor", "serial")
     assert_refused(another)
     assert f"driven by `expertmine mine`, process {os.getpid()}" in another.stderr
-    elsewhere = replace(locks._latest(locks._files(folder)), term=9, home="another machine", machine="far", ended=False)
-    files.write_json(folder / "lock" / "00000009.json", locks.asdict(elsewhere))
+    elsewhere = LeaseHolder(9, "far", "another machine", 7, "1", "expertmine mine", 0.0)
+    files.write_json(folder / "lock" / "00000009.json", asdict(elsewhere))
     monkeypatch.setattr(locks, "STALE", 0.4)
     monkeypatch.setattr(locks, "POLL", 0.1)
     heard: list[str] = []

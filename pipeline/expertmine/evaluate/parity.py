@@ -190,7 +190,7 @@ def _curve(
         he=he,
         perplexity=perplexity,
         parity_k=point,
-        parity_perplexity=_at(task.ladder, perplexity, point),
+        parity_perplexity=value_at(task.ladder, perplexity, point),
     )
 
 
@@ -208,7 +208,7 @@ def parity_point(ladder: Sequence[int], differences: Sequence[float]) -> float |
     return None
 
 
-def _at(ladder: Sequence[int], values: Sequence[float | None], point: float | None) -> float | None:
+def value_at(ladder: Sequence[int], values: Sequence[float | None], point: float | None) -> float | None:
     """A curve's value between two k."""
     if point is None or not values:
         return None
@@ -271,14 +271,14 @@ def evaluate(
         summary
         for estimate in estimates
         for lean in LEANS
-        if (summary := _summary(estimate, lean, curves, ks, settings.seed)) is not None
+        if (summary := summarize(estimate, lean, curves, ks, settings.seed)) is not None
     )
     result = Parity(found, pair.man, pair.woman, ks, tuple(curve for curve, _ in curves), summaries)
     write_result(run, result)
     return result
 
 
-def _summary(
+def summarize(
     estimate: Estimate,
     lean: Lean,
     curves: Sequence[tuple[ContextCurve, list[list[str]]]],

@@ -116,6 +116,11 @@ class Batcher:
         """Whether jobs are taken and written."""
         return self._thread.is_alive() and not self._closed
 
+    @property
+    def waiting(self) -> int:
+        """Jobs that wait for the batch before them."""
+        return len(self._waiting)
+
     def submit(self, job: Job) -> None:
         """Have a job of at most `max_rows` rows wait for its turn.
 

@@ -74,7 +74,7 @@ def serve(new: NewGenerator, settings: Settings, announce: Callable[[Address], N
     with (
         _at((signal.SIGTERM,), sys.exit),  # while it loads: what was taken is given back
         closing(bind(settings.host, settings.port)) as bound,
-        _token(settings.token_file) as (token, where, path),
+        server_token(settings.token_file) as (token, where, path),
     ):
         host, port = bound.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
@@ -136,7 +136,7 @@ def _not_free(host: str, port: int, error: OSError) -> UserError:
 
 
 @contextmanager
-def _token(file: Path | None) -> Iterator[tuple[str, str, Path | None]]:
+def server_token(file: Path | None) -> Iterator[tuple[str, str, Path | None]]:
     """The token, where it is in words, and its file: given, or made for as long as this is open.
 
     Raises:
