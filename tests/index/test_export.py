@@ -196,7 +196,7 @@ def test_what_cannot_be_exported_is_refused(
         export_selfcond(open_run(mined / "experts"), out)
     corpus = make_corpus(tmp_path / "corpus", texts=60, concepts=2, positives=10, pool=30)
     make_run(tmp_path / "kept", corpus, units=64, block_units=32, keep=2)
-    with pytest.raises(UserError, match=r"keeps statistics .* of 4 units a block only.*--keep all"):
+    with pytest.raises(UserError, match=r"keeps statistics .* for only 4 units per block.*--keep all"):
         export_selfcond(open_run(tmp_path / "kept"), out)
     assert not out.exists()
 

@@ -178,7 +178,7 @@ def test_one_who_looked_before_another_began_does_not_drive(new_run: Path, monke
         return found
 
     monkeypatch.setattr(locks, "_files", late)
-    with pytest.raises(UserError, match="in this very moment"), driving(new_run, "expertmine mine"):
+    with pytest.raises(UserError, match="took the lease at the same moment"), driving(new_run, "expertmine mine"):
         pass
     assert terms(new_run) == [1]
 
@@ -234,7 +234,7 @@ def test_of_many_who_begin_at_once_one_drives(new_run: Path) -> None:
         process.kill()
         process.wait()
     assert said.count("driving\n") == 1, said
-    assert sum("driven by" in line or "in this very moment" in line for line in said) == 4
+    assert sum("driven by" in line or "took the lease at the same moment" in line for line in said) == 4
 
 
 def test_a_file_system_without_hard_links_will_do(new_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,10 +13,10 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 
 
 def keep_freed_memory() -> None:
-    """Have the allocator use freed memory again, for the rest of the process, where the C library is glibc.
+    """Have the allocator reuse freed memory for the rest of the process, if the C library is glibc.
 
-    It would give every large array back to the system at once and have the next one mapped and cleared anew, which
-    costs a forward pass on the CPU a tenth of its time or more; and a thread would have a heap of its own.
+    By default it returns every large array to the system at once, and the next one is mapped and cleared again, which
+    costs a forward pass on the CPU a tenth of its time or more. It also gives each thread a heap of its own.
     """
     if not sys.platform.startswith("linux"):
         return
@@ -29,7 +29,7 @@ def keep_freed_memory() -> None:
 
 
 def resident_bytes() -> int:
-    """Bytes of memory that this process holds; the most it ever held, where the system does not tell."""
+    """Bytes of memory that this process holds; its peak, if the system does not report more."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, IndexError, ValueError):

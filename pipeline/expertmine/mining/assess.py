@@ -1,8 +1,8 @@
-"""Stage 2, second part: how sure the best units are. Sentences are drawn anew many times, with repetition.
+"""Stage 2, second part: how certain the best units are. Sentences are resampled many times, with replacement.
 
-On mined sentences that tells how stable the order of the best units is; on held-out ones it gives an interval for what
-the best units are worth. A task is a block of units, as in scoring, but looks only at units among the best of some
-concept. Needs no model and no torch.
+Resampled mined sentences show how stable the order of the best units is; resampled held-out ones give an interval for
+their average precision. A task is a block of units, as in scoring, but only units among the best of some concept count.
+Needs no model and no torch.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from expertmine.specs.settings import ASSESSED, Pooling
 from expertmine_kernels import draw_with_replacement, resampled_average_precision
 
 MAX_NEGATIVES = 10_000
-"""Of more negatives than these, each resample has every one once: their own chance adds next to nothing then."""
+"""With more negatives than these, each resample has every one once: resampling them would add next to nothing."""
 INTERVAL = (2.5, 97.5)
 """Percentiles of the resamples that bound the interval."""
 
 
 def plan(run: OpenRun) -> list[int]:
-    """Write down which units are assessed, and list the tasks that are still to be done.
+    """Write which units are assessed, and list the unfinished tasks.
 
     Raises:
         UserError: scoring is not complete.
@@ -68,16 +68,16 @@ def finish(run: OpenRun) -> None:
     """Check that every block has its receipt.
 
     Raises:
-        UserError: names those that have none.
+        UserError: names those without one.
     """
     require_complete(run, "assess")
 
 
 class Assessor:
-    """Holds the labels and which units are assessed; each call does one block, pooled in one way."""
+    """Holds the labels and the assessed units; each call assesses one block of one pooling."""
 
     def __init__(self, run: OpenRun, memory: int | None = None, threads: int = 1) -> None:
-        """Open the store; `memory` and `threads` are as a `Scorer` takes them.
+        """Open the store; `memory` and `threads` are those of `Scorer`.
 
         Raises:
             UserError: responses are lost, or the selection cannot be read.
@@ -100,7 +100,7 @@ class Assessor:
         self._done = 0
 
     def __call__(self, task: int) -> Receipt:
-        """Assess a block, store what came of it, and write its receipt.
+        """Assess a block, write its table, and write its receipt.
 
         Raises:
             UserError: responses are damaged, or the disk is full.
@@ -112,9 +112,9 @@ class Assessor:
         found = [
             self._strip(pooling, selected, strip) for strip in strips(self.plan.layout.block(block), self.strip_units)
         ]
-        owners, places, resampled, interval = (np.concatenate(each) for each in zip(*found, strict=True))
-        order = np.lexsort([places, owners])  # however the block was taken on
-        at = owners[order], places[order]
+        owners, ranks, resampled, interval = (np.concatenate(each) for each in zip(*found, strict=True))
+        order = np.lexsort([ranks, owners])  # whatever the strips were
+        at = owners[order], ranks[order]
         checksums = write_assessment(self.run, pooling, block, at, selected[at], resampled[order], interval[order])
         counts = {"experts": len(owners)}
         receipt = finish_task(self.run, "assess", task, checksums, counts, started=started, platform=platform.machine())
@@ -123,14 +123,14 @@ class Assessor:
         return receipt
 
     def _strip(self, pooling: Pooling, selected: NDArray[np.int64], units: range) -> tuple[NDArray[Any], ...]:
-        """Concepts, places, resampled average precision and intervals of the selected units among some."""
-        owners, places = np.nonzero((selected >= units.start) & (selected < units.stop))
+        """Concepts, ranks, resampled average precision and intervals of the selected units of a strip."""
+        owners, ranks = np.nonzero((selected >= units.start) & (selected < units.stop))
         resampled = np.empty((len(owners), self.plan.scoring.resamples), np.float32)
         interval = np.full((len(owners), 2), np.nan)
         if not len(owners):
-            return owners, places, resampled, interval
+            return owners, ranks, resampled, interval
         responses = self.store.read_responses(pooling, units)
-        columns = selected[owners, places] - units.start
+        columns = selected[owners, ranks] - units.start
         starts = np.flatnonzero(np.diff(owners, prepend=-1)).tolist()
         for first, last in itertools.pairwise([*starts, len(owners)]):
             concept_id, own = int(owners[first]), slice(first, last)
@@ -138,21 +138,21 @@ class Assessor:
             if concept_id in self.has_held_out:
                 again = self._resample(self.held_out, responses, concept_id, columns[own], "held out")
                 interval[own] = np.percentile(again, INTERVAL, axis=1).T
-        return owners, places, resampled, interval
+        return owners, ranks, resampled, interval
 
     def _resample(
         self,
-        side: LabelSplit,
+        split: LabelSplit,
         responses: NDArray[np.floating[Any]],
         concept_id: int,
         columns: NDArray[np.int64],
         salt: str,
     ) -> NDArray[np.float64]:
-        """(columns, resamples) average precision of units; positives and negatives are drawn each among themselves."""
+        """(columns, resamples) average precision of units; positives and negatives are resampled separately."""
         spec = self.plan.scoring
         salt = f"{salt} {spec.seed} {self.corpus.concepts[concept_id].name}"
-        positives = side.positives_of(concept_id)
-        negatives = side.negatives_of(concept_id)
+        positives = split.positives_of(concept_id)
+        negatives = split.negatives_of(concept_id)
         rows = self.rows_of[np.concatenate([positives, negatives])]
         counts = [
             draw_with_replacement(len(ids), spec.resamples, salted_number(f"{kind} {salt}"))

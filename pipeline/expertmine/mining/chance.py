@@ -1,12 +1,12 @@
-"""What average precision reaches by chance: of one unit, and of the best of very many.
+"""The average precision that one unit, and the best of very many units, reach by chance.
 
-A concept's best unit is the maximum over 10⁵ or 10⁶ of them, and high by chance alone. Its null distribution comes from
-shuffled labels: of each shuffle, the maximum over all units. Comparing every unit with the distribution of the maximum
-controls the chance of even one false expert a concept (Westfall and Young 1993, the single-step max-T procedure).
+A concept's best unit is the maximum over 10⁵ or 10⁶ units, and high by chance alone. Its null distribution comes from
+shuffled labels: per shuffle, the maximum over all units. Comparing every unit with the distribution of the maximum
+controls the chance of even one false expert per concept (Westfall and Young 1993, the single-step max-T procedure).
 
-Concepts of like size share shuffles, of labels with the fewest positives and negatives that any of them has. What their
-best unit reached is brought over to a concept by two measures, of which the one counts that is harder on it: the *lift*
-over what a random order is expected to have, and the lift's share of what there is room for.
+Concepts of similar size share shuffles, of labels with the fewest positives and negatives that any of them has. The
+maximum of a shuffle is transferred to each concept by the stricter of two measures: the *lift* over the expected
+average precision of a random order, and the lift as a share of the largest possible lift.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 ALPHA = 0.05
-"""Chance of even one false expert of a concept above its threshold."""
+"""Chance of even one false expert per concept above its threshold."""
 
 
 def expected_ap(positives: NDArray[np.integer], negatives: NDArray[np.integer]) -> NDArray[np.float64]:
@@ -35,33 +35,33 @@ def expected_ap(positives: NDArray[np.integer], negatives: NDArray[np.integer]) 
 def transferred_null(
     max_ap: NDArray[np.float64], expected: NDArray[np.float64], own_expected: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """What the best unit under shuffled labels of a class would have reached with a concept of it.
+    """The average precision that the best unit under shuffled labels of a class would have reached for each concept.
 
     Args:
         max_ap: (concepts, permutations) the best average precision of each shuffle of the concept's class.
         expected: (concepts,) the expected average precision of those labels.
-        own_expected: (concepts,) that of the concept itself.
+        own_expected: (concepts,) the expected average precision of the concept's own labels.
 
     Returns:
-        (concepts, permutations) average precision; `max_ap` itself where both expectations are the same.
+        (concepts, permutations) average precision; `max_ap` itself if both expectations are equal.
     """
-    theirs, own = expected[:, np.newaxis], own_expected[:, np.newaxis]
-    lift = max_ap - theirs
+    of_class, own = expected[:, np.newaxis], own_expected[:, np.newaxis]
+    lift = max_ap - of_class
     found: NDArray[np.float64] = np.where(
-        theirs == own, max_ap, own + np.maximum(lift, lift / (1 - theirs) * (1 - own))
+        of_class == own, max_ap, own + np.maximum(lift, lift / (1 - of_class) * (1 - own))
     )
     return found
 
 
 def p_values(ap: NDArray[np.floating[Any]], null: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Chance that the best of all units would do as well as each of these under shuffled labels; never 0.
+    """Chance that the best of all units reaches each of these values under shuffled labels; never 0.
 
     Args:
         ap: (concepts, units).
         null: (concepts, permutations) average precision of the best unit in each shuffle.
 
     Returns:
-        (concepts, units), (1 + shuffles that reach it) / (1 + shuffles); NaN without any.
+        (concepts, units), (1 + shuffles that reach it) / (1 + shuffles); NaN without shuffles.
     """
     concepts, permutations = null.shape
     if not permutations:
@@ -75,7 +75,7 @@ def p_values(ap: NDArray[np.floating[Any]], null: NDArray[np.float64]) -> NDArra
 def thresholds(null: NDArray[np.float64], alpha: float = ALPHA) -> NDArray[np.float64]:
     """(concepts,) the average precision above which a unit's p-value is at most `alpha`.
 
-    NaN where the shuffles are too few to tell: that takes 1 / alpha - 1 of them.
+    NaN if there are too few shuffles to tell: 1 / alpha - 1 are needed.
 
     Args:
         null: (concepts, permutations).

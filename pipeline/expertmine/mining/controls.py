@@ -1,6 +1,6 @@
-"""Units drawn by lot, to compare experts with: any units of the model, or units of the experts' own hookpoints.
+"""Units drawn at random, to compare experts with: any units of the model, or units of the experts' own hookpoints.
 
-The draws are a function of a seed and the concept's number: raw words of a PCG64, which NumPy keeps the same.
+The draws depend only on a seed and the concept's number: raw words of a PCG64, which NumPy keeps stable.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ Ids = NDArray[np.int64]
 
 
 def controls(experts: Ids, hookpoints: Sequence[Hookpoint], seed: int) -> tuple[Ids, Ids]:
-    """Of each concept, units drawn by lot from all, and for each expert one drawn by lot from its own hookpoint.
+    """Per concept, units drawn at random from all, and for each expert one drawn at random from its own hookpoint.
 
-    None is an expert and none comes twice, so that any first k are a control of the k best. Where a hookpoint or the
-    model has too few others, a matched unit is of any hookpoint, and in the end experts themselves fill up.
+    No control is an expert and none comes twice, so that the first k are controls of the k best. If a hookpoint has too
+    few other units, a matched unit is of any hookpoint; if the model has too few, experts themselves are repeated.
 
     Args:
         experts: (concepts, kept) unit ids, the best first.
@@ -35,9 +35,9 @@ def controls(experts: Ids, hookpoints: Sequence[Hookpoint], seed: int) -> tuple[
         random[concept] = _filled(_draw(words, range(units), len(own), own), own, own)
         at = np.searchsorted(starts, own, side="right") - 1
         found = np.full(len(own), -1, np.int64)
-        for place in np.unique(at):
-            (ranks,) = np.nonzero(at == place)
-            drawn = _draw(words, hookpoints[place].units, len(ranks), own)
+        for hookpoint in np.unique(at):
+            (ranks,) = np.nonzero(at == hookpoint)
+            drawn = _draw(words, hookpoints[hookpoint].units, len(ranks), own)
             found[ranks[: len(drawn)]] = drawn
         (absent,) = np.nonzero(found < 0)
         taken = np.concatenate([own, found[found >= 0]])
@@ -47,12 +47,12 @@ def controls(experts: Ids, hookpoints: Sequence[Hookpoint], seed: int) -> tuple[
 
 
 def _filled(drawn: Ids, experts: Ids, wanted: Ids) -> Ids:
-    """As many units as are wanted: those drawn, then the first experts."""
+    """As many units as wanted: the drawn ones, then the first experts."""
     return np.concatenate([drawn, experts])[: len(wanted)]
 
 
 def _draw(words: np.random.PCG64, pool: range, count: int, excluded: Ids) -> Ids:
-    """At most `count` different ids of a pool, in the order of the lot, none of those excluded."""
+    """At most `count` different ids of a pool, in the order drawn, without the excluded ones."""
     outside = excluded[(excluded >= pool.start) & (excluded < pool.stop)]
     left = len(pool) - len(outside)
     if left <= 4 * count:

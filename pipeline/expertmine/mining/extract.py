@@ -67,7 +67,7 @@ def finish(run: OpenRun) -> None:
     """Check that every partition has its receipt.
 
     Raises:
-        UserError: names those that have none.
+        UserError: names those without one.
     """
     require_complete(run, "extract")
 
@@ -79,7 +79,7 @@ class _Prepared:
     texts: list[str]
     batches: list[Batch]
     tokens: NDArray[np.int32]
-    """(texts,) pooled tokens of each; 0 for those that are not run."""
+    """(texts,) pooled tokens of each; 0 for texts that are not run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,15 +87,15 @@ class _Extracted:
     """A partition's responses, on their way from the device."""
 
     rows: NDArray[np.int64]
-    """(sentences,) their places in the partition, in order of batches."""
+    """(sentences,) their rows in the partition, in order of batches."""
     responses: torch.Tensor
     """(poolings, sentences, units) in the host's memory."""
     arrived: torch.cuda.Event | None
-    """Comes to pass when the responses are there."""
+    """Set when the responses have arrived; None on a CPU."""
     saturated: torch.Tensor
-    """(hookpoints,)"""
+    """(hookpoints,) responses that were saturated."""
     not_a_number: list[torch.Tensor]
-    """Whether a batch has NaN, for each."""
+    """For each batch, whether it has a NaN."""
     halvings: int
     """How often the batch size has been halved in this process so far."""
 
@@ -107,7 +107,7 @@ class Extractor:
         """Load the model of the plan.
 
         Args:
-            device: a GPU when there is one, unless given; ``split`` spreads the model over all that are there.
+            device: a GPU if there is one, unless given; ``split`` spreads the model over all GPUs.
 
         Raises:
             UserError: the model or store are not those of the plan.
@@ -119,8 +119,8 @@ class Extractor:
         self.plan = run.plan
         torch.set_num_threads(self.plan.responses.threads)
         self.store = Store(run)
-        # One thread for all that PyTorch computes: each that calls it keeps a team of its own, and where there are more
-        # of those than processors they wait for each other asleep, not at the ready.
+        # One thread makes all calls of PyTorch: each calling thread keeps a thread team of its own, and teams of more
+        # threads than there are processors slow each other down.
         self.passes = ThreadPoolExecutor(1, "passes")
         weights = TYPES[self.plan.responses.weights]
         self.loaded = self.passes.submit(load_identical, self.plan.model, device, weights).result()
@@ -133,7 +133,7 @@ class Extractor:
         self._stopped = False
 
     def stop(self) -> None:
-        """Have calls that are under way in other threads end at their next batch, with a UserError."""
+        """Have running calls in other threads end before their next batch, with a UserError."""
         self._stopped = True
 
     def __call__(self, partition: int) -> Receipt:
@@ -158,7 +158,7 @@ class Extractor:
 
     @contextmanager
     def _phase(self, name: str, partition: int) -> Iterator[None]:
-        """Hold one of the phases, and say so to whoever asks for the run's status."""
+        """Enter a phase as its only partition, and report that for the run's status."""
         with self._phases[name]:
             self._inside[name] = partition
             self._report()
@@ -182,7 +182,7 @@ class Extractor:
         return _Prepared(texts, make_batches(tokenised, kept, spec, padding_id(tokenizer)), tokens)
 
     def _run(self, batches: list[Batch]) -> _Extracted:
-        """Every batch through the model; the last may still be on its way when this returns."""
+        """Run every batch through the model; the last responses may still be on their way when this returns."""
         spec, device = self.plan.responses, self.loaded.model.device
         rows = np.array([row for batch in batches for row in batch.rows], np.int64)
         on_gpu = device.type == "cuda"
@@ -215,7 +215,7 @@ class Extractor:
         return _Extracted(rows, host, arrived, saturated, not_a_number, self._halvings)
 
     def _try(self, forward: Callable[[Batch], Pooled], batch: Batch) -> Pooled | None:
-        """A forward pass; None when memory ran out, and batches are to be smaller from here on.
+        """A forward pass; None if memory ran out, and batches are smaller from here on.
 
         Raises:
             UserError: memory ran out for a single sentence.
@@ -261,11 +261,11 @@ class Extractor:
 def _is_out_of_memory(error: Exception) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return "can't allocate memory" in str(error) or "not enough memory" in str(error)  # as PyTorch says it on CPUs
+    return "can't allocate memory" in str(error) or "not enough memory" in str(error)  # PyTorch's messages on CPUs
 
 
 def _platform(device: torch.device) -> str:
-    """What the last bits of a response depend on, beside the plan."""
+    """What the last bits of a response depend on, other than the plan."""
     versions = f"torch {torch.__version__}"
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}, {versions}"

@@ -1,4 +1,4 @@
-"""Begin a run, go on with it, or let its corpus grow: the only places where a plan is written."""
+"""Begin a run, go on with it, or let its corpus grow: the only module that has a plan written."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ from expertmine.storage.locations import Location
 
 
 def plan_run(run: Location, corpus: Corpus, request: PlanRequest, force: bool) -> tuple[Plan, Bill | None]:
-    """Make the plan of a run folder, or find it there; when the corpus is another by
-    now, or its pairs are to be scored otherwise, the run goes on with that.
+    """Make the plan of a run folder, or find it there; if the corpus has changed, or its pairs are to be scored
+    differently, the run goes on with that.
 
     Args:
-        force: plan what the disk or memory may not hold.
+        force: plan even what may not fit the disk or memory.
 
     Returns:
-        The plan, and the bill of what it adds; None where the same plan was there.
+        The plan, and the bill of what it adds; None if the same plan was there.
 
     Raises:
         UserError: bad input, a run of another model or other settings in the folder, or not enough disk or memory.
@@ -82,10 +82,10 @@ def _require_same(run: OpenRun, request: PlanRequest) -> None:
         **{name: (getattr(frozen.responses, name), getattr(request.responses, name)) for name in _fields(request)},
         "compression": (frozen.compression, request.compression),
     }
-    for name, (found, asked) in pairs.items():
-        if found != asked:
+    for name, (found, wanted) in pairs.items():
+        if found != wanted:
             raise UserError(
-                f"{plan_file(run.path)} is another plan: its {name} is {found!r}, and {asked!r} was asked for; "
+                f"{plan_file(run.path)} is another plan: its {name} is {found!r}, and {wanted!r} is given; "
                 "give another run folder, or remove this one to start again"
             )
 
@@ -95,10 +95,10 @@ def _fields(request: PlanRequest) -> tuple[str, ...]:
 
 
 def _go_on(run: OpenRun, wanted: Plan, corpus: Corpus, force: bool) -> tuple[Plan, Bill]:
-    """Go on with another corpus, or have its pairs scored otherwise; all scores are made anew.
+    """Go on with another corpus, or have its pairs scored differently; everything is scored again.
 
-    Responses stay where they are, those that are not there yet come behind them. Loads no model, and where no sentence
-    is new no tokenizer.
+    Stored responses stay where they are, and new ones are appended. Loads no model, and without new sentences no
+    tokenizer either.
     """
     frozen = run.plan
     corpus.check()
@@ -129,7 +129,7 @@ def _go_on(run: OpenRun, wanted: Plan, corpus: Corpus, force: bool) -> tuple[Pla
 
 
 def _kept(run: OpenRun, receipts: list[Receipt]) -> NDArray[np.bool_]:
-    """(rows,) whether the sentence there was run, or may yet be: what has no receipt counts as kept."""
+    """(rows,) whether the sentence in a row was run, or may yet be: rows without a receipt count as kept."""
     plan = run.plan
     kept = np.ones(plan.layout.padded_shape[0], np.bool_)
     if receipts:
@@ -141,7 +141,7 @@ def _kept(run: OpenRun, receipts: list[Receipt]) -> NDArray[np.bool_]:
 
 
 def _so_far(run: OpenRun, receipts: list[Receipt]) -> Sample:
-    """What the run has shown of speed and compression; nothing where it has not begun."""
+    """The speed and compression of the run so far; none if it has not begun."""
     if not receipts:
         return Sample(None, 1.0)
     plan = run.plan

@@ -1,4 +1,4 @@
-"""The stages in a row: plan, extract, score and assess, reduce, each on the runtime that was asked for. Resumable."""
+"""The stages in a row: plan, extract, score and assess, reduce, each on the chosen runtime. Resumable."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class _Runtime:
     cpus_each: float = 1
     """CPUs that a worker holds."""
     gpus_each: float | None = 0.0
-    """GPUs that a worker holds; None where that is not known."""
+    """GPUs that a worker holds; None if that is not known."""
     recorder: Callable[[Mapping[str, str]], meters.Record] = meters.recorder
     metrics: Sequence[str] = ()
     """Addresses where Prometheus finds the recorded metrics."""
@@ -77,10 +77,10 @@ def freeze_plan(run: Location, corpus: Location, request: PlanRequest, force: bo
     """Make the plan of a run folder, find the same one there, or let the run go on with a corpus that has grown.
 
     Args:
-        force: plan what the disk or memory may not hold.
+        force: plan even what may not fit the disk or memory.
 
     Returns:
-        The plan, and the bill of what it adds; None where the same plan was there.
+        The plan, and the bill of what it adds; None if the same plan was there.
 
     Raises:
         UserError: bad input, another plan in the folder, or not enough disk or memory.
@@ -97,14 +97,14 @@ def driven(run: Location, command: str) -> Iterator[Lease]:
     """While open, no other process plans a run, hands out its tasks or writes its index.
 
     Raises:
-        UserError: another does; or the folder holds something else than a run, or a link that leads out of it.
+        UserError: another process does; or the folder holds something other than a run, or a link that leads out of it.
     """
-    if lease := held(run):  # a stage of what this process drives already
+    if lease := held(run):  # a stage of a command that holds the lease already
         yield lease
         return
     require_own(run)
     if not exists(paths.plan_file(run)):
-        require_new_folder(run)  # before anything is left there
+        require_new_folder(run)  # before a lease is left there
     with driving(run, f"expertmine {command}", partial(console.print, markup=False, highlight=False)) as lease:
         follows = None if lease.after is None else str(lease.after)
         logs.event("run driven", run=str(run), command=command, term=lease.holder.term, follows=follows)
@@ -294,7 +294,7 @@ def _scoring_on(executor: ScoreExecutor, cluster: Cluster, tasks: int) -> Iterat
 
 
 def _drain(results: _Results, monitor: StageMonitor, total: int) -> list[Failed]:
-    """Take the results to their end, and tell of each; returns what was given up."""
+    """Report every result until the last one; returns the tasks that were given up."""
     failed: list[Failed] = []
 
     def done() -> Iterator[Receipt]:
@@ -313,15 +313,15 @@ def _drain(results: _Results, monitor: StageMonitor, total: int) -> list[Failed]
 
 
 def _amount(receipt: Receipt) -> tuple[int, str]:
-    """What a task has done, in the unit that people follow."""
+    """How much a task has done, in the unit that is shown."""
     return next(((receipt.counts[name], name) for name in FOLLOWED if name in receipt.counts), (0, ""))
 
 
 def _report(run: Location, failures: Sequence[Failure], tasks: int) -> None:
-    """Tell of the tasks that were given up, after all others were done.
+    """Report the tasks that were given up, after all others have finished.
 
     Raises:
-        UserError: when there are any; names the first, and where the others are told of.
+        UserError: if there are any; names the first, and where the others are described.
     """
     if not failures:
         return
@@ -330,7 +330,7 @@ def _report(run: Location, failures: Sequence[Failure], tasks: int) -> None:
     more = f" ({len(failures)} of {tasks} tasks failed, {kept}; see {paths.failures_folder(run, first.stage)})"
     try:
         write_failures(run, failures)
-    except UserError:  # the disk that made them fail refuses this too
+    except UserError:  # the disk that made them fail also refuses this
         more = f" ({len(failures)} of {tasks} tasks failed, {kept})"
     tried = f" after {first.attempts} attempts" if first.attempts > 1 else ""
     raise UserError(f"{first.stage} task {first.task} failed{tried}: {first.reason}{more}")

@@ -1,4 +1,4 @@
-"""Make a plan: look at the model and the corpus, cut the work, and add up the bill before any of it is done."""
+"""Make a plan: inspect the model and the corpus, divide the work, and add up the bill before it begins."""
 
 from __future__ import annotations
 

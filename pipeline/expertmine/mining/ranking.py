@@ -1,4 +1,4 @@
-"""The best and the worst units of every concept, found block by block, in whatever order blocks come."""
+"""The best and the worst units of every concept, found block by block, in any order of blocks."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from expertmine.specs.settings import Pooling
 from expertmine.telemetry.progress import track
 
 _SPARE = 1 << 21
-"""Candidates that are gathered before they are sifted."""
+"""Candidates that are gathered before the best are selected."""
 
 
 class Extremes:
-    """The k best units of every concept among those seen: by average precision descending, unit id ascending.
+    """The k best units of every concept so far: by average precision descending, unit id ascending.
 
     Or the k worst: by average precision ascending, unit id ascending.
     """
@@ -25,28 +25,28 @@ class Extremes:
         self.concepts, self.k = concepts, k
         self._sign = 1.0 if worst else -1.0
         self._bar = np.full(concepts, np.inf)
-        """What a unit must reach to be among them, by a key that is lower for better ones."""
+        """The key that a unit must reach to be among them; better units have lower keys."""
         self._owners, self._units, self._keys = np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0)
         self._new: list[tuple[NDArray[Any], ...]] = []
         self._waiting = 0
 
     def add(self, ap: NDArray[np.floating[Any]], first_unit: int) -> None:
-        """See more units: ap (concepts, units), numbered from `first_unit`."""
+        """Add units: ap (concepts, units), numbered from `first_unit`."""
         keys = self._sign * ap
         owners, columns = np.nonzero(keys <= self._bar[:, np.newaxis])
         self._new.append((owners, columns + first_unit, keys[owners, columns]))
         self._waiting += len(owners)
         if self._waiting > max(_SPARE, self.concepts * self.k):
-            self._sift()
+            self._select()
 
     def found(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Unit ids and average precisions, both (concepts, at most k), the first the best (or the worst)."""
-        self._sift()
+        self._select()
         ap = self._sign * self._keys + 0.0
         return self._units.reshape(self.concepts, -1), ap.reshape(self.concepts, -1)
 
-    def _sift(self) -> None:
-        """Forget all candidates but k of each concept."""
+    def _select(self) -> None:
+        """Drop all candidates but k per concept."""
         parts = [(self._owners, self._units, self._keys), *self._new]
         owners, units, keys = (np.concatenate(each) for each in zip(*parts, strict=True))
         order = np.lexsort([units, keys, owners])

@@ -1,6 +1,6 @@
-"""Stage 3: expertise → expert index: the best and the worst units of every concept, and whether they are real.
+"""Stage 3: expertise → expert index: the best and the worst units of every concept, and how they compare with chance.
 
-Streams over blocks of units; what it gathers does not depend on the order in which blocks were scored or come.
+Streams over blocks of units; the result does not depend on the order in which blocks were scored or are read.
 """
 
 from __future__ import annotations
@@ -37,23 +37,23 @@ from expertmine.storage.locations import Location
 from expertmine.telemetry.progress import track
 
 STABILITY_AT = (10, 50)
-"""Values of k for which it is told how many of the k best stay among them when sentences are drawn anew."""
+"""Values of k for which the index says how many of the k best stay among them when sentences are resampled."""
 
 
 def max_experts(plan: Plan) -> int:
-    """How many experts a concept the index may hold: all units, or as many as statistics were kept of."""
+    """How many experts per concept the index may hold: all units, or as many as have their statistics kept."""
     return plan.layout.units if plan.kept_columns is None else min(plan.kept_columns // 2, plan.layout.units)
 
 
 def require_top_k(plan: Plan, kept: int) -> None:
-    """Check how many experts are to be kept.
+    """Check the number of experts to keep.
 
     Raises:
-        UserError: more than there are, or none.
+        UserError: it is more than there are, or 0.
     """
     most = max_experts(plan)
     if not 1 <= kept <= most:
-        why = "the model's units" if most == plan.layout.units else "as many as --keep had statistics stored of"
+        why = "the model's units" if most == plan.layout.units else "as many as have their statistics kept, see --keep"
         raise UserError(f"--top-k is {kept}: expected 1 to {most}, {why}")
 
 
@@ -131,10 +131,10 @@ def _reduce(run: OpenRun, pooling: Pooling, store: Store, corpus: Corpus, chance
     chosen = {"experts": best.found()[0], "worst": worst.found()[0]}
     chosen["random"], chosen["matched"] = controls(chosen["experts"], plan.hookpoints, plan.scoring.seed)
     statistics = _statistics(store, pooling, np.concatenate(list(chosen.values()), axis=1))
-    for place, (name, units_) in enumerate(chosen.items()):
-        values = {each: found[:, place * kept : (place + 1) * kept] for each, found in statistics.items()}
+    for at, (name, units_) in enumerate(chosen.items()):
+        values = {each: found[:, at * kept : (at + 1) * kept] for each, found in statistics.items()}
         values["p_value"] = p_values(values["ap"], null)
-        # All but the best are not assessed.
+        # Only the best are assessed.
         assessed = interval if name == "experts" else np.full_like(interval, np.nan)
         values["held_out_low"], values["held_out_high"] = np.moveaxis(assessed, 2, 0)
         tables[name] = _table(plan, corpus, units_, values)
@@ -155,12 +155,12 @@ def _reduce(run: OpenRun, pooling: Pooling, store: Store, corpus: Corpus, chance
 
 @dataclass(frozen=True)
 class _Chance:
-    """What shuffled labels say, the same for every pooling but for the maxima."""
+    """What shuffled labels give: the same for every pooling, except the maxima."""
 
     mined: LabelSplit
     held_out: LabelSplit
     expected: NDArray[np.float64]
-    """(concepts,) average precision that a random order is expected to have."""
+    """(concepts,) expected average precision of a random order."""
     classes: NullClasses
 
     @classmethod
@@ -175,9 +175,9 @@ class _Chance:
         if not permutations:
             return np.empty((len(self.expected), 0))
         shuffled, max_ap = read_null(run, pooling)
-        place_of = np.empty(len(self.expected), np.int64)
-        place_of[shuffled[::permutations]] = np.arange(len(shuffled) // permutations)
-        of_class = max_ap.reshape(-1, permutations)[place_of[self.classes.shuffled]]
+        position = np.empty(len(self.expected), np.int64)
+        position[shuffled[::permutations]] = np.arange(len(shuffled) // permutations)
+        of_class = max_ap.reshape(-1, permutations)[position[self.classes.shuffled]]
         return transferred_null(of_class, expected_ap(self.classes.positives, self.classes.negatives), self.expected)
 
 
@@ -205,30 +205,30 @@ def stability(resampled: NDArray[np.floating[Any]], k: int) -> float:
 
 
 def _statistics(store: Store, pooling: Pooling, chosen: NDArray[np.int64]) -> dict[str, NDArray[np.floating[Any]]]:
-    """Every stored statistic of chosen units, each (concepts, chosen); NaN for one that was not kept of a unit."""
+    """Every stored statistic of chosen units, each (concepts, chosen); NaN for statistics that were not kept."""
     plan = store.plan
     found = {name: np.full(chosen.shape, np.nan, dtype) for name, dtype in STATISTICS.items()}
     blocks = chosen // plan.layout.block_units
     for block in np.unique(blocks).tolist():
         units = plan.layout.block(block)
         at = np.nonzero(blocks == block)
-        places = at[0], chosen[at] - units.start
-        found["ap"][at] = store.read_scores(pooling, "ap", units)[places]
+        cells = at[0], chosen[at] - units.start
+        found["ap"][at] = store.read_scores(pooling, "ap", units)[cells]
         if plan.kept_columns is not None:
             same = store.read_kept(pooling, KEPT, block)[at[0]] == chosen[at][:, np.newaxis]
             (there,) = np.nonzero(same.any(axis=1))
             at = at[0][there], at[1][there]
-            places = at[0], same[there].argmax(axis=1)
+            cells = at[0], same[there].argmax(axis=1)
         for name in STATISTICS.keys() - {"ap"}:
             if plan.kept_columns is None:
-                found[name][at] = store.read_scores(pooling, name, units)[places]
+                found[name][at] = store.read_scores(pooling, name, units)[cells]
             else:
-                found[name][at] = store.read_kept(pooling, name, block)[places]
+                found[name][at] = store.read_kept(pooling, name, block)[cells]
     return found
 
 
 def _concepts(corpus: Corpus, chance: _Chance) -> list[dict[str, Any]]:
-    """What the index says of each concept, its sentences: those that were run."""
+    """The index's metadata of each concept; its sentences are those that were run."""
     held_out = chance.held_out.positives + chance.held_out.negatives
     return [
         {

@@ -1,7 +1,7 @@
 """Stage 2: a block of units → expertise of every concept. Needs no model and no torch.
 
 A task reads its units' responses to all sentences once and scores every set of labels on them: the mined sentences of
-each concept, its held-out ones, and shuffled labels, which tell what the best of all units reaches by chance.
+each concept, its held-out ones, and shuffled labels, which show what the best of all units reaches by chance.
 """
 
 from __future__ import annotations
@@ -53,20 +53,20 @@ def finish(run: OpenRun) -> None:
     """Check that every block has its receipt.
 
     Raises:
-        UserError: names those that have none.
+        UserError: names those without one.
     """
     require_complete(run, "score")
 
 
 class Scorer:
-    """Holds the labels; each call scores one block of units, pooled in one way."""
+    """Holds the labels; each call scores one block of units of one pooling."""
 
     def __init__(self, run: OpenRun, memory: int | None = None, threads: int = 1) -> None:
-        """Open the store and lay the labels out.
+        """Open the store and lay out the labels.
 
         Args:
-            memory: bytes that this process may hold, all that it holds already included; None for what a block takes.
-            threads: calls that may come at the same time.
+            memory: bytes that this process may hold, including what it holds already; None for what a block takes.
+            threads: calls that may run at the same time.
 
         Raises:
             UserError: a concept has no positive or no negative sentence left, or responses are lost.
@@ -74,7 +74,7 @@ class Scorer:
         """
         budget = MemoryBudget(run.path, memory, threads)
         require_current(run)
-        keep_freed_memory()  # blocks follow blocks of the same size
+        keep_freed_memory()  # all blocks have the same size
         self.run = run
         self.plan = run.plan
         self.store = Store(run)
@@ -87,7 +87,7 @@ class Scorer:
         sets = scored.sets
         self.rows = ConceptRows.from_pools(sets.positives, sets.pools, sets.pool_of, sets.removed)
         layout, dtype = self.plan.layout, self.plan.responses.dtype
-        _compile(dtype)  # first: that takes memory too
+        _compile(dtype)  # before the budget is measured: it takes memory too
         work = Work(layout.padded_shape[0], self.concepts, self.rows.concepts, dtype)
         self.strip_units = budget.strip_units(work, layout.block_units)
         self._done = 0
@@ -132,28 +132,28 @@ class Scorer:
 
 
 def select(statistics: Mapping[str, NDArray[np.floating]], keep: int, first_unit: int) -> dict[str, NDArray[Any]]:
-    """The statistics of the best and the worst units of a block, and which those are; average precision stays of all.
+    """The statistics of the best and the worst units of a block, with their ids; average precision stays for all units.
 
     Args:
         statistics: each (concepts, units of the block).
-        keep: of each kind; a narrow block has fewer.
+        keep: how many of the best, and as many of the worst; a narrow block has fewer.
 
     Returns:
         Each (concepts, 2 × keep): the best first, ties by ascending unit, then the worst, ties by ascending unit too.
-        What a narrow block does not fill is NaN, and -1 for units.
+        Columns that a narrow block does not fill are NaN, and -1 for unit ids.
     """
     ap = statistics["ap"]
     concepts, width = ap.shape
     taken = min(keep, width)
-    places = np.full((concepts, 2 * keep), -1)
-    places[:, :taken] = np.argsort(-ap, axis=1, kind="stable")[:, :taken]
-    places[:, keep : keep + taken] = np.argsort(ap, axis=1, kind="stable")[:, :taken]
+    chosen = np.full((concepts, 2 * keep), -1)
+    chosen[:, :taken] = np.argsort(-ap, axis=1, kind="stable")[:, :taken]
+    chosen[:, keep : keep + taken] = np.argsort(ap, axis=1, kind="stable")[:, :taken]
     some = {
-        name: np.where(places >= 0, np.take_along_axis(values, places, axis=1), np.nan).astype(values.dtype)
+        name: np.where(chosen >= 0, np.take_along_axis(values, chosen, axis=1), np.nan).astype(values.dtype)
         for name, values in statistics.items()
         if name != "ap"
     }
-    return {"ap": ap, KEPT: np.where(places >= 0, places + first_unit, -1), **some}
+    return {"ap": ap, KEPT: np.where(chosen >= 0, chosen + first_unit, -1), **some}
 
 
 def _compile(dtype: str) -> None:
@@ -163,7 +163,7 @@ def _compile(dtype: str) -> None:
 
 
 class _Clock:
-    """How long the parts of a task take."""
+    """Measures how long the parts of a task take."""
 
     def __init__(self) -> None:
         self.started = self._last = time.perf_counter()

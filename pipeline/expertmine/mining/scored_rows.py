@@ -1,4 +1,4 @@
-"""Which rows of the store each concept is scored on: the mined, the held out, and those under shuffled labels.
+"""Which rows of the store each concept is scored on: mined, held out, and with shuffled labels.
 
 Knows the corpus and where its sentences are stored; no responses and no kernels.
 """
@@ -26,20 +26,20 @@ distribution."""
 
 
 class LabelSplit:
-    """The labels of every concept among some of a corpus's sentences: those mined, or those held out."""
+    """The labels of every concept among some of a corpus's sentences: the mined or the held-out ones."""
 
     def __init__(self, corpus: Corpus, usable: NDArray[np.bool_]) -> None:
-        """Look at the sentences for which `usable` (sentences,) is true."""
+        """Use the sentences for which `usable` (sentences,) is true."""
         self.corpus = corpus
         self.usable = usable
         self.positives, self.negatives = corpus.counts(usable)
-        """(concepts,) how many there are."""
+        """(concepts,) how many of each there are."""
         self.pools = [pool[usable[pool]] for pool in corpus.pools]
         self.in_pool = membership(self.pools, len(usable))
 
     @property
     def concepts(self) -> NDArray[np.int64]:
-        """Ids of those that have both positives and negatives here."""
+        """Ids of the concepts that have both positives and negatives here."""
         return np.flatnonzero((self.positives > 0) & (self.negatives > 0))
 
     def positives_of(self, concept_id: int) -> Ids:
@@ -47,9 +47,9 @@ class LabelSplit:
         return ids[self.usable[ids]]
 
     def pool_of(self, concept_id: int) -> tuple[int | None, Ids, Ids]:
-        """The pool that a concept shares, its sentences, and which of them are not the concept's negatives.
+        """The pool that a concept shares, its sentences, and those among them that are not its negatives.
 
-        Where it has negatives of its own, the pool is nobody else's, None, and all of it is negative.
+        A concept with negatives of its own shares no pool: None, its negatives, and none removed.
         """
         own = self.corpus.labels(concept_id)
         pool = self.corpus.concepts[concept_id].pool
@@ -68,7 +68,7 @@ class LabelSplit:
 
 @dataclass
 class RowSets:
-    """Sets of labels as the kernels take them: positives, and a pool of negatives less some rows."""
+    """Sets of labels as the kernels take them: positives, and a pool of negatives without some rows."""
 
     rows_of: NDArray[np.int64]
     """(sentences,) the row of each sentence."""
@@ -76,19 +76,19 @@ class RowSets:
     pools: list[NDArray[np.int64]] = field(default_factory=list)
     pool_of: list[int] = field(default_factory=list)
     removed: list[NDArray[np.int64]] = field(default_factory=list)
-    _places: dict[object, int] = field(default_factory=dict)
+    _known: dict[object, int] = field(default_factory=dict)
 
     def add(self, positives: Ids, pool: Ids, removed: Ids, identity: object = None) -> None:
         """Add a set of labels.
 
         Args:
-            identity: of the pool; where it is None, pools of the same sentences are the same.
+            identity: of the pool; if it is None, pools of the same sentences are the same.
         """
-        known = pool.tobytes() if identity is None else identity
-        if known not in self._places:
-            self._places[known] = len(self.pools)
+        key = pool.tobytes() if identity is None else identity
+        if key not in self._known:
+            self._known[key] = len(self.pools)
             self.pools.append(np.sort(self.rows_of[pool]))
-        self.pool_of.append(self._places[known])
+        self.pool_of.append(self._known[key])
         self.positives.append(np.sort(self.rows_of[positives]))
         self.removed.append(np.sort(self.rows_of[removed]))
 
@@ -99,15 +99,15 @@ class ScoredRows:
 
     sets: RowSets
     mined: int
-    """Sets of mined sentences, one a concept."""
+    """Sets of mined sentences, one per concept."""
     held_out: NDArray[np.int64]
-    """The concepts that have held-out sentences of both kinds, a set for each."""
+    """The concepts that have held-out sentences of both kinds; one set each."""
     shuffled: NDArray[np.int64]
-    """The concept whose labels are shuffled, for each further set; as many sets for each as there are permutations."""
+    """The concept whose labels are shuffled, for each further set; each has as many sets as there are permutations."""
 
 
 def mined_and_held_out(run: OpenRun, corpus: Corpus, store: Store) -> tuple[LabelSplit, LabelSplit, NDArray[np.int64]]:
-    """The two sides of a run's corpus, among the sentences that the model was run on, and the row of each sentence.
+    """The mined and the held-out labels among the sentences that the model was run on, and the row of each sentence.
 
     Raises:
         UserError: a concept has no positive or no negative mined sentence left.
@@ -126,10 +126,10 @@ def mined_and_held_out(run: OpenRun, corpus: Corpus, store: Store) -> tuple[Labe
 def scored_rows(mined: LabelSplit, held_out: LabelSplit, rows_of: NDArray[np.int64], spec: ScoringSpec) -> ScoredRows:
     """Lay out every set of labels."""
     sets = RowSets(rows_of)
-    for tag, side in (("mined", mined), ("held out", held_out)):
-        for concept_id in side.concepts.tolist():
-            pool, ids, removed = side.pool_of(concept_id)
-            sets.add(side.positives_of(concept_id), ids, removed, None if pool is None else (tag, pool))
+    for tag, split in (("mined", mined), ("held out", held_out)):
+        for concept_id in split.concepts.tolist():
+            pool, ids, removed = split.pool_of(concept_id)
+            sets.add(split.positives_of(concept_id), ids, removed, None if pool is None else (tag, pool))
     shuffled: list[int] = []
     if spec.permutations:
         classes = null_classes(mined.positives, mined.negatives, spec.null)
@@ -141,33 +141,33 @@ def scored_rows(mined: LabelSplit, held_out: LabelSplit, rows_of: NDArray[np.int
 
 @dataclass(frozen=True, slots=True)
 class NullClasses:
-    """Whose labels are shuffled, and for which concepts that tells what chance does; each (concepts,)."""
+    """Whose labels are shuffled to give the null distribution of each concept; each (concepts,)."""
 
     shuffled: NDArray[np.int64]
-    """The concept whose labels are shuffled for each: one of its class with the fewest positives."""
+    """The concept whose labels are shuffled: one of the same class, with the fewest positives."""
     positives: NDArray[np.int64]
-    """How many positives each shuffle has: the fewest of any concept of the class."""
+    """Positives of each shuffle: the fewest of any concept of the class."""
     negatives: NDArray[np.int64]
-    """How many negatives: the fewest of any concept of the class, who need not be the same."""
+    """Negatives of each shuffle: the fewest of any concept of the class, perhaps another one."""
 
 
 def null_classes(positives: NDArray[np.int64], negatives: NDArray[np.int64], null: Null) -> NullClasses:
-    """Put concepts of like size together, so that they can share a null distribution.
+    """Group concepts of similar size, so that they can share a null distribution.
 
-    Chance does more with fewer positives, and with fewer negatives. So that nobody is measured by less than what it
-    does for them, a class has the fewest of either.
+    Chance reaches more with fewer positives, and with fewer negatives. So that no concept is tested against too little
+    chance, a class has the fewest of either.
 
     Args:
         positives, negatives: (concepts,) how many each has.
     """
     if null == "own":
         return NullClasses(np.arange(len(positives)), positives, negatives)
-    cells: dict[tuple[int, int], list[int]] = defaultdict(list)
+    classes: dict[tuple[int, int], list[int]] = defaultdict(list)
     for concept_id, sizes in enumerate(zip(positives.tolist(), negatives.tolist(), strict=True)):
         on, off = (math.floor(math.log(size, CLASS_RATIO)) for size in sizes)
-        cells[on, off].append(concept_id)
+        classes[on, off].append(concept_id)
     found = NullClasses(*(np.empty(len(positives), np.int64) for _ in range(3)))
-    for members in cells.values():
+    for members in classes.values():
         found.shuffled[members] = min(members, key=lambda member: (positives[member], negatives[member], member))
         found.positives[members] = positives[members].min()
         found.negatives[members] = negatives[members].min()
@@ -175,10 +175,10 @@ def null_classes(positives: NDArray[np.int64], negatives: NDArray[np.int64], nul
 
 
 def _add_shuffled(sets: RowSets, mined: LabelSplit, concept_id: int, negatives: int, spec: ScoringSpec) -> None:
-    """Add a concept's sentences as often as there are permutations, each time with as many other positives.
+    """Add a concept's sentences once per permutation, each time with as many positives drawn at random.
 
     Args:
-        negatives: how many a shuffle has; of more, so many are drawn by lot.
+        negatives: how many a shuffle has; if the concept has more, so many are drawn at random.
     """
     name = mined.corpus.concepts[concept_id].name
     positives = mined.positives_of(concept_id)
@@ -198,8 +198,8 @@ def _add_shuffled(sets: RowSets, mined: LabelSplit, concept_id: int, negatives: 
 
 
 def _lowest(ids: Ids, count: int, salt: str) -> NDArray[np.bool_]:
-    """(ids,) whether each is among the `count` of lowest lot."""
+    """(ids,) whether each is among the `count` with the lowest hash priorities."""
     numbers = ids.astype(np.uint64)
-    tickets = hash_priorities(np.stack([numbers, numbers], axis=1), salt)
-    among: NDArray[np.bool_] = tickets <= np.partition(tickets, count - 1)[count - 1]
+    priorities = hash_priorities(np.stack([numbers, numbers], axis=1), salt)
+    among: NDArray[np.bool_] = priorities <= np.partition(priorities, count - 1)[count - 1]
     return among

@@ -1,7 +1,7 @@
-"""What each attempt of a stage had and met: how much of a machine a worker held, and what was lost on the way.
+"""A record of each attempt to run a stage: the resources that its workers held, and its losses.
 
-A attempt is the process that hands a stage's tasks out. It leaves a record beside the news of the run's workers: for
-people and for the bill of what a run has cost. It is news, not a promise: what cannot be written stays unsaid.
+The process that hands out a stage's tasks writes it, beside the states of the workers: for people, and to add up costs.
+Nothing depends on it: a record that cannot be written is left out.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ class StageAttempt:
     began: float
     """In seconds since 1970, UTC."""
     ended: float | None = None
-    """None while it runs, and where it was killed."""
+    """None while it runs, and if it was killed."""
     tasks: int = 0
-    """That had no receipt when it began."""
+    """Tasks without a receipt when it began."""
     cpus_each: float | None = None
-    """CPUs that a worker holds; None where that is not known."""
+    """CPUs that a worker holds; None if that is not known."""
     gpus_each: float | None = None
-    """GPUs that a worker holds; None where that is not known."""
+    """GPUs that a worker holds; None if that is not known."""
     retried: int = 0
     """Tasks that took more than one worker."""
     lost: int = 0
@@ -44,23 +44,23 @@ class StageAttempt:
     failed: int = 0
     """Tasks that were given up."""
     metrics: tuple[str, ...] = ()
-    """Where Prometheus finds numbers while it runs."""
+    """Addresses where Prometheus finds metrics while it runs."""
 
 
 def write_attempt(run: Location, attempt: StageAttempt) -> None:
-    """Leave a driver's record, in place of what it said before."""
+    """Write an attempt's record, in place of its earlier one."""
     with suppress(UserError), single_attempt():
         write_json(paths.attempt_file(run, attempt.stage, attempt.process, attempt.began), asdict(attempt))
 
 
 def read_attempts(run: Location) -> list[StageAttempt]:
-    """Every attempt that left a record, the earliest first."""
+    """Every recorded attempt, the earliest first."""
     records = read_records(paths.attempts_folder(run), StageAttempt)
     found = [replace(attempt, metrics=tuple(attempt.metrics)) for attempt in records]
     return sorted(found, key=lambda attempt: attempt.began)
 
 
 def attempt_at(attempts: Sequence[StageAttempt], stage: Stage, moment: float) -> StageAttempt | None:
-    """Who drove a stage at a moment: of `attempts`, the earliest first, the last that had begun."""
+    """The attempt that drove a stage at a moment: the last one of `attempts`, the earliest first, that had begun."""
     begun = [attempt for attempt in attempts if attempt.stage == stage and attempt.began <= moment]
     return begun[-1] if begun else None

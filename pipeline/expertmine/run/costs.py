@@ -1,7 +1,7 @@
 """What a stage has cost, from the receipts of its tasks and the records of its attempts.
 
-Pure: reads nothing. But for those elapsed, seconds are those in which tasks were under way: making a worker and waiting
-for one are not in them. Tasks of one process overlap, so their seconds are joined, not added.
+Pure: reads nothing. Seconds, other than those elapsed, count only while tasks were running: not while a worker started,
+nor while a task waited for one. Tasks of one process overlap, so their seconds are joined, not added.
 """
 
 from __future__ import annotations
@@ -17,38 +17,38 @@ from expertmine.specs.plan import Stage
 BYTES = "bytes"
 """The count of receipts that says how much a task stored."""
 RATED = ("sentences", "tokens", "pairs", "experts", BYTES)
-"""Counts whose number a second is told."""
+"""Counts whose rate per second is reported."""
 
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """Of one stage so far, by all its attempts."""
+    """The costs of one stage so far, over all its attempts."""
 
     tasks: int
     workers: int
     """Processes that finished a task."""
     elapsed_seconds: float
-    """Of all attempts; one that was killed counts until its last task was done."""
+    """Of all attempts; one that was killed counts until its last finished task."""
     wall_seconds: float
-    """In which any task was under way, by the clocks of the machines."""
+    """While any task was running, by the clocks of the machines."""
     worker_seconds: float
     """Summed over the workers, each while it had a task."""
     cpu_seconds: float
-    """Times the CPUs that the worker held, busy or not."""
+    """Worker seconds times the CPUs that the worker held, busy or not."""
     gpu_seconds: float
-    """Times the GPUs, or the part of one, that the worker held."""
+    """Worker seconds times the GPUs, or the fraction of one, that the worker held."""
     counts: dict[str, int]
     """Summed over the receipts: sentences, tokens, pairs, …"""
     per_second: dict[str, float]
-    """Of wall time."""
+    """Per second of wall time."""
     stored_bytes: int | None
-    """Of the store's objects, compressed; None where a receipt does not say."""
+    """Of the store's objects, compressed; None if a receipt does not say."""
     retried: int
     """Tasks that took more than one worker."""
     lost: int
     """Workers that died."""
     failed: int
-    """Tasks that were given up, also such as were done later."""
+    """Tasks that were given up, including those that were finished later."""
 
 
 def costs_of(stage: Stage, receipts: Sequence[Receipt], attempts: Sequence[StageAttempt], cpus: int) -> Costs:
@@ -56,7 +56,7 @@ def costs_of(stage: Stage, receipts: Sequence[Receipt], attempts: Sequence[Stage
 
     Args:
         attempts: of any stage, the earliest first.
-        cpus: that a worker held where no attempt says.
+        cpus: CPUs that a worker held, if no attempt says.
     """
     held = defaultdict(list)
     for receipt in receipts:
@@ -71,11 +71,11 @@ def costs_of(stage: Stage, receipts: Sequence[Receipt], attempts: Sequence[Stage
     counts: Counter[str] = Counter()
     for receipt in receipts:
         counts.update(receipt.counts)
-    own_drivers = [attempt for attempt in attempts if attempt.stage == stage]
+    own_attempts = [attempt for attempt in attempts if attempt.stage == stage]
     return Costs(
         tasks=len(receipts),
         workers=len({receipt.worker for receipt in receipts}),
-        elapsed_seconds=round(sum(_elapsed(attempt, receipts, attempts) for attempt in own_drivers), 3),
+        elapsed_seconds=round(sum(_elapsed(attempt, receipts, attempts) for attempt in own_attempts), 3),
         wall_seconds=round(wall, 3),
         worker_seconds=round(worker_seconds, 3),
         cpu_seconds=round(cpu_seconds, 3),
@@ -83,21 +83,21 @@ def costs_of(stage: Stage, receipts: Sequence[Receipt], attempts: Sequence[Stage
         counts=dict(counts),
         per_second={name: round(counts[name] / wall, 3) for name in RATED if counts[name] and wall},
         stored_bytes=counts[BYTES] if receipts and all(BYTES in receipt.counts for receipt in receipts) else None,
-        retried=sum(attempt.retried for attempt in own_drivers),
-        lost=sum(attempt.lost for attempt in own_drivers),
-        failed=sum(attempt.failed for attempt in own_drivers),
+        retried=sum(attempt.retried for attempt in own_attempts),
+        lost=sum(attempt.lost for attempt in own_attempts),
+        failed=sum(attempt.failed for attempt in own_attempts),
     )
 
 
 def _gpus(attempt: StageAttempt | None, platform: str) -> float:
-    """GPUs that a worker held; where no attempt says, one if it computed on one."""
+    """GPUs that a worker held; if no attempt says, one if it computed on one."""
     if attempt is None or attempt.gpus_each is None:
         return float("CUDA" in platform)
     return attempt.gpus_each
 
 
 def _elapsed(attempt: StageAttempt, receipts: Sequence[Receipt], attempts: Sequence[StageAttempt]) -> float:
-    """Seconds from a driver's begin to its end."""
+    """Seconds from an attempt's begin to its end."""
     if attempt.ended is not None:
         return attempt.ended - attempt.began
     own = [each.finished for each in receipts if attempt_at(attempts, attempt.stage, each.finished) == attempt]
@@ -105,7 +105,7 @@ def _elapsed(attempt: StageAttempt, receipts: Sequence[Receipt], attempts: Seque
 
 
 def _joined(receipts: Iterable[Receipt]) -> float:
-    """Seconds in which at least one of some tasks was under way."""
+    """Seconds in which at least one of the tasks was running."""
     seconds, until = 0.0, float("-inf")
     for begun, finished in sorted((receipt.finished - receipt.seconds, receipt.finished) for receipt in receipts):
         seconds += max(0.0, finished - max(begun, until))

@@ -1,4 +1,4 @@
-"""Write the plan of a run folder: where there was none, or in place of an earlier one."""
+"""Write the plan of a run folder: its first one, or one that replaces it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from expertmine.storage.locations import Location, same
 
 
 def require_new_folder(run: Location) -> None:
-    """Refuse to plan a run in a folder of other things.
+    """Refuse to plan a run in a folder that holds other things.
 
     Raises:
-        UserError: the folder holds something else than what an interrupted beginning leaves.
+        UserError: the folder holds more than an interrupted start leaves.
     """
     if any(path.name not in paths.BEFORE_THE_PLAN and not path.name.startswith(".") for path in children(run)):
         raise UserError(f"{run} exists and is no run folder (it has no plan.json); give another one")
@@ -26,14 +26,14 @@ def require_new_folder(run: Location) -> None:
 def freeze(run: Location, plan: Plan, corpus: Corpus, again: Sequence[Stage] = ()) -> None:
     """Write a plan, after the run's own copy of its corpus, so that the run is whole in itself.
 
-    The plan's sentences must be there already (`expertmine.run.sentences.write_segment`). Where another plan was, its
-    corpus goes when the new plan has come.
+    The plan's sentences must be there already (`expertmine.run.sentences.write_segment`). The corpus of
+    an earlier plan is removed after the new plan is written.
 
     Args:
         again: stages all of whose tasks are to run again.
 
     Raises:
-        UserError: the disk is full or refuses, the corpus was written to meanwhile, or another process drives the run.
+        UserError: the disk is full or refuses, the corpus changed meanwhile, or another process drives the run.
     """
     own = paths.corpus_folder(run, plan.corpus)
     if not same(corpus.path, own):
@@ -47,7 +47,7 @@ def freeze(run: Location, plan: Plan, corpus: Corpus, again: Sequence[Stage] = (
     for stage in again:
         forget_receipts(run, stage)
     write_json(paths.plan_file(run), plan.to_json())
-    for stage in again:  # what a worker of the earlier plan has finished just now
+    for stage in again:  # a worker of the earlier plan may have finished a task just now
         forget_receipts(run, stage)
     for other in children(own.parent):
         if other.name != own.name:

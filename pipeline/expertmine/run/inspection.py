@@ -1,4 +1,4 @@
-"""Look at a run from outside: how far it is, and whether what it stored is still what it wrote."""
+"""Inspect a run from outside: its progress, and whether the stored bytes are still those that were written."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ RECENT = 600.0
 
 @dataclass(frozen=True, slots=True)
 class StageProgress:
-    """How far one stage is."""
+    """The progress of one stage."""
 
     stage: str
     done: int
@@ -50,13 +50,13 @@ class StageProgress:
     per_second: dict[str, float]
     """The same counts, for each second of the last ten minutes of work."""
     seconds_left: float | None
-    """At that rate, with the workers of then; None when nothing is left or nothing was done yet."""
+    """At that rate, with as many workers; None if no task is left, or none is finished yet."""
     platforms: tuple[str, ...]
-    """What kinds of machine its tasks ran on."""
+    """Kinds of machine that its tasks ran on."""
     failures: tuple[Failure, ...]
-    """Tasks that were given up and not done since."""
+    """Tasks that were given up and are still unfinished."""
     costs: Costs | None = None
-    """Of what is done so far; None for a stage that leaves no receipts."""
+    """Costs of the finished tasks; None for a stage that writes no receipts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,14 +65,14 @@ class Worker:
 
     state: WorkerState
     alive: bool | None
-    """None for one of another machine: it cannot be asked."""
+    """None for a process of another machine, which cannot be checked from here."""
     seconds: float
-    """Since it last said what it does."""
+    """Since it last reported its state."""
 
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """A task whose stored bytes are not those of its receipt."""
+    """A task whose stored bytes do not match its receipt."""
 
     stage: Stage
     task: int
@@ -105,12 +105,12 @@ def progress_of(run: Location) -> list[StageProgress]:
 
 
 def driven_here(run: Location) -> list[StageProgress]:
-    """Progress of each stage if this process has driven one of them, for telling what that has cost; else none."""
+    """Progress of each stage if this process has driven one of them, for reporting its costs; else nothing."""
     return progress_of(run) if any(attempt.process == worker_name() for attempt in read_attempts(run)) else []
 
 
 def attempts_of(run: Location) -> list[StageAttempt]:
-    """The last attempt of each stage, where it has not ended: it runs, or it was killed."""
+    """The last attempt of each stage, if it has not ended: it is running, or it was killed."""
     last = {attempt.stage: attempt for attempt in read_attempts(run)}
     return [attempt for attempt in last.values() if attempt.ended is None]
 
@@ -148,7 +148,7 @@ def _sum(receipts: Sequence[Receipt]) -> dict[str, int]:
 
 
 def workers_of(run: Location) -> list[Worker]:
-    """Every process that said what it does on the run, the latest first."""
+    """Every process that reported its state, the latest first."""
     here = socket.gethostname()
     return [
         Worker(state, _is_alive(state.process) if state.machine == here else None, max(0.0, now() - state.since))
@@ -161,13 +161,13 @@ def _is_alive(process: int) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # somebody else's
+    except PermissionError:  # it belongs to another user
         return True
     return True
 
 
 def verify(run: Location) -> Iterator[Damage | None]:
-    """Read all that was stored again and compare it with the receipts; yields None for each task that is sound.
+    """Read everything that was stored and compare it with the receipts; yields None for each sound task.
 
     Raises:
         UserError: the plan, sentences, corpus or index is damaged, or a link leads out of the run.

@@ -1,9 +1,9 @@
-"""Who drives a run: of all processes that would plan it, hand out its tasks or write its index, one at a time.
+"""The lease of a run: one process at a time may plan it, hand out its tasks or write its index.
 
-Each who drives it does so for a term, and says so in a file of that number that nobody else can create
-(``RUN/lock/00000007.json``); the highest term counts. While it drives, it writes the file again every few seconds. One
-that is gone is followed at once by another on the same machine, which can see that, and otherwise when its file has
-not changed for a while; no clock of another machine is trusted for that. Works the same on disks and object stores.
+The lease holder holds it for one term, and says so in a file named by the term's number, which only one process can
+create (``RUN/lock/00000007.json``); the highest term counts. It writes the file again every few seconds. When a holder
+is gone, another process on the same machine sees that and follows at once; one on another machine follows when the file
+has not changed for a while, without trusting the other's clock. This works the same on disks and object stores.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ Result = TypeVar("Result")
 HEARTBEAT = 10.0
 """Seconds between two writings of a holder's file."""
 STALE = 40.0
-"""Seconds without one after which a holder of another machine counts as gone."""
+"""Seconds without a heartbeat after which a holder on another machine counts as gone."""
 POLL = 1.0
-"""Seconds between two looks at a file that is watched."""
+"""Seconds between two reads of a file that is watched."""
 _LAST = 253402300799.0
-"""The end of the year 9999, after which no moment can be written as a date."""
+"""The end of the year 9999: later moments cannot be written as a date."""
 
 
 @dataclass(frozen=True, slots=True)
 class LeaseHolder:
-    """What a holder says of itself."""
+    """A lease holder, as its file describes it."""
 
     term: int
     machine: str
     home: str
-    """Which processes it can see: machine since its last start, and namespace."""
+    """Which processes it can see: its machine since the last boot, and its namespace."""
     process: int
     born: str
-    """When the process began, as its machine counts; two processes of one number differ in it."""
+    """When the process began, as its machine counts; tells apart two processes that had the same number."""
     command: str
     since: float
     """Seconds since 1970, UTC."""
@@ -70,16 +70,16 @@ class Lease:
     def __init__(self, run: Location, holder: LeaseHolder, after: LeaseHolder | None) -> None:
         self.run, self.holder, self.after = run, holder, after
         self.made = False
-        """Whether the run folder was not there before."""
+        """Whether the run folder is new."""
         self._overtaken: LeaseHolder | None = None
         self._over = Event()
         self._thread = Thread(target=self._heartbeat, daemon=True, name="expertmine-lock")
 
     def keep(self, results: Iterator[Result]) -> Iterator[Result]:
-        """Pass results on while the lease lasts.
+        """Pass results on as long as the lease lasts.
 
         Raises:
-            StageError: another drives the run by now: this machine was asleep, or cut off, for long.
+            StageError: another process drives the run now: this machine was asleep, or cut off, for too long.
         """
         for result in results:
             if self._overtaken is not None:
@@ -87,10 +87,10 @@ class Lease:
             yield result
 
     def require(self) -> None:
-        """Look whether the lease lasts, before something is written that cannot be taken back.
+        """Check that the lease lasts, before a write that cannot be undone.
 
         Raises:
-            StageError: another drives the run by now.
+            StageError: another process drives the run now.
         """
         latest = _latest(_files(self.run))
         if latest is not None and latest.term > self.holder.term:
@@ -99,7 +99,7 @@ class Lease:
     def _heartbeat(self) -> None:
         while not self._over.wait(HEARTBEAT):
             self.holder = replace(self.holder, heartbeats=self.holder.heartbeats + 1)
-            # A full disk, a store that is away: they must not end what can go on. The next beat comes soon.
+            # A full disk or an unreachable store must not end work that can go on. The next heartbeat comes soon.
             with suppress(UserError, OSError), single_attempt():
                 self._write()
 
@@ -114,7 +114,7 @@ class Lease:
         self._thread.start()
 
     def end(self) -> None:
-        """Let others drive; where nothing was planned, leave nothing."""
+        """Release the lease; leave no file behind in a folder without a plan."""
         self._over.set()
         self._thread.join()
         self.holder = replace(self.holder, ended=True)
@@ -136,14 +136,14 @@ class Lease:
 
 @contextmanager
 def driving(run: Location, command: str, tell: Callable[[str], None] = lambda _: None) -> Iterator[Lease]:
-    """While open, this process drives a run; one that does already goes on to.
+    """While open, this process drives a run; a lease that it holds already is used.
 
     Args:
-        command: what for, such as ``mine``; others are told.
-        tell: hears why it takes long, and whom this process follows.
+        command: the command that needs it, such as ``mine``; shown to other processes.
+        tell: is told why taking the lease is slow, and which holder this process follows.
 
     Raises:
-        UserError: another process drives it; says which.
+        UserError: another process drives it; names that process.
     """
     if lease := held(run):
         yield lease
@@ -162,47 +162,47 @@ def driving(run: Location, command: str, tell: Callable[[str], None] = lambda _:
 
 
 def held(run: Location) -> Lease | None:
-    """The lease of a run that this process drives; None where it does not."""
+    """The lease that this process holds on a run; None if it holds none."""
     return _held.get(str(absolute(run)))
 
 
 def require(run: Location) -> None:
-    """Look whether a run that this process drives, if it does, is still its own to drive.
+    """Check that this process still drives a run, if it has taken its lease.
 
     Raises:
-        StageError: another drives it by now.
+        StageError: another process drives it now.
     """
     if lease := held(run):
         lease.require()
 
 
 def _overtaken(run: Location, by: LeaseHolder) -> StageError:
-    return StageError(f"{run} is driven by {by} by now; this process was silent for too long, and stops")
+    return StageError(f"{run} is now driven by {by}; this process was silent for too long, and stops")
 
 
 def _take(run: Location, command: str, tell: Callable[[str], None]) -> Lease:
-    files = _files(run)  # once: a later look might show a term that nothing was asked about
+    files = _files(run)  # once: a second listing might show a term that was never checked
     latest = _latest(files)
     if files and (latest is None or latest.term < _term(files[-1])):
         latest = _once_whole(files[-1], tell) or latest
     if latest is not None and not latest.ended and not _is_this_process(latest):
         if _is_alive(run, latest, tell):
             raise UserError(
-                f"{run} is driven by {latest}; wait for it or stop it, then run the same command again. "
+                f"{run} is driven by {latest}; wait for it or stop it, then rerun the command. "
                 "Finished tasks are kept either way"
             )
-        tell(f"going on for {latest}, which is gone")
+        tell(f"taking over from {latest}, which is gone")
     term = _term(files[-1]) + 1 if files else 1
     own = LeaseHolder(
         term, socket.gethostname(), _home(), os.getpid(), _born(os.getpid()), command, round(time.time(), 3)
     )
     if not create(paths.lease_file(run, term), json.dumps(asdict(own)).encode()):
-        raise UserError(f"{run}: another process began to drive it in this very moment; {_latest(_files(run))}")
-    # One that looked long ago could take a number that was given, and cleared away, since.
+        raise UserError(f"{run}: another process took the lease at the same moment: {_latest(_files(run))}")
+    # A process that listed the terms long ago could take a number that was used, and removed, since.
     above = _latest(_files(run))
     if above is not None and above.term > term:
         remove(paths.lease_file(run, term))
-        raise UserError(f"{run} is driven by {above}; wait for it or stop it, then run the same command again")
+        raise UserError(f"{run} is driven by {above}; wait for it or stop it, then rerun the command")
     for path in _files(run):
         if _term(path) < term:
             remove(path)
@@ -210,7 +210,7 @@ def _take(run: Location, command: str, tell: Callable[[str], None]) -> Lease:
 
 
 def _latest(files: list[Location]) -> LeaseHolder | None:
-    """The holder of the highest term whose file is whole; `files` as `_files` has them."""
+    """The holder of the highest term whose file is whole; `files` in order of terms."""
     for content in read_each(files[::-1]):
         if (holder := record(content, LeaseHolder)) is not None:
             return holder
@@ -218,7 +218,7 @@ def _latest(files: list[Location]) -> LeaseHolder | None:
 
 
 def _files(run: Location) -> list[Location]:
-    """Of every term that there is one of, in their order."""
+    """The file of every term, in order."""
     return [path for path in children(paths.leases_folder(run)) if paths.is_lease_file(path)]
 
 
@@ -227,8 +227,8 @@ def _term(path: Location) -> int:
 
 
 def _once_whole(path: Location, tell: Callable[[str], None]) -> LeaseHolder | None:
-    """Who drives by a file that is just being written, or is torn and nobody's."""
-    tell(f"{path} is not whole; waiting up to {STALE:.0f} s for whoever writes it")
+    """The holder that a file names, once it is written to its end; None if it stays torn."""
+    tell(f"{path} is not whole; waiting up to {STALE:.0f} s for the process that writes it")
     until = time.monotonic() + STALE
     while (holder := _latest([path])) is None and time.monotonic() < until:
         time.sleep(POLL)
@@ -236,15 +236,15 @@ def _once_whole(path: Location, tell: Callable[[str], None]) -> LeaseHolder | No
 
 
 def _is_this_process(holder: LeaseHolder) -> bool:
-    """Whether it is a term of our own whose end could not be written."""
+    """Whether the holder is this process: the end of an earlier term could not be written."""
     return (holder.home, holder.process, holder.born) == (_home(), os.getpid(), _born(os.getpid()))
 
 
 def _is_alive(run: Location, holder: LeaseHolder, tell: Callable[[str], None]) -> bool:
-    """Whether a holder is still there: what this machine knows of its own process, or else whether its file changes."""
+    """Whether a holder is still running: by its process on this machine, or else by changes of its file."""
     if holder.home == _home() and not _is_hidden(holder.process):
         return _born(holder.process) == holder.born
-    tell(f"{run} was driven by {holder}; waiting up to {STALE:.0f} s for a sign of it")
+    tell(f"{run} was driven by {holder}; waiting up to {STALE:.0f} s for its heartbeat")
     until = time.monotonic() + STALE
     while time.monotonic() < until:
         time.sleep(POLL)
@@ -255,7 +255,7 @@ def _is_alive(run: Location, holder: LeaseHolder, tell: Callable[[str], None]) -
 
 
 def _home() -> str:
-    """Which processes this one can see: those of this machine since its last start, in its namespace."""
+    """Which processes this one can see: its machine since the last boot, and its namespace."""
     parts = [socket.gethostname()]
     with suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
@@ -264,7 +264,7 @@ def _home() -> str:
 
 
 def _born(process: int) -> str:
-    """When a process of this machine began, in its clock's ticks; empty when there is none, or it is a zombie."""
+    """When a process of this machine began, in clock ticks; empty if there is none, or it is a zombie."""
     try:
         fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -286,7 +286,7 @@ def _is_hidden(process: int) -> bool:
 
 
 def _without_proc(process: int) -> str:
-    """The same for systems that have no ``/proc``: only whether it is there."""
+    """The same for systems without ``/proc``, which tell only whether the process exists."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:

@@ -36,22 +36,22 @@ from expertmine.storage.untrusted import record
 
 Read = TypeVar("Read")
 
-NEWS_EVERY = 10.0
-"""Seconds between two words of a worker to an object store of what it does."""
-_told: dict[str, float] = {}
+REPORT_INTERVAL = 10.0
+"""Seconds between two reports of a worker's state to an object store."""
+_reported: dict[str, float] = {}
 
 _KEY = re.compile(r"[a-z_]+(/[a-z0-9_]+)+(\.parquet)?")
-"""Keys of objects in the store, and of tables beside it; they are read by these."""
+"""Keys of objects in the store, and of tables beside it; nothing else is read by the keys of a receipt."""
 
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """Proof that a task is done."""
+    """Proof that a task is finished."""
 
     stage: Stage
     task: int
     fingerprint: str
-    """What the plan says of this task, see `expertmine.specs.plan.Plan.task_fingerprint`."""
+    """The fingerprint that the plan has for this task, see `expertmine.specs.plan.Plan.task_fingerprint`."""
     checksums: dict[str, str]
     """SHA-256 of each object in the store that the task wrote, by its key."""
     seconds: float
@@ -59,26 +59,26 @@ class Receipt:
     finished: float
     """When, in seconds since 1970, UTC."""
     worker: str
-    """Who did it: machine and process."""
+    """Machine and process that ran it."""
     platform: str
-    """Kind of processor, and versions of what computes: what the last bits of a number depend on."""
+    """Kind of processor and versions of the libraries: the last bits of a result depend on them."""
     counts: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerState:
-    """What a worker was doing when it last said so."""
+    """What a worker was doing when it last reported."""
 
     stage: Stage
     machine: str
     process: int
     platform: str
     since: float
-    """When it began with what it is doing, in seconds since 1970, UTC."""
+    """When it began that, in seconds since 1970, UTC."""
     doing: str
     """Such as ``scoring 3``, or ``waiting`` for more."""
     tasks: int
-    """Done by this worker so far."""
+    """Finished by this worker so far."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,12 +99,12 @@ def worker_name() -> str:
 
 
 def report_worker(run: Location, stage: Stage, platform: str, doing: str, tasks: int) -> None:
-    """Say what this process is doing. It is news, not a promise: what cannot be written stays unsaid."""
+    """Report what this process is doing. Nothing depends on it: a report that cannot be written is left out."""
     state = WorkerState(stage, socket.gethostname(), os.getpid(), platform, now(), doing, tasks)
     path = paths.worker_file(run, stage, worker_name())
     text = json.dumps(asdict(state))
     if is_remote(path):
-        _tell_store(path, text)
+        _report_to_store(path, text)
         return
     with suppress(OSError):
         path.parent.mkdir(exist_ok=True)
@@ -113,10 +113,10 @@ def report_worker(run: Location, stage: Stage, platform: str, doing: str, tasks:
         temporary.replace(path)
 
 
-def _tell_store(path: Location, text: str) -> None:
-    """The same at an object store, where each word is a request that work waits for: no more than one in a while."""
-    if time.monotonic() - _told.get(str(path), -NEWS_EVERY) >= NEWS_EVERY:
-        _told[str(path)] = time.monotonic()
+def _report_to_store(path: Location, text: str) -> None:
+    """The same on an object store, where work waits for each request: at most one report per interval."""
+    if time.monotonic() - _reported.get(str(path), -REPORT_INTERVAL) >= REPORT_INTERVAL:
+        _reported[str(path)] = time.monotonic()
         with suppress(UserError), single_attempt():
             write_atomically(path, text.encode())
 
@@ -173,18 +173,18 @@ def write_receipt(run: OpenRun, receipt: Receipt) -> None:
 
 
 def read_receipts(run: OpenRun, stage: Stage) -> Iterator[Receipt]:
-    """The receipts of a stage that are there, by task.
+    """The receipts of a stage, in order of tasks.
 
     Raises:
-        UserError: a receipt belongs to another plan, or speaks of what is no object of a run.
+        UserError: a receipt belongs to another plan, or names an object that no run has.
     """
     files = [paths.receipt_file(run.path, stage, task) for task in range(run.plan.tasks(stage))]
     for task, (path, content) in enumerate(zip(files, read_each(files), strict=True)):
         receipt = record(content, Receipt)
         if receipt is None or (receipt.stage, receipt.task) != (stage, task):
-            continue  # not written, torn by a failing disk, or another task's: this one runs again
+            continue  # missing, torn by a failing disk, or of another task: this one runs again
         if strange := [key for key in receipt.checksums if not _KEY.fullmatch(key)]:
-            raise UserError(f"{path} speaks of {strange[0][:80]!r}, which is no object of a run; remove this receipt")
+            raise UserError(f"{path} names {strange[0][:80]!r}, which is no object of a run; remove this receipt")
         if receipt.fingerprint != run.plan.task_fingerprint(stage, task):
             raise UserError(f"{path} belongs to another plan; the run folder mixes two runs. Use a new run folder.")
         yield receipt
@@ -206,7 +206,7 @@ def missing_tasks(run: OpenRun, stage: Stage) -> list[int]:
 
 
 def require_complete(run: OpenRun, stage: Stage) -> None:
-    """Refuse to go on while a stage has tasks without receipt.
+    """Refuse to go on while a stage has tasks without a receipt.
 
     Raises:
         UserError: names the first of them and the command that runs them.
@@ -221,12 +221,12 @@ def require_complete(run: OpenRun, stage: Stage) -> None:
 
 
 def read_workers(run: Location) -> list[WorkerState]:
-    """What every worker of the run last said, the latest first."""
+    """The last report of every worker of the run, the latest first."""
     return sorted(read_records(paths.workers_folder(run), WorkerState), key=lambda state: -state.since)
 
 
 def write_failures(run: Location, failures: Sequence[Failure]) -> None:
-    """Keep a report of each task that was given up.
+    """Write a report of each task that was given up.
 
     Raises:
         UserError: the disk is full or refuses.
@@ -236,12 +236,12 @@ def write_failures(run: Location, failures: Sequence[Failure]) -> None:
 
 
 def read_failures(run: Location, stage: Stage) -> list[Failure]:
-    """The tasks of a stage that were given up and not done since."""
+    """The tasks of a stage that were given up and are still unfinished."""
     return read_records(paths.failures_folder(run, stage), Failure)
 
 
 def read_records(folder: Location, kind: type[Read]) -> list[Read]:
-    """Every record of a folder that is whole, in order of names."""
+    """Every whole record of a folder, in order of names."""
     files = [path for path in children(folder) if path.name.endswith(".json") and not path.name.startswith(".")]
     found = [record(content, kind) for content in read_each(files)]
     return [each for each in found if each is not None]

@@ -1,7 +1,7 @@
-"""Looks a run folder over before anything is written to it or believed of it: what lies there must be its own.
+"""Checks a run folder for links that lead out of it, before anything in it is written or trusted.
 
-A run that came from somebody else may hold a link in place of a folder; what is then written there, or removed, is
-somebody's else. Knows nothing of what a run consists of.
+A run that came from someone else may hold a link in place of a folder; a write or removal there would hit files outside
+the run. Knows nothing of a run's contents.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from expertmine.storage.untrusted import visible
 
 
 def require_own(run: Location) -> None:
-    """Refuse a run folder with a link that leads out of it, or with what is neither a file nor a folder.
+    """Refuse a run folder with a link that leads out of it, or with an entry that is neither a file nor a folder.
 
-    The run folder itself may be a link, and links may lead from one place of it to another. Nothing is opened or
-    followed on the way; an object store has no links.
+    The run folder itself may be a link, and links may lead from one part of it to another. Nothing is opened or
+    followed meanwhile; an object store has no links.
 
     Raises:
-        UserError: names the first.
+        UserError: names the first such entry.
     """
     if is_remote(run):
         return
@@ -42,11 +42,11 @@ def require_own(run: Location) -> None:
                     "Remove it"
                 )
     except OSError as error:
-        raise UserError(f"{run}: cannot be looked over ({error})") from error
+        raise UserError(f"{run}: cannot be checked for links ({error})") from error
 
 
 def _is_plain(entry: os.DirEntry[str]) -> bool:
-    """A file, a folder, or gone meanwhile."""
+    """Whether an entry is a file, a folder, or gone meanwhile."""
     plain = entry.is_file(follow_symlinks=False) or entry.is_dir(follow_symlinks=False)
     return plain or not os.path.lexists(entry.path)
 
@@ -56,12 +56,12 @@ def _shown(run: Location, home: str, entry: os.DirEntry[str]) -> str:
 
 
 def _entries(top: str) -> Iterator[os.DirEntry[str]]:
-    """All that lies in a folder and below; nothing of what a link leads to."""
+    """Every entry of a folder and of those below it; links are not followed."""
     folders = [top]
     while folders:
         try:
             found = os.scandir(folders.pop())
-        except (FileNotFoundError, NotADirectoryError):  # none yet; or removed meanwhile, by who ends just now
+        except (FileNotFoundError, NotADirectoryError):  # none yet, or removed meanwhile
             continue
         with found:
             for entry in found:

@@ -31,7 +31,7 @@ pass over the store gathers as many concepts as fit; more memory means fewer pas
 
 
 _STORED = {"ap": np.float64, "off_mean": np.float32, "on_p50": np.float32, "on_p90": np.float32}
-"""Statistics that the reference's table has, in its order."""
+"""Statistics of the reference's table, in its order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ def export_selfcond(
 
     Raises:
         UnknownConcept: there is none of a name.
-        UserError: scoring is not complete, the run kept statistics of some units only, or the disk refuses.
+        UserError: scoring is not complete, the run kept statistics of some units only, or the disk is full.
     """
     plan = run.plan
     pooling = pooling or plan.responses.poolings[0]
@@ -68,13 +68,13 @@ def export_selfcond(
         raise UserError(f"{run} has no {pooling} pooling; it has {', '.join(plan.responses.poolings)}")
     if plan.kept_columns is not None:
         raise UserError(
-            f"{run} keeps statistics beside average precision of {plan.kept_columns} units a block only, but this "
-            "format has them of every unit; plan and score it again with `--keep all`"
+            f"{run} keeps statistics other than average precision for only {plan.kept_columns} units per block, but "
+            "this format has them for every unit; plan and score it again with `--keep all`"
         )
     require_complete(run, "score")
     store, corpus = Store(run), open_corpus(run)
     chosen = [corpus.concept(name) for name in dict.fromkeys(concepts)] or list(corpus.concepts)
-    # Names are told apart among all concepts, so that one has the same folder whichever are exported with it.
+    # File names are made unique among all concepts, so that a concept has the same folder whichever are exported.
     groups = file_names(concept.group for concept in corpus.concepts)
     names = {
         group: file_names(each.name for each in corpus.concepts if each.group == group)
@@ -92,7 +92,7 @@ def export_selfcond(
 
 
 def _model_name(name: str) -> str:
-    """A hub id as it is, of a folder its own name only."""
+    """A hub id as it is; of a folder only its own name."""
     return Path(name).name if Path(name).is_absolute() else name
 
 
@@ -108,9 +108,9 @@ def _layers(plan: Plan) -> list[_Layer]:
 def _gathered(
     store: Store, plan: Plan, pooling: Pooling, concepts: Sequence[Concept], memory: int
 ) -> Iterator[tuple[Concept, dict[str, NDArray[np.floating[Any]]]]]:
-    """Concepts with their statistics, each (units,), so many at once as fit the memory.
+    """Concepts with their statistics, each (units,), as many at once as fit the memory.
 
-    Beside what is gathered, a chunk of one statistic, (concepts, units of a block), is held.
+    Beside the gathered statistics, a chunk of one statistic, (concepts, units of a block), is held.
     """
     units = plan.layout.units
     each = units * sum(np.dtype(dtype).itemsize for dtype in _STORED.values())

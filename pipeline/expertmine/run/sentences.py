@@ -1,8 +1,8 @@
-"""The sentences of a run in the order in which they are stored: which text lies in which row.
+"""The sentences of a run in the order in which they are stored: which text is in which row.
 
-A run begins with the sentences of its corpus, in their order. When the corpus grows, those that are not there yet are
-added behind as another segment; what was stored stays where it is. On disk (``RUN/sentences/``): one Parquet file a
-segment, ``key`` and ``text``, a row group for each partition, so that an extracting process reads no more than its own.
+A run begins with the sentences of its corpus, in their order. When the corpus grows, its new sentences are appended as
+another segment; stored rows stay where they are. On disk (``RUN/sentences/``): one Parquet file per segment, with
+``key`` and ``text``, and a row group per partition, so that an extracting process reads no more than its own.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _BATCH = 1 << 16
 
 
 def segment_of(table: pa.Table) -> Segment:
-    """What a plan says of a table of keys and texts."""
+    """The segment that a plan has for a table of keys and texts."""
     digest = hashlib.sha256()
     for keys in table["key"].chunks:
         for start in range(0, len(keys), _BATCH):
@@ -55,7 +55,7 @@ def texts(run: OpenRun, partition: int) -> list[str]:
     """The sentences of one partition, in order of their rows.
 
     Raises:
-        UserError: the file is missing, torn, or holds other texts than their keys say.
+        UserError: the file is missing or torn, or its texts do not match their keys.
     """
     layout = run.plan.layout
     segment = layout.segment_of(partition)
@@ -72,17 +72,17 @@ def texts(run: OpenRun, partition: int) -> list[str]:
 
 
 def rows_of(run: OpenRun, corpus: Corpus) -> NDArray[np.int64]:
-    """The row in which each sentence of a corpus is stored, −1 for those that are not; (sentences,).
+    """(sentences,) the row in which each sentence of a corpus is stored, −1 if it is not stored.
 
     Raises:
         UserError: the run's sentences cannot be read, or are not those of its plan.
     """
     segments = list(_keys(run))
-    places = pc.index_in(corpus.table("sentences")["key"].cast(pa.large_string()), pa.chunked_array(segments))
+    at = pc.index_in(corpus.table("sentences")["key"].cast(pa.large_string()), pa.chunked_array(segments))
     first = np.concatenate(
-        [run.plan.layout.first_row(at) + np.arange(len(keys)) for at, keys in enumerate(segments)]
-    )  # by place among all keys
-    found = places.fill_null(-1).to_numpy().astype(np.int64)
+        [run.plan.layout.first_row(segment) + np.arange(len(keys)) for segment, keys in enumerate(segments)]
+    )  # the row of each key
+    found = at.fill_null(-1).to_numpy().astype(np.int64)
     return np.where(found >= 0, first[found], -1)
 
 

@@ -1,4 +1,4 @@
-"""Small tables that tasks leave beside the store, a file for each block, proven by the receipts as its objects are."""
+"""Small tables that tasks write beside the store, a file per block; receipts carry their checksums too."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ _KINDS = {
         "held_out_high": pa.float64(),
     },
 }
-"""Columns of each kind of table, and their types; one in brackets is of as many numbers a row, of any fixed count."""
+"""Columns of each kind of table, and their types; a type in brackets is a list of any fixed length."""
 
 
 def write_null(
     run: OpenRun, pooling: Pooling, block: int, shuffled: NDArray[np.int64], max_ap: NDArray[np.float64]
 ) -> dict[str, str]:
-    """Keep the best average precision of a block in each shuffle of labels.
+    """Write the best average precision of a block in each shuffle of labels.
 
     Args:
         shuffled: (shuffles,) the concept whose labels were shuffled.
         max_ap: (shuffles,)
 
     Returns:
-        The table's checksum by its key, for the receipt; nothing where there are no shuffles.
+        The table's checksum by its key, for the receipt; empty if there are no shuffles.
 
     Raises:
         UserError: the disk is full or refuses.
@@ -64,7 +64,7 @@ def read_null(run: OpenRun, pooling: Pooling) -> tuple[NDArray[np.int64], NDArra
 
 
 def write_selection(run: OpenRun, pooling: Pooling, units: NDArray[np.int64]) -> None:
-    """Keep which units of each concept are assessed, (concepts, assessed), best first.
+    """Write which units of each concept are assessed, (concepts, assessed), the best first.
 
     Raises:
         UserError: the disk is full or refuses.
@@ -84,7 +84,7 @@ def read_selection(run: OpenRun, pooling: Pooling) -> NDArray[np.int64]:
 
 
 def has_selection(run: OpenRun, pooling: Pooling) -> bool:
-    """Whether it is written down which units are assessed."""
+    """Whether the units that are assessed have been written."""
     try:
         read_selection(run, pooling)
     except UserError:
@@ -96,18 +96,18 @@ def write_assessment(
     run: OpenRun,
     pooling: Pooling,
     block: int,
-    places: tuple[NDArray[np.int64], NDArray[np.int64]],
+    at: tuple[NDArray[np.int64], NDArray[np.int64]],
     units: NDArray[np.int64],
     resampled: NDArray[np.float32],
     interval: NDArray[np.float64],
 ) -> dict[str, str]:
-    """Keep what came of assessing a block's units.
+    """Write the assessment of a block's units.
 
     Args:
-        places: the concept and the place among its selected units, both (assessed in this block,).
+        at: the concept, and the rank among its selected units from 0, both (assessed in this block,).
         units: (assessed in this block,)
-        resampled: (assessed in this block, resamples) average precision on mined sentences drawn anew.
-        interval: (assessed in this block, 2) of average precision on held-out sentences, NaN where there are none.
+        resampled: (assessed in this block, resamples) average precision on mined sentences drawn again.
+        interval: (assessed in this block, 2) of average precision on held-out sentences, NaN without any.
 
     Returns:
         The table's checksum by its key, for the receipt.
@@ -116,8 +116,8 @@ def write_assessment(
         UserError: the disk is full or refuses.
     """
     columns = {
-        "concept": places[0],
-        "place": places[1],
+        "concept": at[0],
+        "place": at[1],
         "unit": units,
         "resampled_ap": pa.FixedSizeListArray.from_arrays(resampled.ravel(), resampled.shape[1]),
         "held_out_low": interval[:, 0],
@@ -127,7 +127,7 @@ def write_assessment(
 
 
 def read_assessments(run: OpenRun, pooling: Pooling) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """What came of all blocks.
+    """Read the assessments of all blocks.
 
     Returns:
         (concepts, assessed, resamples) and (concepts, assessed, 2), see `write_assessment`.
@@ -145,7 +145,7 @@ def read_assessments(run: OpenRun, pooling: Pooling) -> tuple[NDArray[np.float32
         inside = all(((ids >= 0) & (ids < count)).all() for ids, count in zip(at, shape, strict=True))
         flat = table["resampled_ap"].combine_chunks().flatten().to_numpy()
         if not inside or len(flat) != table.num_rows * run.plan.scoring.resamples:
-            break  # and leave a gap
+            break  # leaves a gap, which is refused below
         if (selected[at] != table["unit"].to_numpy()).any():
             break
         resampled[at] = flat.reshape(-1, run.plan.scoring.resamples)
@@ -160,7 +160,7 @@ def read_assessments(run: OpenRun, pooling: Pooling) -> tuple[NDArray[np.float32
 
 
 def tables_are_sound(run: OpenRun, checksums: Mapping[str, str]) -> bool:
-    """Whether the tables among a receipt's objects are there with the bytes that were written."""
+    """Whether the tables that a receipt names still have the bytes that were written."""
     try:
         return all(sha256_file(run.path / key) == checksum for key, checksum in checksums.items() if is_table(key))
     except FileNotFoundError:
@@ -170,7 +170,7 @@ def tables_are_sound(run: OpenRun, checksums: Mapping[str, str]) -> bool:
 
 
 def is_table(key: str) -> bool:
-    """Whether an object of a receipt is a table, and not the store's."""
+    """Whether a key of a receipt names a table, and not an object of the store."""
     return key.split("/")[0] in (NULL, ASSESSMENT)
 
 

@@ -2,11 +2,11 @@
 
 A shard is the write unit: zarr cannot write part of one, so an extraction task owns the shards of its rows and a
 scoring task the chunks of its units, and every dimension is padded to whole ones. What a task writes is encoded in
-memory and put in its place whole, with a checksum of its bytes for the receipt. Responses are stored unit-major (a
+memory and written whole, with a checksum of its bytes for the receipt. Responses are stored unit-major (a
 transposed codec), which compresses better and is the order in which scoring reads.
 
-What an array is, the plan alone says. The descriptions that lie in a store (``zarr.json``) are compared with the plan's
-and never acted upon: a stranger's could name other codecs, or shapes that no memory holds.
+The plan alone says what an array is. The descriptions in a store (``zarr.json``) are compared with the plan's and never
+acted upon: an untrusted one could name other codecs, or shapes that no memory holds.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ STATISTICS = {
 }
 """Stored statistics a (concept, unit) and their types. ``held_out_ap`` is NaN for concepts without held-out labels."""
 KEPT = "unit"
-"""Where only some units' statistics are kept: which, for each concept and column; -1 where a block has no more."""
+"""If only some units' statistics are kept: their unit ids, by concept and column; -1 where a block has no more."""
 
 DESCRIPTION = "zarr.json"
 LARGEST_DESCRIPTION = 1 << 16
@@ -103,9 +103,9 @@ class Store:
         """Store one partition.
 
         Args:
-            rows: (sentences that were run,) their places in the partition.
+            rows: (sentences that were run,) their positions in the partition.
             responses: of each pooling, (sentences that were run, units), of the plan's type.
-            tokens: (sentences that were run,) how many tokens were pooled; those not run are stored as 0.
+            tokens: (sentences that were run,) how many tokens were pooled; 0 is stored for those that were not run.
 
         Returns:
             The checksum of each object written, by its key, for the receipt.
@@ -127,7 +127,7 @@ class Store:
         return checksums | self._put("tokens", (index,), padded_tokens)
 
     def require_every_shard(self) -> None:
-        """Refuse to read responses or tokens of which a part is lost: zarr would make zeros of it.
+        """Refuse to read responses or tokens if a shard is lost: zarr would read zeros.
 
         Raises:
             UserError: names the first partition that lost one.
@@ -136,31 +136,31 @@ class Store:
         responses = [f"responses/{pooling}" for pooling in self.plan.responses.poolings]
         there = {f"{name}/{key}" for name in ("tokens", *responses) for key in self._objects(name)}
         for partition in range(self.plan.layout.partitions):
-            places = [("tokens", (partition,)), *((name, (partition, shard)) for name in responses for shard in shards)]
-            if not all(self._key(*place) in there for place in places):
+            keys = [("tokens", (partition,)), *((name, (partition, shard)) for name in responses for shard in shards)]
+            if not all(self._key(*key) in there for key in keys):
                 raise UserError(f"{self._path}: partition {partition} has lost a shard; {_REMEDY}")
 
     def _objects(self, name: str) -> dict[str, int]:
         """Bytes of every object under a name, by its key there."""
         return self._reading(lambda: sizes(self._path / name))
 
-    def _key(self, name: str, place: tuple[int, ...]) -> str:
+    def _key(self, name: str, position: tuple[int, ...]) -> str:
         """Of a chunk that is not in a shard, or a shard, of an array."""
-        return f"{name}/{self._arrays[name].metadata.encode_chunk_key(place)}"
+        return f"{name}/{self._arrays[name].metadata.encode_chunk_key(position)}"
 
-    def _put(self, name: str, place: tuple[int, ...], values: NDArray[Any]) -> dict[str, str]:
+    def _put(self, name: str, position: tuple[int, ...], values: NDArray[Any]) -> dict[str, str]:
         """Write one whole object of an array; returns its checksum by its key.
 
-        Zarr itself would read what an earlier attempt left there before it writes, and stumble over a torn one.
+        Zarr itself would read the object of an earlier attempt before it writes, and fail on a torn one.
         """
         encoded = _encode(_layouts(self.plan)[name], values).to_bytes()
-        key = self._key(name, place)
+        key = self._key(name, position)
         write_atomically(self._path / key, encoded)
         self._written[key] = len(encoded)
         return {key: hashlib.sha256(encoded).hexdigest()}
 
     def written_bytes(self, keys: Iterable[str]) -> int:
-        """Bytes of objects that were just written here, by their keys; other keys count nothing."""
+        """Bytes of objects that this process has just written, by their keys; other keys count 0."""
         return sum(self._written.pop(key, 0) for key in keys)
 
     def sound(self, checksums: Mapping[str, str]) -> bool:
@@ -168,7 +168,7 @@ class Store:
         return all(self._checksum(key) == checksum for key, checksum in checksums.items())
 
     def stored_bytes(self, keys: Iterable[str]) -> int:
-        """Bytes of some objects, by their keys; what is not there takes none."""
+        """Bytes of some objects, by their keys; absent ones count 0."""
         found = self._objects("")
         return sum(found.get(key, 0) for key in keys)
 
@@ -183,7 +183,7 @@ class Store:
     def _reading(self, read: Callable[[], Read]) -> Read:
         try:
             return with_retries(self._path, read)
-        # What zarr and its codecs raise over torn bytes; the last two where those would have it read endlessly many.
+        # Raised by zarr and its codecs for torn bytes; the last two if those ask for an endless read.
         except (OSError, ValueError, RuntimeError, OverflowError, MemoryError) as error:
             why = str(error) or type(error).__name__
             raise UserError(f"{self._path} is damaged or cannot be read ({why}); {_REMEDY}") from error
@@ -237,7 +237,7 @@ class Store:
         return self._reading(lambda: np.asarray(array[:, units.start : units.stop]))
 
     def read_kept(self, pooling: Pooling, statistic: str, block: int) -> NDArray[Any]:
-        """One statistic of the units of a block that were kept, or `KEPT`, which they are; (concepts, kept columns).
+        """(concepts, kept columns) one statistic of the kept units of a block, or their ids, `KEPT`.
 
         Raises:
             UserError: a chunk is damaged.
@@ -248,7 +248,7 @@ class Store:
 
 
 def create_store(run: OpenRun) -> None:
-    """Make the arrays of a run that are not there yet, and lengthen those of a run that has grown.
+    """Create the missing arrays of a run, and lengthen those of a run that has grown.
 
     For one process, before workers open the store.
 
@@ -262,7 +262,7 @@ def create_store(run: OpenRun) -> None:
         if name in templates and found[name] is not None:
             if _normalised_metadata(found[name]) == _normalised_metadata(description):
                 continue
-            if name.startswith("expertise/"):  # of another plan's concepts; all is scored anew
+            if name.startswith("expertise/"):  # of another plan's concepts; everything is scored again
                 remove_folder(path / name)
             elif not _is_longer(description, found[name]):
                 raise _another_layout(path / name)
@@ -279,17 +279,17 @@ def _template_arrays(plan: Plan) -> tuple[dict[str, zarr.Array[Any]], dict[str, 
 
 
 def _read_descriptions(path: Location, names: Iterable[str]) -> dict[str, bytes | None]:
-    """The beginning of each description, as far as an honest one goes; None where there is none.
+    """The beginning of each description, as long as an honest one is; None if there is none.
 
     Raises:
         UserError: they cannot be read.
     """
-    places = {name: path / name / DESCRIPTION for name in names}
-    return dict(zip(places, read_each(list(places.values()), LARGEST_DESCRIPTION + 1), strict=True))
+    files = {name: path / name / DESCRIPTION for name in names}
+    return dict(zip(files, read_each(list(files.values()), LARGEST_DESCRIPTION + 1), strict=True))
 
 
 def _normalised_metadata(description: bytes | None) -> dict[str, Any] | None:
-    """What a description says, without what goes without saying; None for one that nobody of ours wrote."""
+    """A description with its defaults filled in; None if it is not one of ours."""
     try:
         said = json.loads(description or b"") if len(description or b"") <= LARGEST_DESCRIPTION else None
     except (ValueError, RecursionError):
