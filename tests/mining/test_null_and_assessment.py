@@ -290,7 +290,7 @@ def test_what_is_kept_of_some_units_is_what_all_have(mined: Path, tmp_path: Path
     for at in (0, 4):
         assert str(ours.worst.slice(at, 4).to_pylist()) == str(theirs.worst.slice(at * 10, 4).to_pylist())
     assert ours.distribution.equals(theirs.distribution)
-    with pytest.raises(UserError, match="--top-k is 6: expected 1 to 5, as many as --keep"):
+    with pytest.raises(UserError, match="--top-k is 6: expected 1 to 5, as many as have their statistics kept"):
         run_reduce(run, 6)
     shapes = {name: Store(open_run(run)).read_kept("max", name, 0).shape for name in STATISTICS.keys() - {"ap"}}
     assert set(shapes.values()) == {(2, 10)}
@@ -353,8 +353,8 @@ def test_too_little_memory_is_told_with_what_would_do(mined: Path, tiny_model: P
 
 
 @pytest.mark.parametrize("given_, message", [
-    ({"keep": 0}, "keep is 0"), ({"permutations": -1}, "permutations are -1"), ({"null": "none"}, "null is 'none'"),
-    ({"resamples": -5}, "resamples are -5"),
+    ({"keep": 0}, "keep is 0"), ({"permutations": -1}, "permutations is -1"), ({"null": "none"}, "null is 'none'"),
+    ({"resamples": -5}, "resamples is -5"),
 ])  # fmt: skip
 def test_settings_without_sense_are_refused(given_: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):

@@ -177,7 +177,7 @@ def require(run: Location) -> None:
 
 
 def _overtaken(run: Location, by: LeaseHolder) -> StageError:
-    return StageError(f"{run} is now driven by {by}; this process was silent for too long, and stops")
+    return StageError(f"{run} is driven by {by} now; this process was silent for too long, and stops")
 
 
 def _take(run: Location, command: str, tell: Callable[[str], None]) -> Lease:
