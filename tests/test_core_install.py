@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -106,3 +107,10 @@ def test_other_commands_say_which_extra_they_need(command: list[str], extra: str
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"expertmine: `expertmine {command[0]}` needs packages that are not installed (")
     assert line.endswith(f"): pip install 'expertmine[{extra}]'")
+
+
+def test_a_report_needs_its_extra_alone(mined: Path, tmp_path: Path) -> None:
+    python = make_environment(tmp_path / "environment", "report")
+    own = shutil.copytree(mined, tmp_path / "run")
+    done = run(python, "-m", "expertmine", "report", own, "--out", tmp_path / "report.html")
+    assert done.returncode == 0, done.stderr
