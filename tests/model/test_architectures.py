@@ -107,7 +107,7 @@ def test_responses_in_a_padded_batch_equal_those_of_single_sentences(name: str, 
         real = torch.tensor(texts[row].real)
         by_hand = torch.cat([outputs[hookpoint.name][real].amax(0) for hookpoint in hookpoints])
         torch.testing.assert_close(pooled["float32"][at], by_hand, rtol=1e-5, atol=1e-5)
-        # Half a unit in the last of float16's eleven binary places, beside what float32 itself may differ by.
+        # Half a unit in the last of float16's 11 bits, plus the difference allowed for float32.
         torch.testing.assert_close(pooled["float16"][at].float(), by_hand, rtol=2**-11 + 1e-5, atol=1e-5)
 
 

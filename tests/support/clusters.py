@@ -69,7 +69,7 @@ def end_session(folder: Path) -> None:
 
 
 def ray_address() -> str:
-    """The session's Ray: four CPUs, of which a test takes two at most."""
+    """Address of the session's Ray, which has four CPUs; a test uses at most two."""
     return _address("ray", RAY)
 
 

@@ -20,7 +20,7 @@ Finished: TypeAlias = "subprocess.CompletedProcess[str]"
 
 
 def expertmine(*arguments: object) -> Finished:
-    """Run a command in this process; exit code, output and messages are those of a process of its own.
+    """Run a command in this process; exit code, output and messages are the same as in a separate process.
 
     An exception that the command line does not catch is raised here.
     """
@@ -53,7 +53,7 @@ def _restored_process() -> Iterator[None]:
 
 
 def expertmine_process(*arguments: object, timeout: float = 300) -> Finished:
-    """Run a command in a process of its own: for what is of the process, as its exit code and its log on stderr."""
+    """Run a command in a separate process, for tests of the process itself: its exit code, its log on stderr."""
     command = [sys.executable, "-m", "expertmine", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout)
 

@@ -1,4 +1,4 @@
-"""What the project declares that it needs, and what that brings, read from the environment that tests run in."""
+"""The project's declared dependencies and their own dependencies, read from the environment of the tests."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ def pyproject() -> dict[str, Any]:
 
 
 def project() -> dict[str, Any]:
-    """The table of that name in pyproject.toml."""
+    """Return the project table of pyproject.toml."""
     found: dict[str, Any] = pyproject()["project"]
     return found
 
 
 @cache
 def providers() -> dict[str, frozenset[str]]:
-    """The distributions that have each top-level module of this environment."""
+    """Map each top-level module of this environment to the distributions that provide it."""
     return {module: frozenset(map(canonicalize_name, names)) for module, names in packages_distributions().items()}
 
 
 def declared(extra: str | None = None) -> list[Requirement]:
-    """What the core needs, or an extra beside it; those that it names of the project's own are followed."""
+    """Return the dependencies of the core or of an extra, including those of the project's extras that it names."""
     texts = project()["dependencies"] if extra is None else project()["optional-dependencies"][extra]
     found: list[Requirement] = []
     for requirement in map(Requirement, texts):
@@ -46,7 +46,7 @@ def declared(extra: str | None = None) -> list[Requirement]:
 
 
 def needs(name: str, extras: Iterable[str]) -> list[Requirement]:
-    """What an installed distribution needs for some of its extras, and for none of them where that is said by ""."""
+    """Return an installed distribution's dependencies for some of its extras; "" stands for no extra."""
     found = map(Requirement, requires(name) or ())
     return [
         each for each in found if each.marker is None or any(each.marker.evaluate({"extra": extra}) for extra in extras)
@@ -54,7 +54,7 @@ def needs(name: str, extras: Iterable[str]) -> list[Requirement]:
 
 
 def direct(extra: str | None = None) -> set[str]:
-    """Distributions that are declared, by name or as an extra of one that is."""
+    """Return the declared distributions, including the extras of declared ones."""
     found: set[str] = set()
     for requirement in declared(extra):
         found.add(canonicalize_name(requirement.name))

@@ -163,8 +163,15 @@ def _configure(folder: Path) -> None:
         for name, at in zip(NODES, ports, strict=True)
     ]
     first = 100_000 + secrets.randbelow(900_000)  # unlike the jobs of other clusters on this machine
-    told = {"first": first, "host": host, "address": address, "port": port, "user": getpass.getuser(), "folder": folder}
-    text = CONFIGURATION.format(**told, nodes="\n".join(nodes))
+    fields = {
+        "first": first,
+        "host": host,
+        "address": address,
+        "port": port,
+        "user": getpass.getuser(),
+        "folder": folder,
+    }
+    text = CONFIGURATION.format(**fields, nodes="\n".join(nodes))
     (folder / "slurm.conf").write_text(text)
 
 

@@ -11,9 +11,9 @@ from expertmine.errors import UserError
 
 
 def new_squarer(folder: Path) -> Callable[[], Callable[[int], int]]:
-    """Makes workers that kill their own process at the first sight of task 3, and refuse task 13.
+    """Return a factory of workers that kill their process when they first get task 3, and refuse task 13.
 
-    What is defined in a function travels to other processes by value: they cannot import this file.
+    The worker is defined inside so that it is pickled by value: other processes cannot import this file.
     """
 
     def square(task: int) -> int:

@@ -121,12 +121,12 @@ def test_what_happens_in_workers_is_logged_by_the_driver(tmp_path: Path, caplog:
         "task retried", "task retried", "task retried", "task failed", "stage stopped",
     ]  # fmt: skip
     assert all((fields["run"], fields["stage"]) == (str(tmp_path), "extract") for _, fields in events)
-    told = dict(events)
-    assert (told["task finished"]["worker"], told["task finished"]["seconds"]) == ("m-7", 1.5)
-    assert told["task finished"]["counts"] == {"sentences": 8, "tokens": 90, "dropped": 1}
-    assert (told["worker lost"]["worker"], told["worker lost"]["tasks"]) == ("m-7", (1, 2))
-    assert (told["task failed"]["worker"], told["task failed"]["attempts"]) == ("m-8", 3)
-    assert (told["stage stopped"]["done"], told["stage stopped"]["failed"]) == (1, 1)
+    fields_of = dict(events)
+    assert (fields_of["task finished"]["worker"], fields_of["task finished"]["seconds"]) == ("m-7", 1.5)
+    assert fields_of["task finished"]["counts"] == {"sentences": 8, "tokens": 90, "dropped": 1}
+    assert (fields_of["worker lost"]["worker"], fields_of["worker lost"]["tasks"]) == ("m-7", (1, 2))
+    assert (fields_of["task failed"]["worker"], fields_of["task failed"]["attempts"]) == ("m-8", 3)
+    assert (fields_of["stage stopped"]["done"], fields_of["stage stopped"]["failed"]) == (1, 1)
     assert recorded == [
         ("expertmine_tasks_waiting", 2),
         ("expertmine_tasks_in_flight", 2),

@@ -94,17 +94,17 @@ def new_counter() -> Callable[[], Callable[[int], Receipt]]:
 def test_workers_that_die_are_told_of_on_ray(tmp_path: Path) -> None:
     from expertmine.runtime import ray
 
-    told: list[Event] = []
+    seen: list[Event] = []
     with ray.cluster(None, cpus=1):
         done = list(
-            ray.run(new_squarer(tmp_path), [2, 3, 13], 1, cpus_each=1, gpus_each=0, in_flight=2, tell=told.append)
+            ray.run(new_squarer(tmp_path), [2, 3, 13], 1, cpus_each=1, gpus_each=0, in_flight=2, tell=seen.append)
         )
-    first, second = (event.worker for event in told if isinstance(event, Joined))
-    (lost,) = (event for event in told if isinstance(event, Lost))
+    first, second = (event.worker for event in seen if isinstance(event, Joined))
+    (lost,) = (event for event in seen if isinstance(event, Lost))
     assert lost.worker == first != second
     assert 3 in lost.tasks
-    assert {event.task for event in told if isinstance(event, Retried)} == {*lost.tasks}
-    assert told[-1] == Queue(0, 0)
+    assert {event.task for event in seen if isinstance(event, Retried)} == {*lost.tasks}
+    assert seen[-1] == Queue(0, 0)
     (failed,) = (each for each in done if isinstance(each, Failed))
     assert failed.worker == second
     assert {*done} == {4, 9, failed}
@@ -113,24 +113,24 @@ def test_workers_that_die_are_told_of_on_ray(tmp_path: Path) -> None:
 def test_workers_that_die_are_told_of_on_dask(tmp_path: Path) -> None:
     from expertmine.runtime import dask
 
-    told: list[Event] = []
+    seen: list[Event] = []
     with dask.cluster(None, workers=1) as client:
-        assert {*dask.run(client, new_squarer(tmp_path), [2, 3, 4], told.append)} == {4, 9, 16}
-    (lost,) = (event for event in told if isinstance(event, Lost))
+        assert {*dask.run(client, new_squarer(tmp_path), [2, 3, 4], seen.append)} == {4, 9, 16}
+    (lost,) = (event for event in seen if isinstance(event, Lost))
     assert lost.worker.startswith("tls://127.0.0.1:")
     assert 3 in lost.tasks
-    assert {event.task for event in told if isinstance(event, Retried)} == {*lost.tasks}
-    assert told[-1] == Queue(0, 0)
+    assert {event.task for event in seen if isinstance(event, Retried)} == {*lost.tasks}
+    assert seen[-1] == Queue(0, 0)
 
 
 def test_one_process_tells_how_much_is_left(tmp_path: Path) -> None:
-    told: list[Event] = []
+    seen: list[Event] = []
     (tmp_path / "killed").touch()
-    assert len(list(serial.run(new_squarer(tmp_path), range(5), in_flight=2, tell=told.append))) == 5
-    left = [event.waiting + event.in_flight for event in told if isinstance(event, Queue)]
+    assert len(list(serial.run(new_squarer(tmp_path), range(5), in_flight=2, tell=seen.append))) == 5
+    left = [event.waiting + event.in_flight for event in seen if isinstance(event, Queue)]
     assert left == sorted(left, reverse=True)
-    assert told[-1] == Queue(0, 0)
-    assert all(event.in_flight <= 2 for event in told if isinstance(event, Queue))
+    assert seen[-1] == Queue(0, 0)
+    assert all(event.in_flight <= 2 for event in seen if isinstance(event, Queue))
 
 
 def test_without_prometheus_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
