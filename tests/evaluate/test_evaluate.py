@@ -94,7 +94,7 @@ def test_the_classifier_never_sees_a_mined_sentence(corpus: Corpus) -> None:
 
 
 def test_too_few_held_out_sentences_are_refused(corpus: Corpus) -> None:
-    with pytest.raises(UserError, match=r"'rare' has \d held-out positives and a classifier needs 10"):
+    with pytest.raises(UserError, match=r"'rare' has \d held-out positives but its classifier needs 10"):
         train(corpus, corpus.concept("rare").concept_id, seed=0)
 
 
@@ -160,9 +160,8 @@ def test_self_bleu_is_that_by_hand(n: int) -> None:
     assert self_bleu(["The same text as ever, here!"] * 3, n) == pytest.approx(1)
     assert self_bleu(["alone", "  "], n) is None
     many = [f"text {at} of many {at % 3}" for at in range(30)]
-    assert (
-        self_bleu(many, n, most=5, seed=1) == self_bleu(many, n, most=5, seed=1) != self_bleu(many, n, most=5, seed=2)
-    )
+    one, again, other = (self_bleu(many, n, max_texts=5, seed=seed) for seed in (1, 1, 2))
+    assert one == again != other
 
 
 def test_words_of_a_concept_are_whole_words_in_any_number() -> None:
@@ -288,8 +287,8 @@ def test_a_cell_is_steered_as_its_settings_say_and_read_by_the_model_they_name(e
     settings = replace(SMALL, samples=12, seed=5, steering=steering, judge_model="embedded")
     found = concept.evaluate(evaluated, ["man.n.01"], 1, (15,), settings)
     generator = Generator(evaluated, "cpu")
-    asked = GenerationRequest(("man.n.01",), replace(steering, k=15), count=12, max_new_tokens=5, seed=5)
-    texts = [text.strip() for text in generator(asked)]
+    request = GenerationRequest(("man.n.01",), replace(steering, k=15), count=12, max_new_tokens=5, seed=5)
+    texts = [text.strip() for text in generator(request)]
     point = found.curves[0].points[1].success
     assert list(point.examples) == texts[:5]
     own = losses(load_model("embedded", device="cpu"), texts)
@@ -333,7 +332,7 @@ def test_what_is_done_is_not_done_again(evaluated: Path, monkeypatch: pytest.Mon
     first = concept.evaluate(evaluated, ["metallic_element.n.01"], 1, (5,), settings)
     calls: list[int] = []
     real = Generator.write
-    monkeypatch.setattr(Generator, "write", lambda self, asked: calls.append(len(asked)) or real(self, asked))  # type: ignore[func-returns-value]
+    monkeypatch.setattr(Generator, "write", lambda self, requests: calls.append(len(requests)) or real(self, requests))  # type: ignore[func-returns-value]
     assert concept.evaluate(evaluated, ["metallic_element.n.01"], 1, (5,), settings) == first
     assert calls == []
     concept.evaluate(evaluated, ["metallic_element.n.01"], 1, (5, 10), settings)
@@ -346,11 +345,11 @@ def test_an_evaluation_that_was_stopped_goes_on(evaluated: Path, monkeypatch: py
     settings = replace(SMALL, seed=11)
     real, calls = Generator.write, []
 
-    def write(self: Generator, asked: Sequence[GenerationRequest]) -> list[list[str]]:
+    def write(self: Generator, requests: Sequence[GenerationRequest]) -> list[list[str]]:
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return real(self, asked)
+        return real(self, requests)
 
     monkeypatch.setattr(Generator, "write", write)
     with pytest.raises(KeyboardInterrupt):
@@ -359,7 +358,7 @@ def test_an_evaluation_that_was_stopped_goes_on(evaluated: Path, monkeypatch: py
     assert len(calls) == 5  # two before the interruption, the one that was interrupted, and the two that were left
 
 
-def test_the_chosen_k_is_kept_in_the_index_until_it_is_made_anew(evaluated: Path) -> None:
+def test_the_chosen_k_is_kept_until_the_index_is_made_again(evaluated: Path) -> None:
     index = Experts.load(evaluated)
     index.keep_chosen({"metallic_element.n.01": 20, "man.n.01": None}, "a rule")
     index.keep_chosen({"woman.n.01": 7}, "a rule")
@@ -524,9 +523,9 @@ def test_a_word_of_several_tokens_takes_their_product(loaded: LoadedModel) -> No
     found = next_word_mass(loaded, prompt, added, 2)
     for at, word in enumerate(added):
         expected = 1.0
-        for place, token in enumerate(word):
+        for at, token in enumerate(word):
             with torch.no_grad():
-                logits = loaded.model(torch.tensor([[*prompt, *word[:place]]])).logits[0, -1]
+                logits = loaded.model(torch.tensor([[*prompt, *word[:at]]])).logits[0, -1]
             expected *= logits.double().softmax(0)[token].item()
         assert found[:, at].tolist() == pytest.approx([expected] * 2, rel=1e-5)
 
@@ -593,10 +592,10 @@ def test_bad_requests_are_refused_before_anything_is_generated(mined: Path, eval
         concept.evaluate(mined, (), 1, (5,))
     with pytest.raises(UserError, match=r"no concept 'man\.n\.01'.*mine it, or name others"):
         parity.evaluate(mined)
-    with pytest.raises(UserError, match="the ladder has no k above 0"):
+    with pytest.raises(UserError, match="no k above 0 is given"):
         parity.evaluate(evaluated, ladder=(0,))
     (tmp_path / "none.txt").write_text("# nothing\n\n")
-    with pytest.raises(UserError, match="has no occupation"):
+    with pytest.raises(UserError, match="has no occupations"):
         read_occupations(tmp_path / "none.txt")
 
 

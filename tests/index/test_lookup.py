@@ -1,4 +1,4 @@
-"""Questions to an index, against loops over its experts, and SciPy's rank correlation."""
+"""Look-ups in an index, against loops over its experts and SciPy's rank correlation."""
 
 from __future__ import annotations
 
@@ -151,8 +151,8 @@ def test_a_mined_run_answers_too(mined: Path) -> None:
     ("model.h.0.in:25", "has no channel '25'; expected 0 to 24"),
     ("model.h.0.in:-1", "has no channel '-1'"),
     ("model.h.0.in:²", "has no channel"),
-    ("model.h.0.in", r"is no unit of 'ann/model'.*did you mean model\.h\.0\.in:0"),
-    ("", "is no unit"),
+    ("model.h.0.in", r"is not a unit of 'ann/model'.*did you mean model\.h\.0\.in:0"),
+    ("", "is not a unit"),
 ])  # fmt: skip
 def test_units_that_are_not_there_are_refused(text: str, message: str, experts: Experts) -> None:
     with pytest.raises(UserError, match=message):
@@ -176,8 +176,8 @@ def test_what_is_out_of_range_or_unknown_is_refused(experts: Experts) -> None:
 
 def test_the_commands_print_what_the_functions_say(folder: Path, experts: Experts) -> None:
     unit = experts["concept 3"][0].unit
-    place = f"{HOOKPOINTS[unit // WIDTH]}:{unit % WIDTH}"
-    found = json.loads(succeed("unit", folder, place, "--json"))
+    address = f"{HOOKPOINTS[unit // WIDTH]}:{unit % WIDTH}"
+    found = json.loads(succeed("unit", folder, address, "--json"))
     assert found["unit"] == unit
     assert [each["concept"] for each in found["concepts"]] == [
         each.concept for each in lookup.concepts_of(experts, unit)

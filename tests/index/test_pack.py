@@ -1,4 +1,4 @@
-"""Packs: whole, small, and what a stranger's pack may try; a hub that is stubbed."""
+"""Packs: complete, reduced and untrusted ones; with a stubbed hub."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def front_matter(card: str) -> dict[str, Any]:
     return found
 
 
-def test_a_pack_is_the_index_cut_to_what_is_asked(experts: Experts, tmp_path: Path) -> None:
+def test_a_pack_has_the_requested_part_of_the_index(experts: Experts, tmp_path: Path) -> None:
     chosen = (NAMES[3], NAMES[0])
     packed = pack(experts, tmp_path / "pack", PackRequest(5, chosen))
     assert (packed.concepts, packed.top_k) == (2, 5)
@@ -80,7 +80,7 @@ def test_the_whole_index_packed_and_packed_again_is_the_same(experts: Experts, t
         ).read_bytes()
 
 
-def test_what_evaluation_chose_goes_along_where_it_fits(experts: Experts, tmp_path: Path) -> None:
+def test_a_pack_has_the_chosen_k_that_it_has_experts_for(experts: Experts, tmp_path: Path) -> None:
     experts.keep_chosen({NAMES[0]: 4, NAMES[1]: 9, NAMES[2]: None, NAMES[3]: 2}, "the best of all")
     packed = pack(experts, tmp_path / "pack", PackRequest(5, tuple(NAMES[:3])))
     assert (packed.steered, packed.left_out) == (2, (NAMES[1],))
@@ -93,7 +93,7 @@ def test_what_evaluation_chose_goes_along_where_it_fits(experts: Experts, tmp_pa
     assert not (tmp_path / "pack" / STEERING).exists()
 
 
-def test_the_card_says_what_it_is_and_names_mean_nothing_in_it(experts: Experts, tmp_path: Path) -> None:
+def test_the_card_describes_the_pack_and_escapes_names(experts: Experts, tmp_path: Path) -> None:
     pack(experts, tmp_path / "pack", PackRequest(title='A # "title" <b>', license="cc-by-4.0", repository="ann/birds"))
     card = (tmp_path / "pack" / "README.md").read_text()
     matter = front_matter(card)
@@ -159,18 +159,18 @@ def test_a_pack_opens_without_torch_zarr_or_the_hubs_client(experts: Experts, tm
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 
-def test_places_that_hold_something_else_are_refused(experts: Experts, tmp_path: Path) -> None:
+def test_folders_with_other_contents_are_refused(experts: Experts, tmp_path: Path) -> None:
     for out, message in (
-        (experts.folder, "which is read"),
-        (tmp_path, "holds index; give the pack a folder of its own"),
+        (experts.folder, "the index to be packed"),
+        (tmp_path, "contains index; give the pack a new folder"),
     ):
         with pytest.raises(UserError, match=message):
             pack(experts, out)
     shutil.copytree(experts.folder, tmp_path / "other")
-    with pytest.raises(UserError, match="holds an expert index that is no pack"):
+    with pytest.raises(UserError, match="contains an expert index that is not a pack"):
         pack(experts, tmp_path / "other")
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="is no folder"):
+    with pytest.raises(UserError, match="is not a folder"):
         pack(experts, tmp_path / "file")
     with pytest.raises(UserError, match="k is 13: expected 1 to 12"):
         pack(experts, tmp_path / "new", PackRequest(13))
@@ -181,11 +181,11 @@ def test_places_that_hold_something_else_are_refused(experts: Experts, tmp_path:
     assert not (tmp_path / "new").exists()
 
 
-# A stranger's pack.
+# Untrusted packs.
 
 
 def corrupted(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """An index whose own words were changed; its tables and checksums are as they were."""
+    """Change an index's ``index.json``, but not its tables."""
     path = folder / "index.json"
     metadata = json.loads(path.read_text())
     change(metadata)
@@ -194,7 +194,7 @@ def corrupted(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 @pytest.mark.parametrize("change, message", [
     (lambda it: it.pop("top_k"), "top_k is missing"),
-    (lambda it: it.update(top_k=10**9), "top_k is 1000000000, of 80 units"),
+    (lambda it: it.update(top_k=10**9), "top_k is 1000000000: expected 1 to 80"),
     (lambda it: it.update(top_k=10**400), "top_k is not a whole number"),
     (lambda it: it.update(top_k=13), "72 rows, but index.json promises 78"),
     (lambda it: it.update(top_k=0), "top_k is 0"),
@@ -209,7 +209,7 @@ def corrupted(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     (lambda it: it["concepts"][1].pop("chance"), r"concepts\[1\]\.chance is missing"),
     (lambda it: it["concepts"][1].update(name=3), r"concepts\[1\]\.name is not text"),
     (lambda it: it["concepts"][1].update(name="\ud800"), r"concepts\[1\]\.name is not text"),
-    (lambda it: it["concepts"][1].update(stability={}), "has another stability than the first"),
+    (lambda it: it["concepts"][1].update(stability={}), "has other keys than that of the first"),
     (lambda it: it["concepts"][1]["chance"].update(threshold=None), "only one of threshold and units_above"),
     (lambda it: it["concepts"][1]["chance"].update(expected_ap=[]), r"chance\.expected_ap is not a number"),
     (lambda it: it.update(model="gpt2"), "model is not an object"),
@@ -217,9 +217,9 @@ def corrupted(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     (lambda it: it.update(pooling="median"), "pooling is 'median'"),
     (lambda it: it.update(checksums=[]), "checksums is not an object"),
     (lambda it: it["checksums"].pop("experts"), "does not match index.json's checksum"),
-    (lambda it: it["hookpoints"].reverse(), "do not follow those before it"),
-    (lambda it: it["hookpoints"][0].update(width=-1), "do not follow those before it"),
-    (lambda it: it["hookpoints"].pop(), "units are 80, but the hookpoints have 60"),
+    (lambda it: it["hookpoints"].reverse(), "do not follow those of the hookpoint before it"),
+    (lambda it: it["hookpoints"][0].update(width=-1), "do not follow those of the hookpoint before it"),
+    (lambda it: it["hookpoints"].pop(), "units is 80, but the hookpoints have 60 units"),
     (lambda it: it["hookpoints"][1].update(name=HOOKPOINTS[0]), "two hookpoints have the same name"),
     (lambda it: it.update(format="4"), "not an expert index of format"),
     (lambda it: it["scoring"].pop("permutations"), r"scoring\.permutations is missing"),
@@ -234,7 +234,7 @@ def test_an_index_that_contradicts_itself_is_refused(
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"4", b"{", b"null", b'{"format": 4}', b"\xff", b"[" * 100_000])
-def test_what_is_no_index_at_all_is_refused(content: bytes, experts: Experts, tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_index_is_refused(content: bytes, experts: Experts, tmp_path: Path) -> None:
     pack(experts, tmp_path / "pack")
     (tmp_path / "pack" / "index.json").write_bytes(content)
     with pytest.raises(UserError):
@@ -242,7 +242,7 @@ def test_what_is_no_index_at_all_is_refused(content: bytes, experts: Experts, tm
 
 
 def replaced(name: str, values: Any) -> Callable[[pa.Table], pa.Table]:
-    """A change of a table: one column has other values."""
+    """A change of one column's values."""
 
     def change(table: pa.Table) -> pa.Table:
         field = table.schema.field(name)
@@ -257,15 +257,15 @@ def replaced(name: str, values: Any) -> Callable[[pa.Table], pa.Table]:
     (replaced("concept", lambda rows: rows[::-1]), "its concepts are not those of index.json"),
     (replaced("concept", lambda rows: ["other", *rows[1:]]), "its concepts are not those of index.json"),
     (replaced("rank", lambda rows: [rows[1], rows[0], *rows[2:]]), "its ranks do not count from 1"),
-    (replaced("unit", lambda rows: [-1, *rows[1:]]), "not among the model's 80"),
-    (replaced("unit", lambda rows: [2**40, *rows[1:]]), "not among the model's 80"),
-    (replaced("unit", lambda rows: [*rows[:-1], (rows[-1] + 1) % 80]), "not where their hookpoints and channels say"),
-    (replaced("hookpoint", lambda rows: ["../x", *rows[1:]]), "not where their hookpoints and channels say"),
-    (replaced("channel", lambda rows: [rows[0] + 1, *rows[1:]]), "not where their hookpoints and channels say"),
-    (replaced("on_mean", lambda rows: [None, *rows[1:]]), "it has gaps"),
+    (replaced("unit", lambda rows: [-1, *rows[1:]]), "outside the model's 80"),
+    (replaced("unit", lambda rows: [2**40, *rows[1:]]), "outside the model's 80"),
+    (replaced("unit", lambda rows: [*rows[:-1], (rows[-1] + 1) % 80]), "do not match their hookpoints and channels"),
+    (replaced("hookpoint", lambda rows: ["../x", *rows[1:]]), "do not match their hookpoints and channels"),
+    (replaced("channel", lambda rows: [rows[0] + 1, *rows[1:]]), "do not match their hookpoints and channels"),
+    (replaced("on_mean", lambda rows: [None, *rows[1:]]), "it has null values"),
     (lambda table: table.slice(1), "71 rows, but index.json promises 72"),
-    (lambda table: table.drop_columns(["auroc"]), "has other columns"),
-    (lambda table: table.set_column(3, "unit", table["unit"].cast(pa.int32())), "has other columns"),
+    (lambda table: table.drop_columns(["auroc"]), "does not have the columns"),
+    (lambda table: table.set_column(3, "unit", table["unit"].cast(pa.int32())), "does not have the columns"),
     (lambda table: pa.concat_tables([table.slice(0, 1).set_column(
         2, table.schema.field("rank"), pa.array([2], pa.int32())), table.slice(0, 1), table.slice(2)]), "ranks"),
 ])  # fmt: skip
@@ -280,10 +280,10 @@ def test_a_table_that_contradicts_its_index_is_refused(
         Experts.load(tmp_path / "index")["bird"]
 
 
-def test_a_unit_that_comes_twice_is_refused(tmp_path: Path) -> None:
+def test_a_unit_that_occurs_twice_is_refused(tmp_path: Path) -> None:
     metadata = made_metadata(["one"], WIDTH)
     write_tables(tmp_path / "index", made_tables(np.array([[5, 7, 5]]), metadata), metadata)
-    with pytest.raises(UserError, match="a unit comes twice"):
+    with pytest.raises(UserError, match="a unit occurs twice"):
         Experts.load(tmp_path / "index")["one"]
 
 
@@ -304,7 +304,7 @@ def test_bytes_that_are_no_table_are_refused(name: str, content: bytes, experts:
     ("units", lambda rows: [0] * len(rows), "other widths"),
     ("hookpoint", lambda rows: rows[::-1], "hookpoints are not those"),
     ("concept", lambda rows: rows[::-1], "concepts are not those"),
-    ("max_ap", lambda rows: [None] * len(rows), "it has gaps"),
+    ("max_ap", lambda rows: [None] * len(rows), "it has null values"),
 ])  # fmt: skip
 def test_a_distribution_that_contradicts_its_index_is_refused(
     column: str, values: Any, message: str, experts: Experts, tmp_path: Path
@@ -318,7 +318,7 @@ def test_a_distribution_that_contradicts_its_index_is_refused(
 
 
 @pytest.mark.parametrize("k", [None, [], 3, {"bird": "4"}, {"bird": -1}, {"bird": 13}, {"bird": True}])
-def test_a_chosen_k_that_makes_no_sense_is_refused(k: Any, experts: Experts) -> None:
+def test_an_invalid_chosen_k_is_refused(k: Any, experts: Experts) -> None:
     experts.keep_chosen({"bird": 4}, "some rule")
     document = json.loads((experts.folder / STEERING).read_text())
     (experts.folder / STEERING).write_text(json.dumps({**document, "k": k}))
@@ -345,7 +345,7 @@ def test_a_chosen_k_that_makes_no_sense_is_refused(k: Any, experts: Experts) -> 
     ("ann/birds\n", None),
     ("https://ann/birds", None),
 ])  # fmt: skip
-def test_what_names_a_repository(text: str, expected: tuple[str, str | None] | None) -> None:
+def test_names_of_repositories(text: str, expected: tuple[str, str | None] | None) -> None:
     assert hub.repository(text) == (hub.Repository(*expected) if expected else None)
 
 
@@ -358,8 +358,8 @@ def test_a_repository_is_fetched_and_opened(experts: Experts, tmp_path: Path, mo
         return str(tmp_path / "pack")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    for place in ("hf://ann/birds@v2", Path("hf://ann/birds@v2"), "ann/birds@v2"):
-        assert Experts.load(place)["bird"].top(3) == experts["bird"].top(3)
+    for name in ("hf://ann/birds@v2", Path("hf://ann/birds@v2"), "ann/birds@v2"):
+        assert Experts.load(name)["bird"].top(3) == experts["bird"].top(3)
         repo, options = calls.pop()
         assert (repo, options["revision"]) == ("ann/birds", "v2")
         assert sorted(options["allow_patterns"]) == ["*.json", "*.md", "*.parquet"]
@@ -375,14 +375,14 @@ def test_a_repository_is_fetched_and_opened(experts: Experts, tmp_path: Path, mo
     huggingface_hub.errors.HFValidationError("no connection"),
     huggingface_hub.errors.HTTPError("no connection"),
 ])  # fmt: skip
-def test_a_hub_out_of_reach_is_told_with_the_folder_that_is_not_there(
+def test_an_unreachable_hub_is_reported_with_the_missing_folder(
     error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def download(*_: object, **__: object) -> str:
         raise error
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    with pytest.raises(UserError, match=r"no folder ann/birds.*hub does not have it, or could not.*no connection"):
+    with pytest.raises(UserError, match=r"no folder ann/birds.*could not be reached.*no connection"):
         Experts.load("ann/birds")
 
 
@@ -392,7 +392,7 @@ def test_a_repository_of_something_else_is_refused(tmp_path: Path, monkeypatch: 
         Experts.load("ann/birds")
 
 
-def test_publishing_uploads_the_packs_files_alone(
+def test_publishing_uploads_only_the_files_of_a_pack(
     experts: Experts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
@@ -408,13 +408,13 @@ def test_publishing_uploads_the_packs_files_alone(
     assert (given, options) == (("ann/birds",), {"private": True, "exist_ok": True})
     assert (uploaded["repo_id"], uploaded["folder_path"]) == ("ann/birds", tmp_path / "pack")
     assert uploaded["allow_patterns"] == list(FILES)
-    with pytest.raises(UserError, match="is no repository of the hub; expected user/name"):
+    with pytest.raises(UserError, match="is not a hub repository; expected user/name"):
         hub.publish(tmp_path / "pack", FILES, "birds", private=False)
 
 
 def test_publishing_names_no_folder_of_this_machine(mined: Path, tmp_path: Path) -> None:
     experts = Experts.load(mined)
-    with pytest.raises(UserError, match="which nobody else has; say by --base-model"):
+    with pytest.raises(UserError, match="which nobody else has; give the model's hub id with --base-model"):
         pack(experts, tmp_path / "pack", PackRequest(repository="ann/birds"))
     packed = pack(experts, tmp_path / "pack", PackRequest(repository="ann/birds", base_model="ann/model"))
     assert packed.local_model is None
@@ -423,7 +423,7 @@ def test_publishing_names_no_folder_of_this_machine(mined: Path, tmp_path: Path)
     assert Experts.load(tmp_path / "pack").model.name == "ann/model"
 
 
-def test_the_command_packs_and_its_pack_takes_the_place_of_a_run(mined: Path, tmp_path: Path) -> None:
+def test_the_command_packs_and_commands_read_its_pack_like_a_run(mined: Path, tmp_path: Path) -> None:
     out = tmp_path / "pack"
     found = json.loads(succeed("pack", mined, "--out", out, "--top-k", 7, "--concept", "tool", "--json"))
     assert (found["concepts"], found["top_k"], found["published"]) == (1, 7, None)

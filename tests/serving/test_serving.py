@@ -1,6 +1,6 @@
-"""The HTTP front: what each client is answered, whatever the others, or the model, do meanwhile.
+"""The HTTP service: each client gets its own response, whatever other clients or the model do meanwhile.
 
-Most of it with a writer whose text is known beforehand, a real index and a real server on loopback.
+Most tests use a writer whose text is known beforehand, a real index and a real server on loopback.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ SECRET = "/somewhere/private"
 
 
 class Scribe:
-    """Writes words that tell whose they are; as slowly as asked for, and breaks when asked to."""
+    """Writes words that name their request, with a pause between them; fails when a prompt says so."""
 
     def __init__(self, pause: float = 0.0) -> None:
         self.pause = pause
@@ -109,28 +109,28 @@ def text(prompt: str, seed: int, tokens: int, row: int = 0, concepts: tuple[str,
 
 @dataclass
 class Client:
-    """Speaks to a server by the standard library alone."""
+    """Talks to a server with the standard library only."""
 
     port: int
     token: str | None = TOKEN
     headers: dict[str, str] = field(default_factory=dict)
     waiting: Callable[[], int] = lambda: 0
-    """Jobs that wait in the server."""
+    """Number of jobs waiting in the server."""
 
     def ask(
         self, method: str, path: str, body: bytes | None = None, timeout: float = 30, **headers: str
     ) -> tuple[int, dict[str, str], Any]:
-        """Status, headers, and the JSON document, or the text where it is none."""
+        """Status, headers, and the JSON document, or the text if it is not JSON."""
         connection = HTTPConnection("127.0.0.1", self.port, timeout=timeout)
         authorization = {"Authorization": f"Bearer {self.token}"} if self.token is not None else {}
         given = {name.replace("_", "-"): value for name, value in headers.items()}
         connection.request(method, path, body, {**authorization, **self.headers, **given})
-        answer = connection.getresponse()
-        content = answer.read().decode()
+        response = connection.getresponse()
+        content = response.read().decode()
         connection.close()
-        assert answer.headers["x-content-type-options"] == "nosniff"
-        is_json = answer.headers["content-type"] == "application/json"
-        return answer.status, dict(answer.headers.items()), json.loads(content) if is_json else content
+        assert response.headers["x-content-type-options"] == "nosniff"
+        is_json = response.headers["content-type"] == "application/json"
+        return response.status, dict(response.headers.items()), json.loads(content) if is_json else content
 
     def get(self, path: str) -> tuple[int, Any]:
         status, _, document = self.ask("GET", path)
@@ -151,7 +151,7 @@ class Client:
         return error_of(document)
 
     def stream(self, **fields: Any) -> list[str]:
-        """What the events of a stream say."""
+        """The data of a stream's events."""
         body = json.dumps({**fields, "stream": True}).encode()
         status, headers, content = self.ask("POST", "/v1/completions", body, **JSON)
         assert status == 200, content
@@ -160,7 +160,7 @@ class Client:
 
     @contextmanager
     def raw(self, head: str, body: bytes = b"") -> Iterator[socket.socket]:
-        """A connection on which this was sent."""
+        """A connection after this was sent."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=30) as connection:
             lines = [head, "Host: localhost", f"Authorization: Bearer {self.token}", "Content-Type: application/json"]
             connection.sendall("\r\n".join([*lines, "", ""]).encode() + body)
@@ -168,14 +168,14 @@ class Client:
 
     @contextmanager
     def begun(self, **fields: Any) -> Iterator[socket.socket]:
-        """A connection on which a completion was asked for."""
+        """A connection after a completion was requested."""
         body = json.dumps(fields).encode()
         with self.raw(f"POST /v1/completions HTTP/1.1\r\nContent-Length: {len(body)}", body) as connection:
             yield connection
 
 
 def receive(connection: socket.socket, sought: bytes) -> bytes:
-    """What comes, up to something that is in it."""
+    """Receive until the bytes contain what is sought."""
     found = b""
     while sought not in found:
         found += (come := connection.recv(65536))
@@ -250,11 +250,11 @@ def standing(experts: Experts) -> Iterator[Client]:
 def until(condition: Callable[[], object], seconds: float = 10) -> None:
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "it did not come about"
+        assert time.monotonic() < end, "the condition did not become true"
         time.sleep(0.01)
 
 
-# What is answered
+# Responses
 
 
 def test_a_completion_has_openais_shape(standing: Client) -> None:
@@ -317,7 +317,7 @@ def test_a_stream_has_the_same_in_pieces(standing: Client) -> None:
     assert documents[0]["steering"]["concepts"] == ["animal", "tool"]
 
 
-def test_a_stream_comes_as_it_is_written(client: Client, scribe: Scribe) -> None:
+def test_a_stream_arrives_as_it_is_generated(client: Client, scribe: Scribe) -> None:
     scribe.steps = Semaphore(1)
     with client.begun(prompt="a", max_tokens=5, stream=True) as connection:
         received = receive(connection, b'/0"')  # the first token, before the second is written
@@ -326,7 +326,7 @@ def test_a_stream_comes_as_it_is_written(client: Client, scribe: Scribe) -> None
         assert b'/4"' in receive(connection, b"[DONE]")
 
 
-def test_what_is_not_asked_for_is_chosen_and_told(client: Client, scribe: Scribe, experts: Experts) -> None:
+def test_defaults_are_chosen_and_reported(client: Client, scribe: Scribe, experts: Experts) -> None:
     _, plain = client.complete()
     _, other = client.complete()
     assert plain["steering"] is None
@@ -353,7 +353,7 @@ def test_k_is_what_evaluation_chose(mined: Path, tmp_path: Path) -> None:
         assert client.get("/v1/concepts/animal")[1]["chosen_k"] == 12
 
 
-def test_concepts_are_listed_and_told(standing: Client, experts: Experts) -> None:
+def test_concepts_are_listed_and_described(standing: Client, experts: Experts) -> None:
     status, found = standing.get("/v1/concepts")
     assert (status, found["total"]) == (200, 2)
     assert found["data"][0] == {
@@ -362,9 +362,9 @@ def test_concepts_are_listed_and_told(standing: Client, experts: Experts) -> Non
     assert [each["name"] for each in standing.get("/v1/concepts?search=USEFUL")[1]["data"]] == ["tool"]
     assert [each["name"] for each in standing.get("/v1/concepts?limit=1&offset=1")[1]["data"]] == ["tool"]
     assert standing.get("/v1/concepts?search=nothing")[1]["data"] == []
-    _, told = standing.get("/v1/concepts/" + quote("animal", safe=""))
-    assert told["positives"] == experts.concept_metadata("animal")["positives"]
-    assert [each["unit"] for each in told["experts"]] == [expert.unit for expert in experts["animal"].top(20)]
+    _, described = standing.get("/v1/concepts/" + quote("animal", safe=""))
+    assert described["positives"] == experts.concept_metadata("animal")["positives"]
+    assert [each["unit"] for each in described["experts"]] == [expert.unit for expert in experts["animal"].top(20)]
     status, document = standing.get("/v1/concepts/" + quote("anim/al", safe=""))
     assert status == 404
     assert "did you mean animal" in error_of(document)["message"]
@@ -372,20 +372,20 @@ def test_concepts_are_listed_and_told(standing: Client, experts: Experts) -> Non
     assert (status, error_of(document)["param"]) == (400, "limit")
 
 
-# Who may come in
+# Authentication
 
 
 def test_a_token_opens_all_but_health(standing: Client) -> None:
     health = {"ok": True, "model_loaded": True}
     for token in (None, "", "wrong", TOKEN[:-1], TOKEN + "x"):
-        stranger = Client(standing.port, token)
-        assert stranger.get("/health") == (200, health)
+        unknown = Client(standing.port, token)
+        assert unknown.get("/health") == (200, health)
         for method, path in (
             ("GET", "/v1/models"), ("GET", "/v1/concepts"), ("GET", "/v1/concepts/animal"), ("GET", "/docs"),
             ("POST", "/v1/completions"), ("GET", "/openapi.json"), ("GET", "/nowhere"), ("GET", "/health/"),
             ("GET", "//health"),
         ):  # fmt: skip
-            status, headers, document = stranger.ask(method, path)
+            status, headers, document = unknown.ask(method, path)
             assert (status, error_of(document)["code"]) == (401, "invalid_token"), path
             assert headers["www-authenticate"] == "Bearer"
     assert Client(standing.port, None, {"Authorization": f"Basic {TOKEN}"}).get("/v1/models")[0] == 401
@@ -403,7 +403,7 @@ def test_a_name_that_is_not_ours_is_refused(standing: Client, host: str, status:
         assert Client(standing.port, headers={"Host": host}).get(path)[0] == status
 
 
-# What is refused
+# Refusals
 
 
 @pytest.mark.parametrize("body, code, said", [
@@ -431,15 +431,15 @@ def test_a_body_that_is_no_json_is_refused(standing: Client, body: bytes, code: 
     ({"logprobs": 5}, "logprobs", "logprobs"),
     ({"prompt": 5}, "prompt", "expected a string, or a list of strings"),
     ({"prompt": [1, 2]}, "prompt", "expected a string, or a list of strings"),
-    ({"prompt": []}, "prompt", "expected 1 or more"),
+    ({"prompt": []}, "prompt", "expected at least 1"),
     ({"n": 0}, "n", "1"),
     ({"n": 1.5}, "n", "integer"),
     ({"n": True}, "n", "integer"),
     ({"n": "2"}, "n", "integer"),
-    ({"n": 65}, "n", "64 continuations at most"),
-    ({"n": 22, "prompt": ["a", "b", "c"]}, "n", "64 continuations at most"),
+    ({"n": 65}, "n", "at most 64 continuations"),
+    ({"n": 22, "prompt": ["a", "b", "c"]}, "n", "at most 64 continuations"),
     ({"max_tokens": 0}, "max_tokens", "1"),
-    ({"max_tokens": 257}, "max_tokens", "256 at most"),
+    ({"max_tokens": 257}, "max_tokens", "at most 256"),
     ({"temperature": -0.1}, "temperature", "expected 0"),
     ({"temperature": "hot"}, "temperature", "number"),
     ({"top_p": 0}, "top_p", "expected more than 0"),
@@ -450,7 +450,7 @@ def test_a_body_that_is_no_json_is_refused(standing: Client, body: bytes, code: 
     ({"concept": "animal", "k": 41}, "k", "expected 0 to 40"),
     ({"concept": "animal", "k": -1}, "k", "at least 0"),
     ({"concept": ["animal", "animal"]}, "concept", "twice"),
-    ({"concept": [str(at) for at in range(33)]}, "concept", "32 at most"),
+    ({"concept": [str(at) for at in range(33)]}, "concept", "at most 32"),
     ({"concept": {"name": "animal"}}, "concept", "expected a string, or a list of strings"),
     ({"forcing": "p91"}, "forcing", "'p90'"),
     ({"strength": 1.1}, "strength", "expected 0"),
@@ -494,10 +494,10 @@ def test_other_paths_methods_and_types_are_refused(standing: Client) -> None:
     )
 
 
-def test_a_body_that_is_too_large_is_refused_before_it_has_all_come(standing: Client) -> None:
+def test_a_body_that_is_too_large_is_refused_before_all_of_it_arrives(standing: Client) -> None:
     assert standing.written(prompt="x" * 19_000, max_tokens=1, seed=0) == [text("x" * 19_000, 0, 1)]
     with standing.raw("POST /v1/completions HTTP/1.1\r\nContent-Length: 20001") as connection:
-        assert connection.recv(65536).startswith(b"HTTP/1.1 413 ")  # not one byte of it was sent
+        assert connection.recv(65536).startswith(b"HTTP/1.1 413 ")  # before any of the body was sent
     chunk = b"1000\r\n" + b"x" * 0x1000 + b"\r\n"
     with standing.raw("POST /v1/completions HTTP/1.1\r\nTransfer-Encoding: chunked", chunk * 4) as connection:
         connection.settimeout(0.3)
@@ -509,15 +509,13 @@ def test_a_body_that_is_too_large_is_refused_before_it_has_all_come(standing: Cl
     assert standing.get("/health")[0] == 200
 
 
-def test_a_body_that_does_not_come_is_not_waited_for_for_ever(
-    standing: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_body_that_does_not_arrive_is_not_awaited_for_ever(standing: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(paths, "BODY_SECONDS", 0.2)
     with standing.raw("POST /v1/completions HTTP/1.1\r\nContent-Length: 20", b"{") as connection:
         assert receive(connection, b"timeout").startswith(b"HTTP/1.1 408 ")
 
 
-# Many at a time
+# Many clients
 
 
 def test_fifty_clients_at_once_each_get_their_own(client: Client, scribe: Scribe) -> None:
@@ -553,22 +551,22 @@ def test_fifty_clients_at_once_each_get_their_own(client: Client, scribe: Scribe
     assert max(sum(request.count for request in batch) for batch in scribe.batches) <= 64
 
 
-def test_batches_are_filled_in_order_of_arrival(experts: Experts) -> None:
+def test_batches_take_jobs_in_order_of_arrival(experts: Experts) -> None:
     scribe = Scribe()
     scribe.open.clear()
-    told: list[Any] = []
+    updates: list[Any] = []
     batcher = Batcher(scribe, max_rows=4, max_waiting=10)
 
     def submit(name: str, *counts: int) -> None:
         requests = [GenerationRequest(prompt=name, count=count, max_new_tokens=1) for count in counts]
-        batcher.submit(Job(requests, lambda news: told.append((name, news))))
+        batcher.submit(Job(requests, lambda update: updates.append((name, update))))
 
     submit("first", 1)
     until(lambda: scribe.batches)
     for name, counts in (("b", (1, 2)), ("c", (2,)), ("d", (1,)), ("e", (4,)), ("f", (1,))):
         submit(name, *counts)
     scribe.open.set()
-    until(lambda: sum(isinstance(news, Ended) for _, news in told) == 6)
+    until(lambda: sum(isinstance(update, Ended) for _, update in updates) == 6)
     assert [[request.prompt for request in batch] for batch in scribe.batches] == [
         ["first"],
         ["b", "b"],
@@ -576,15 +574,15 @@ def test_batches_are_filled_in_order_of_arrival(experts: Experts) -> None:
         ["e"],
         ["f"],
     ]
-    assert all(news == Ended("done") for _, news in told if isinstance(news, Ended))
-    own = [(news.request, news.row) for name, news in told if name == "b" and isinstance(news, Piece)]
+    assert all(update == Ended("done") for _, update in updates if isinstance(update, Ended))
+    own = [(update.request, update.row) for name, update in updates if name == "b" and isinstance(update, Piece)]
     assert own == [(0, 0), (1, 0), (1, 1)]
     batcher.close()
     batcher.join(5)
     assert not batcher.alive
 
 
-def test_when_the_queue_is_full_the_next_is_turned_away(experts: Experts) -> None:
+def test_when_the_queue_is_full_the_next_request_is_rejected(experts: Experts) -> None:
     scribe = Scribe()
     scribe.open.clear()
     with served(scribe, experts, queue=2) as client, ThreadPoolExecutor(3) as threads:
@@ -602,11 +600,11 @@ def test_when_the_queue_is_full_the_next_is_turned_away(experts: Experts) -> Non
         assert client.written(prompt="fifth", max_tokens=1, seed=0) == [text("fifth", 0, 1)]
 
 
-# When something goes wrong
+# Failures
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_rows_of_a_client_that_goes_away_stop_and_others_go_on(client: Client, scribe: Scribe, stream: bool) -> None:
+def test_rows_of_a_client_that_disconnects_stop_and_others_go_on(client: Client, scribe: Scribe, stream: bool) -> None:
     scribe.pause = 0.02
     scribe.open.clear()
     with ThreadPoolExecutor(2) as threads:
@@ -628,7 +626,7 @@ def test_rows_of_a_client_that_goes_away_stop_and_others_go_on(client: Client, s
     assert client.written(prompt="next", max_tokens=2, seed=0) == [text("next", 0, 2)]
 
 
-def test_a_client_that_goes_away_while_it_waits_is_not_written_for(client: Client, scribe: Scribe) -> None:
+def test_nothing_is_generated_for_a_client_that_disconnects_while_it_waits(client: Client, scribe: Scribe) -> None:
     scribe.open.clear()
     with ThreadPoolExecutor(1) as threads:
         first = threads.submit(client.written, prompt="first", max_tokens=1, seed=0)
@@ -650,7 +648,7 @@ def test_a_client_that_goes_away_while_it_waits_is_not_written_for(client: Clien
     ("die", 503, "lost"),
     ("refuse", 400, "invalid_value"),
 ])  # fmt: skip
-def test_what_goes_wrong_in_the_model_is_told_and_the_next_is_served(
+def test_an_error_in_the_model_is_reported_and_the_next_request_is_served(
     standing: Client, prompt: str, status: int, code: str
 ) -> None:
     found = standing.error(status, prompt=prompt, max_tokens=2)
@@ -664,27 +662,27 @@ def test_a_stream_that_breaks_ends_with_an_error(standing: Client) -> None:
     assert json.loads(piece)["choices"][0]["finish_reason"] is None
     assert error_of(json.loads(error))["code"] == "internal_error"
     assert SECRET not in error
-    status, document = standing.complete(prompt="explode", stream=True)  # nothing was said yet
+    status, document = standing.complete(prompt="explode", stream=True)  # nothing was sent yet
     assert (status, error_of(document)["code"]) == (500, "internal_error")
 
 
 @pytest.mark.parametrize("prompt, own, others", [("refuse", 400, 200), ("explode", 500, 500)])
-def test_a_batch_that_one_request_spoils(client: Client, scribe: Scribe, prompt: str, own: int, others: int) -> None:
+def test_a_batch_with_one_bad_request(client: Client, scribe: Scribe, prompt: str, own: int, others: int) -> None:
     scribe.open.clear()
     with ThreadPoolExecutor(4) as threads:
         first = threads.submit(client.complete, prompt="first", max_tokens=1)
         until(lambda: scribe.batches)
         names = ("one", prompt, "two")
-        asked = [threads.submit(client.complete, prompt=name, max_tokens=1) for name in names]
+        waiting = [threads.submit(client.complete, prompt=name, max_tokens=1) for name in names]
         until(lambda: client.waiting() == 3)
         scribe.open.set()
         assert first.result()[0] == 200
-        assert [task.result()[0] for task in asked] == [others, own, others]
+        assert [task.result()[0] for task in waiting] == [others, own, others]
     assert sorted(request.prompt for request in scribe.batches[1]) == sorted(names)
 
 
 @pytest.mark.parametrize("tokens, last", [(30, "[DONE]"), (250, "stopping")])
-def test_the_end_of_the_server_is_told_to_those_who_are_being_answered(
+def test_running_requests_are_notified_when_the_server_stops(
     experts: Experts, tokens: int, last: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(serving, "GRACE", 1.5)
@@ -697,12 +695,12 @@ def test_the_end_of_the_server_is_told_to_those_who_are_being_answered(
     assert found == last or error_of(json.loads(found))["code"] == last
 
 
-# The real thing
+# The command and the real model
 
 
 @contextmanager
 def command(*arguments: object, **environment: str) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
-    """`expertmine serve` in a process of its own, once it lets clients in, and what it said."""
+    """`expertmine serve` in its own process once it accepts connections, and its first lines of output."""
     process = subprocess.Popen(
         [sys.executable, "-m", "expertmine", "serve", *map(str, arguments)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -790,7 +788,7 @@ def test_the_token_may_be_given(mined: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_an_actor_writes_the_same_and_another_takes_its_place_when_it_dies(
+def test_an_actor_generates_the_same_text_and_is_replaced_when_it_dies(
     mined: Path, experts: Experts, ray_address: str
 ) -> None:
     from expertmine.runtime import ray
@@ -800,7 +798,7 @@ def test_an_actor_writes_the_same_and_another_takes_its_place_when_it_dies(
         steps: list[int] = []
 
         class Revealing:
-            """A generator that tells of its process, and of how many steps it took slowly."""
+            """A generator that reveals its process id, its modules, and how many steps it took slowly."""
 
             def check(self, request: GenerationRequest) -> int:
                 import os
@@ -814,13 +812,13 @@ def test_an_actor_writes_the_same_and_another_takes_its_place_when_it_dies(
             def stream(self, requests: Any, stopped: Any) -> Any:
                 import time
 
-                def asked(place: int) -> bool:
-                    if requests[place].prompt == "slowly":
-                        steps.append(place)
+                def slowed(at: int) -> bool:
+                    if requests[at].prompt == "slowly":
+                        steps.append(at)
                         time.sleep(0.2)
-                    return bool(stopped(place))
+                    return bool(stopped(at))
 
-                return generator.stream(requests, asked)
+                return generator.stream(requests, slowed)
 
         return Revealing()
 
@@ -838,7 +836,7 @@ def test_an_actor_writes_the_same_and_another_takes_its_place_when_it_dies(
             receive(connection, b"data: ")
         assert client.written(**fields) == expected
         _, steps, _ = client.error(400, prompt="reveal")["message"].split(" ", 2)
-        assert 0 < int(steps) < 60, "the one who went away was called off"
+        assert 0 < int(steps) < 60, "the request of the client that disconnected was stopped"
         with ThreadPoolExecutor(1) as threads:
             dying = threads.submit(client.stream, prompt="slowly", max_tokens=60)
             time.sleep(1)

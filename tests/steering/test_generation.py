@@ -96,7 +96,7 @@ def all_responses(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     seen: dict[str, torch.Tensor] = {}
     names = [hookpoint.name for hookpoint in find_hookpoints(model, ["linear", "residual"])]
     with reading(model, names, seen.__setitem__), torch.no_grad():
-        # Token 0 is the filling one of some models: its embedding is 0, and so is all that an expert makes of it.
+        # Token 0 is the padding token of some models: its embedding is 0, and so is an expert's output for it.
         model.base_model(input_ids=torch.tensor([[3, 17, 23, 99], [4, 5, 8, 1000]]))
     return seen
 
@@ -228,7 +228,7 @@ def test_the_index_can_be_moved_and_its_damage_is_noticed(
 
 
 def test_a_run_without_an_index_says_what_to_do(planned: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no expert index yet; run `expertmine mine"):
+    with pytest.raises(UserError, match="no expert index yet; complete `expertmine mine"):
         Experts.load(planned)
     with pytest.raises(UserError, match="no such file"):
         Experts.load(tmp_path)
@@ -302,8 +302,8 @@ def test_a_stopped_request_ends_and_others_go_on(generator: Generator) -> None:
     pieces = generator.stream([long, replace(long, prompt="a dog")], lambda request: request == 0 and len(seen) >= 6)
     for piece in pieces:
         seen.append(piece)
-    told = [piece for piece in seen if piece.request == 0]
-    assert len(told) < 30 and all(piece.finished is None for piece in told)
+    stopped = [piece for piece in seen if piece.request == 0]
+    assert len(stopped) < 30 and all(piece.finished is None for piece in stopped)
     assert sum(piece.tokens for piece in seen if piece.request == 1) == 30
 
 
@@ -332,7 +332,7 @@ def test_what_is_drawn_is_distributed_as_the_model_says(generator: Generator, lo
 
 
 def test_each_row_chooses_among_its_own_number_of_tokens() -> None:
-    """Equal scores, so that every candidate would come; a row with top_p beside one without."""
+    """With equal scores every candidate occurs; one row with top_p and one without."""
     scores = torch.zeros(3000, 50)
     sampler = RowSampler([1.0] * 3000, [3] * 1000 + [0] * 2000, [1.0] * 2000 + [0.2] * 1000, [(0, 1000), (1, 2000)])
     drawn = sampler(scores, scores).argmax(-1)
@@ -384,7 +384,7 @@ def test_texts_that_end_by_themselves_end_there(writer: Generator) -> None:
 
 
 def test_what_the_model_would_do_of_itself_changes_nothing(writer: Generator) -> None:
-    """Checkpoints bring settings of generation; what was asked for is sampled all the same."""
+    """Checkpoints have generation settings of their own; the request's settings apply all the same."""
     expected = writer.write(TEXTS)
     own = writer.loaded.model.generation_config
     try:
@@ -423,8 +423,8 @@ def test_a_request_whose_units_have_no_value_is_refused_before_the_others_are_wr
     (folder / "index.json").write_text(json.dumps(metadata))
     generator = Generator(folder, "cpu")
     bad = GenerationRequest(("animal",), Steering(5), units="random")
-    for refuse in (generator.check, generator, lambda asked: generator.write([MIXED[0], asked])):
-        with pytest.raises(UserError, match="has no value to be set to"):
+    for refuse in (generator.check, generator, lambda invalid: generator.write([MIXED[0], invalid])):
+        with pytest.raises(UserError, match="has no value to set for"):
             refuse(bad)  # type: ignore[operator]
     assert generator.check(replace(bad, steering=Steering(5, "zero"))) > 0
 
@@ -439,11 +439,11 @@ def test_top_p_keeps_the_fewest_tokens_that_reach_it() -> None:
 @pytest.mark.parametrize("changes, message", [
     ({"steering": Steering(41)}, "k is 41: expected 0 to 40"),
     ({"concepts": ("tool", "anmal")}, "did you mean animal"),
-    ({"max_new_tokens": 64}, "the model reads 64"),
+    ({"max_new_tokens": 64}, "the model's context has 64"),
 ])  # fmt: skip
 def test_impossible_requests_are_refused(changes: dict[str, object], message: str, generator: Generator) -> None:
     request = replace(GenerationRequest(("animal",), Steering(4), prompt="the"), **changes)  # type: ignore[arg-type]
-    for refuse in (generator, generator.check, lambda asked: list(generator.stream([MIXED[0], asked]))):
+    for refuse in (generator, generator.check, lambda invalid: list(generator.stream([MIXED[0], invalid]))):
         with pytest.raises(UserError, match=message):
             refuse(request)  # type: ignore[operator]
 

@@ -16,35 +16,35 @@ if TYPE_CHECKING:
 
 
 def serve(
-    run: Annotated[str, typer.Argument(help="Run folder, expert index, or pack.", show_default=False)],
-    host: Annotated[str, typer.Option(help="Address to listen on; the default lets in this machine alone.")] = (
-        "127.0.0.1"
-    ),
-    port: Annotated[int, typer.Option(help="0 for one that is free.", min=0, max=65535)] = 8000,
+    run: Annotated[str, typer.Argument(help="Run folder, expert index or pack.", show_default=False)],
+    host: Annotated[str, typer.Option(help="Address to listen on; default: loopback only.")] = ("127.0.0.1"),
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65535)] = 8000,
     token_file: Annotated[
         Path | None,
-        typer.Option("--token-file", help="File with the token of clients. [default: EXPERTMINE_TOKEN, or a new one]"),
+        typer.Option("--token-file", help="File with the clients' token. [default: $EXPERTMINE_TOKEN, or a new token]"),
     ] = None,
     pooling: Annotated[
-        Pooling | None, typer.Option("--pooling", help="Experts by this pooling. [default: the run's first]")
+        Pooling | None, typer.Option("--pooling", help="Use the experts of this pooling. [default: the run's first]")
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="Where the model is, if not where it was mined; its weights must be the same.")
+        str | None,
+        typer.Option(help="Location of the model if it has moved since mining; same weights."),
     ] = None,
-    device: Annotated[str | None, typer.Option(help="Of the model. [default: a GPU if there is one]")] = None,
+    device: Annotated[str | None, typer.Option(help="Device for the model. [default: a GPU if there is one]")] = None,
     executor: Annotated[
-        Literal["serial", "ray"], typer.Option(help="The model in this process, or in a Ray actor.")
+        Literal["serial", "ray"], typer.Option(help="Run the model in this process (serial), or in a Ray actor (ray).")
     ] = "serial",
-    max_batch: Annotated[int, typer.Option(help="Continuations written at a time, and of one request.", min=1)] = 64,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest continuation, in tokens.", min=1)] = 256,
+    max_batch: Annotated[int, typer.Option(help="Maximum continuations per batch, and so per request.", min=1)] = 64,
+    max_new_tokens: Annotated[int, typer.Option(help="Maximum length of a continuation, in tokens.", min=1)] = 256,
     max_body: Annotated[
-        int, typer.Option(help="Largest request, such as 64kB or 1MB.", parser=parse_size, metavar="SIZE")
+        int,
+        typer.Option(help="Maximum size of a request, such as 64kB or 1MB.", parser=parse_size, metavar="SIZE"),
     ] = 1_000_000,
-    queue: Annotated[int, typer.Option(help="Requests that may wait; further ones are turned away.", min=1)] = 256,
+    queue: Annotated[int, typer.Option(help="Maximum requests waiting; further requests are rejected.", min=1)] = 256,
 ) -> None:
-    """Serve steered generation over HTTP, as OpenAI's completions with a concept; Ctrl-C ends it.
+    """Serve steered generation over HTTP with OpenAI's completions API; Ctrl-C stops it.
 
-    Every path but /health needs the header `Authorization: Bearer TOKEN`.
+    A request may name concepts to steer towards. Every path but /health needs the header `Authorization: Bearer TOKEN`.
 
     Example: `expertmine serve run --port 8000`
     """
@@ -58,10 +58,10 @@ def serve(
 
 
 def _announce(address: Address) -> None:
-    def say(line: str) -> None:
+    def show(line: str) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    say(f"serving on {address.url}")
-    say(f"token: {address.token}")
+    show(f"serving on {address.url}")
+    show(f"token: {address.token}")
     if address.open_to_others:
-        say("warning: other machines can reach this, and what they send and get is not encrypted")
+        show("warning: other machines can reach this server, and the traffic is not encrypted")

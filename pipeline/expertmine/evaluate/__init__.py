@@ -1,2 +1,2 @@
-"""Measure what steering does: success, fluency, side effects. Of a run, only ``evaluation/`` and the index's
-``steering.json`` are written."""
+"""Measures the effects of steering: success, fluency, side effects. Writes only a run's ``evaluation/`` and its index's
+``steering.json``."""

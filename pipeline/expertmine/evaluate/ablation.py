@@ -1,7 +1,7 @@
-"""Do experts matter more than chance? The same number of other units set instead, and what becomes of success.
+"""Do experts matter more than chance? Compares success with experts set to success with as many other units set.
 
-All texts are drawn with another seed than those that a k was chosen on: the best of several k looks better there than
-it is.
+All texts are generated with another seed than the texts that k was chosen on, where the best of several k looks better
+than it is. Knows nothing of how a task runs.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from expertmine.errors import UserError
-from expertmine.evaluate import cells as measured
-from expertmine.evaluate.cells import CellSettings, NewMeasurer, decisive, provenance
+from expertmine.evaluate.cells import CellSettings, NewMeasurer, SteeringCell, decisive, provenance
 from expertmine.evaluate.concept import drawn_concepts
 from expertmine.evaluate.results import (
     Ablation,
@@ -39,14 +38,14 @@ from expertmine.storage.locations import Location, absolute
 
 UNSTEERED, EXPERTS = "unsteered", "experts"
 FRESH = 2**31
-"""Lies between the seed that draws concepts and the one that draws texts; so far off that nobody chose a k with it."""
+"""Distance between the seed for concepts and the seed for texts; large, so that no k was chosen with the latter."""
 
 
-def variants(index: Experts, most_k: int) -> tuple[Variant, ...]:
-    """What is set: nothing, the experts, units drawn by lot in two ways, the k after the experts, later ones, worst.
+def variants(index: Experts, max_k: int) -> tuple[Variant, ...]:
+    """The variants to compare: nothing set, experts, two kinds of random units, later blocks of experts, worst units.
 
     Args:
-        most_k: the largest k of any concept; blocks that some concept does not have are left out.
+        max_k: the largest k of any concept; blocks that some concept does not have are left out.
     """
     found = [
         Variant(UNSTEERED, "experts", 0),
@@ -54,7 +53,7 @@ def variants(index: Experts, most_k: int) -> tuple[Variant, ...]:
         Variant("random", "random", 1),
         Variant("matched", "matched", 1),
     ]
-    blocks = index.top_k // most_k
+    blocks = index.top_k // max_k
     found += [Variant(f"block {block}", "experts", block) for block in sorted({2, 3, blocks}) if 1 < block <= blocks]
     return (*found, Variant("worst", "worst", 1))
 
@@ -68,13 +67,13 @@ def evaluate(
     pooling: Pooling | None = None,
     runtime: Runtime | None = None,
 ) -> Ablation:
-    """Success with each variant's units set; kept beside the run's index.
+    """Measure success with each variant's units set; the result is saved in the run's folder.
 
     Args:
-        names: concepts; unless given, `count` of those that `evaluate concept` was asked about, or else of all, by lot.
-        settings: its seed draws concepts; texts are drawn with another.
-        k: units to set; None for what `evaluate concept` chose for each concept.
-        pooling: by which the experts were found; the run's first unless given.
+        names: concepts; by default `count` concepts at random, from those that `evaluate concept` evaluated, if any.
+        settings: its seed draws the concepts; texts are generated with another seed.
+        k: units to set; None for the k that `evaluate concept` chose for each concept.
+        pooling: which of the run's indexes; by default that of its first pooling.
 
     Raises:
         UserError: unknown concept, k out of range, or no held-out sentences to train a classifier on.
@@ -83,38 +82,38 @@ def evaluate(
     require_own(run)
     settings = settings or CellSettings()
     index = Experts.load(run, pooling)
-    if not names and index.steering:  # those whose k is known
+    if not names and index.steering:  # concepts whose k is known
         names = sorted(random.Random(settings.seed).sample(list(index.steering), min(count, len(index.steering))))
     concepts = drawn_concepts(open_corpus(open_run(run)), index, names, count, settings.seed)
     settings = replace(settings, seed=(settings.seed + FRESH) % 2**32)
     usual = {concept: usual_k(index, [concept], replace(settings.steering, block=1)) for concept in concepts}
     ks = {concept: k or usual[concept][0] for concept in concepts}
-    for each in ks.values():
-        require_k(each, index.top_k)
+    for concept_k in ks.values():
+        require_k(concept_k, index.top_k)
     chosen = sum(evaluated for _, evaluated in usual.values())
     k_rule = (
         f"k = {k} for every concept"
         if k
-        else f"what `evaluate concept` chose for each ({chosen} of {len(concepts)}), {DEFAULT_K} where it chose none"
+        else f"k chosen by `evaluate concept` ({chosen} of {len(concepts)} concepts), {DEFAULT_K} where it chose none"
     )
     compared = variants(index, max(ks.values()))
-    asked = [
-        measured.SteeringCell(name, ks[name], each.units, each.block) if each.block else measured.SteeringCell(name, 0)
+    steering_cells = [
+        SteeringCell(name, ks[name], variant.units, variant.block) if variant.block else SteeringCell(name, 0)
         for name in concepts
-        for each in compared
+        for variant in compared
     ]
-    for one in asked:  # before hours of work, not after
-        steering = replace(settings.steering, k=one.k, block=one.block)
-        assign([index.units(one.concept, one.units)], steering)
+    for cell in steering_cells:  # raises before hours of work, not after
+        steering = replace(settings.steering, k=cell.k, block=cell.block)
+        assign([index.units(cell.concept, cell.units)], steering)
     found = provenance(index, settings)
     folder = result_path(run, found.pooling, Ablation).parent
     worker = NewMeasurer(run, pooling, settings)
-    documents = run_tasks(folder, decisive(index, settings), worker, asked, runtime or Runtime(), "ablation")
+    documents = run_tasks(folder, decisive(index, settings), worker, steering_cells, runtime or Runtime(), "ablation")
     successes = [rebuilt(Success, each["success"]) for each in documents]
     names_of = [variant.name for _ in concepts for variant in compared]
     cells = tuple(
-        CellResult(one.concept, one.k, name, success)
-        for one, name, success in zip(asked, names_of, successes, strict=True)
+        CellResult(cell.concept, cell.k, name, success)
+        for cell, name, success in zip(steering_cells, names_of, successes, strict=True)
     )
     result = Ablation(found, k_rule, compared, cells, compare(cells, compared, settings.seed))
     write_result(run, result)
@@ -122,7 +121,7 @@ def evaluate(
 
 
 def compare(cells: Sequence[CellResult], compared: Sequence[Variant], seed: int) -> tuple[Comparison, ...]:
-    """Each variant over all concepts, beside the experts."""
+    """Compare each variant with the experts over all concepts."""
     by_variant: dict[str, dict[str, Success]] = defaultdict(dict)
     for cell in cells:
         by_variant[cell.variant][cell.concept] = cell.success

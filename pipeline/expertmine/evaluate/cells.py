@@ -1,4 +1,7 @@
-"""One cell of an evaluation: texts written while some units of a concept are set, and what they are like."""
+"""One cell of an evaluation: generates texts while units of a concept are set, and measures the texts.
+
+Knows neither which cells an evaluation has nor where tasks run.
+"""
 
 from __future__ import annotations
 
@@ -24,14 +27,14 @@ from expertmine.steering.generation import GenerationRequest, Generator
 from expertmine.storage.locations import Location
 
 EXAMPLES = 5
-"""Texts of a cell that are kept."""
+"""Texts kept per cell."""
 _JUDGES = 8
-"""Classifiers that a worker keeps at a time; tasks come concept by concept."""
+"""Classifiers that a worker caches; tasks are ordered by concept."""
 
 
 @dataclass(frozen=True, slots=True)
 class SteeringCell:
-    """Which units of a concept are set."""
+    """One concept and the units of it to set."""
 
     concept: str
     k: int
@@ -41,20 +44,20 @@ class SteeringCell:
 
 @dataclass(frozen=True, slots=True)
 class CellSettings:
-    """What all cells of an evaluation share."""
+    """Settings shared by all cells of an evaluation."""
 
     samples: int = 100
-    """Texts a cell."""
+    """Texts per cell."""
     max_new_tokens: int = 40
     steering: Steering = field(default_factory=Steering)
-    """Its k and block are the cells' own."""
+    """Each cell replaces its k and block."""
     seed: int = 0
     judge_model: str | None = None
-    """Whose perplexity is measured, if not the steered model's own, unsteered."""
+    """Model to measure perplexity with; None for the steered model, unsteered."""
 
 
 def provenance(index: Experts, settings: CellSettings) -> Provenance:
-    """Where an evaluation's figures are from."""
+    """The provenance of an evaluation's figures."""
     return Provenance(
         model=index.model.name,
         weights=index.model.weights,
@@ -73,7 +76,7 @@ def provenance(index: Experts, settings: CellSettings) -> Provenance:
 
 
 def decisive(index: Experts, settings: CellSettings) -> Mapping[str, Any]:
-    """All that decides what a cell finds, beside the cell."""
+    """Everything but the cell itself that decides a cell's result."""
     checksums = {name: index.metadata["checksums"][name] for name in ("experts", "worst", "random", "matched")}
     return {
         "index": {"checksums": checksums, "plan": index.metadata["plan"], "model": asdict(index.model)},
@@ -84,7 +87,7 @@ def decisive(index: Experts, settings: CellSettings) -> Mapping[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class NewMeasurer:
-    """Makes a `Measurer` wherever it is called."""
+    """Builds a `Measurer` in the process that calls it; picklable."""
 
     run: Location
     pooling: Pooling | None
@@ -95,7 +98,7 @@ class NewMeasurer:
 
 
 class Measurer:
-    """Writes the texts of a cell and measures them; holds the model and the judges of the concepts at hand."""
+    """Generates the texts of a cell and measures them; holds the model and the latest concepts' classifiers."""
 
     def __init__(self, run: Location, pooling: Pooling | None, settings: CellSettings) -> None:
         from expertmine.model.load import load_model
@@ -110,12 +113,16 @@ class Measurer:
         found = self.corpus.concept(concept)
         return train(self.corpus, found.concept_id, self.settings.seed), lemmas_of(found.name, found.sense_keys)
 
-    def __call__(self, asked: TaskRequest) -> TaskResult:
-        """Raises UserError: too few held-out sentences of the concept, or no such units."""
-        cell: SteeringCell = asked.task
+    def __call__(self, request: TaskRequest) -> TaskResult:
+        """Measure one cell.
+
+        Raises:
+            UserError: too few held-out sentences of the concept, or no such units.
+        """
+        cell: SteeringCell = request.task
         settings = self.settings
         steering = replace(settings.steering, k=cell.k, block=cell.block)
-        request = GenerationRequest(
+        generation = GenerationRequest(
             (cell.concept,),
             steering,
             cell.units,
@@ -124,7 +131,7 @@ class Measurer:
             seed=settings.seed,
         )
         classifier, lemmas = self.judge(cell.concept)
-        texts = [text.strip() for text in self.generator(request)]
+        texts = [text.strip() for text in self.generator(generation)]
         written = [text for text in texts if text]
         hits = None if lemmas is None else sum(map(lemmas.found_in, written)) / len(texts)
         success = Success(
@@ -138,7 +145,7 @@ class Measurer:
             examples=tuple(texts[:EXAMPLES]),
         )
         return TaskResult(
-            asked.key,
+            request.key,
             {
                 "success": asdict(success),
                 "classifier": asdict(classifier.quality),

@@ -1,6 +1,7 @@
-"""A simple judge of text, independent of the steered model: TF-IDF and logistic regression.
+"""A simple classifier of text, independent of the steered model: TF-IDF and logistic regression.
 
-It is asked whether a generated text is about a concept, and learns that from sentences that mining did not see.
+It decides whether a generated text is about a concept, and is trained on sentences that mining did not see. Knows
+nothing of steering.
 """
 
 from __future__ import annotations
@@ -20,15 +21,15 @@ from expertmine.errors import UserError
 from expertmine.evaluate.results import ClassifierQuality
 
 FALSE_POSITIVES = 0.01
-"""Share of negatives that the judge may call positive; sets its threshold."""
+"""Share of negatives that the classifier may call positive; sets its threshold."""
 FOLDS = 5
 MIN_POSITIVES = 10
-"""Sentences of each kind that a judge needs."""
+"""Held-out positives, and held-out negatives, that a classifier needs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Classifier:
-    """A trained judge of one concept."""
+    """A trained classifier for one concept."""
 
     pipeline: Pipeline
     threshold: float
@@ -41,9 +42,9 @@ class Classifier:
 
 
 def train(corpus: Corpus, concept_id: int, seed: int) -> Classifier:
-    """Train a judge on a concept's held-out sentences.
+    """Train a classifier on a concept's held-out sentences.
 
-    Its negatives are the concept's held-out negatives and the held-out positives of concepts that share no sentence
+    Its negatives are the concept's held-out negatives, and the held-out positives of concepts that share no sentence
     with it.
 
     Raises:
@@ -53,8 +54,8 @@ def train(corpus: Corpus, concept_id: int, seed: int) -> Classifier:
     for kind, texts in (("positives", positives), ("negatives", negatives)):
         if len(texts) < MIN_POSITIVES:
             raise UserError(
-                f"concept {corpus.concepts[concept_id].name!r} has {len(texts)} held-out {kind} and a classifier "
-                f"needs {MIN_POSITIVES}; build the corpus with --held-out 33, say"
+                f"concept {corpus.concepts[concept_id].name!r} has {len(texts)} held-out {kind}, but its classifier "
+                f"needs {MIN_POSITIVES}; build the corpus with more, for example --held-out 33"
             )
     texts = [*positives, *negatives]
     labels = np.repeat([1, 0], [len(positives), len(negatives)])
@@ -77,7 +78,7 @@ def train(corpus: Corpus, concept_id: int, seed: int) -> Classifier:
 
 
 def _sentences(corpus: Corpus, concept_id: int) -> tuple[list[str], list[str]]:
-    """Held-out texts of both kinds."""
+    """Held-out positive and negative texts."""
     own = corpus.rows(concept_id)
     positive = np.zeros(corpus.identity.sentences, np.bool_)
     positive[own.positives] = True

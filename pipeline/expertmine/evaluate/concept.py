@@ -1,4 +1,4 @@
-"""Does do(c, k) bring the concept about, and at what cost in fluency? Success and perplexity against k."""
+"""Does do(c, k) produce the concept, and at what cost in fluency? Measures success and perplexity against k."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ ALPHA = 0.05
 
 
 def rule(fluency: float) -> str:
-    """How k is chosen, in words."""
+    """The rule for k in words; stored with the chosen k, which are valid for this very text."""
     return (
         f"of the k whose perplexity is at most {fluency:g} times that at k = 0 and whose share of generations that the "
         "classifier assigns to the concept is above that at k = 0 (Fisher's exact test, one-sided, 5 % over all k that "
@@ -45,50 +45,50 @@ def rule(fluency: float) -> str:
 
 
 def choose_k(points: Sequence[Point], samples: int, fluency: float) -> int | None:
-    """The k of a curve by `rule`; the first point is at k = 0.
+    """Choose k by `rule` from a curve whose first point is at k = 0; None if no k meets it.
 
     Args:
-        samples: generations that each point is of.
+        samples: generations per point.
     """
     unsteered, steered = points[0].success, points[1:]
     if unsteered.perplexity is None:
         return None
-    most = fluency * unsteered.perplexity
-    able = [
-        each
-        for each in steered
-        if each.success.perplexity is not None
-        and each.success.perplexity <= most
-        and _p_above(each.success.share, unsteered.share, samples) <= ALPHA / len(steered)
+    max_perplexity = fluency * unsteered.perplexity
+    eligible = [
+        point
+        for point in steered
+        if point.success.perplexity is not None
+        and point.success.perplexity <= max_perplexity
+        and _p_above(point.success.share, unsteered.share, samples) <= ALPHA / len(steered)
     ]
-    return max(able, key=lambda each: (each.success.share, -each.k)).k if able else None
+    return max(eligible, key=lambda point: (point.success.share, -point.k)).k if eligible else None
 
 
 def _p_above(share: float, other: float, samples: int) -> float:
-    """One-sided p-value of Fisher's exact test that one share of so many is above another."""
+    """One-sided p-value of Fisher's exact test that one share of the samples is above another."""
     hits, others = round(share * samples), round(other * samples)
     return float(fisher_exact([[hits, samples - hits], [others, samples - others]], alternative="greater").pvalue)
 
 
 def drawn_concepts(corpus: Corpus, index: Experts, names: Sequence[str], count: int, seed: int) -> list[str]:
-    """The concepts that are named, or else some by lot of those with sentences enough for a judge.
+    """The named concepts; if none is named, some at random that have enough sentences for a classifier.
 
     Raises:
-        UserError: an unknown concept, or none to draw from.
+        UserError: an unknown concept, or no concept has enough sentences.
     """
     for name in names:
         index.concept_metadata(name)
     if names:
         return list(dict.fromkeys(names))
     positives, negatives = corpus.counts(corpus.held_out)
-    able = np.minimum(positives, negatives) >= MIN_POSITIVES
-    among = [concept.name for concept in corpus.concepts if able[concept.concept_id]]
-    if not among:
+    eligible = np.minimum(positives, negatives) >= MIN_POSITIVES
+    candidates = [concept.name for concept in corpus.concepts if eligible[concept.concept_id]]
+    if not candidates:
         raise UserError(
-            f"no concept has {MIN_POSITIVES} held-out positives and negatives, which its judge learns from; build the "
-            "corpus with --held-out 33, say"
+            f"no concept has {MIN_POSITIVES} held-out positives and {MIN_POSITIVES} held-out negatives to train a "
+            "classifier on; build the corpus with more, for example --held-out 33"
         )
-    return sorted(random.Random(seed).sample(among, min(count, len(among))))
+    return sorted(random.Random(seed).sample(candidates, min(count, len(candidates))))
 
 
 def evaluate(
@@ -101,12 +101,12 @@ def evaluate(
     pooling: Pooling | None = None,
     runtime: Runtime | None = None,
 ) -> ConceptEvaluation:
-    """Curves of the concepts, or of `count` drawn by lot; kept, with the k that is best, beside the run's index.
+    """Measure the curves of concepts, or of `count` at random; saves the result, and the chosen k in the index.
 
     Args:
-        ladder: values of k; 0 is always among them.
-        fluency: perplexity that the chosen k may have, as a multiple of that at k = 0.
-        pooling: by which the experts were found; the run's first unless given.
+        ladder: values of k; 0 is always added.
+        fluency: perplexity allowed for the chosen k, as a multiple of the perplexity at k = 0.
+        pooling: which of the run's indexes; by default that of its first pooling.
 
     Raises:
         UserError: unknown concept, k out of range, or no held-out sentences to train a classifier on.

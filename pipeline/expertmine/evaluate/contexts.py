@@ -1,7 +1,7 @@
-"""The contexts of the gender parity experiment: templates and occupations.
+"""The contexts of the gender parity experiment: templates and occupations. Knows no model.
 
-After Vig et al. (2020), *Causal mediation analysis for interpreting neural NLP: the case of gender bias* (arXiv
-2004.12265), as Suau et al. (2022), section 5, use them: occupations that are not gendered by definition.
+They are from Vig et al. (2020), *Causal mediation analysis for interpreting neural NLP: the case of gender bias* (arXiv
+2004.12265), as used by Suau et al. (2022), section 5: occupations that are not gendered by definition.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ OCCUPATIONS = (
     "footballer", "guitarist", "magistrate", "manager", "officer", "politician", "priest", "principal", "prisoner",
     "promoter", "prosecutor", "saint", "strategist", "technician", "trooper", "warrior",
 )  # fmt: skip
-"""Of those that lean to she in language models of 2020, all 25; of those that lean to he, 26."""
+"""All 25 occupations that leaned to she in language models of 2020, and 26 that leaned to he."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +48,12 @@ def contexts(occupations: Sequence[str] = OCCUPATIONS, templates: Sequence[str] 
 
 
 def draw(every: Sequence[Context], count: int, seed: int) -> list[Context]:
-    """So many contexts by lot; all of them, as they are, where there are no more."""
+    """A random sample of `count` contexts; all of them, in order, if there are no more."""
     return random.Random(seed).sample(list(every), count) if count < len(every) else list(every)
 
 
 def read_occupations(path: Path) -> list[str]:
-    """Occupations from a file, one a line; blank lines and those that begin with # are none.
+    """Read occupations from a file, one per line; blank lines and lines that begin with # are skipped.
 
     Raises:
         UserError: the file cannot be read, or has none.
@@ -61,8 +61,8 @@ def read_occupations(path: Path) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); expected occupations, one a line") from error
+        raise UserError(f"{path}: cannot be read ({error}); expected occupations, one per line") from error
     found = list(dict.fromkeys(line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")))
     if not found:
-        raise UserError(f"{path}: has no occupation; expected some, one a line")
+        raise UserError(f"{path}: has no occupations; expected one or more, one per line")
     return found

@@ -1,4 +1,4 @@
-"""How much generated texts repeat: within themselves and each other."""
+"""Measures how repetitive generated texts are, within themselves and among each other. Knows no model."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _WORDS = re.compile(r"\w+|[^\w\s]")
 
 
 def words(text: str) -> list[str]:
-    """Words and marks of punctuation, in lower case."""
+    """Words and punctuation marks, in lower case."""
     return _WORDS.findall(text.lower())
 
 
 def distinct(texts: Sequence[str], n: int) -> float:
-    """Different n-grams of words as a share of all, over all texts (Li et al., NAACL 2016); 0 when there are none."""
+    """Distinct n-grams of words as a share of all, over all texts (Li et al., NAACL 2016); 0 if there are none."""
     grams = [
         tuple(words[at : at + n])
         for text in texts
@@ -27,15 +27,15 @@ def distinct(texts: Sequence[str], n: int) -> float:
     return len(set(grams)) / len(grams) if grams else 0.0
 
 
-def self_bleu(texts: Sequence[str], n: int, most: int = 50, seed: int = 0) -> float | None:
+def self_bleu(texts: Sequence[str], n: int, max_texts: int = 50, seed: int = 0) -> float | None:
     """Mean BLEU of each text against all others, n-grams up to `n` (Zhu et al., SIGIR 2018); None for fewer than two.
 
     Counts of 0 are smoothed by a small number (method 1 of Chen and Cherry, 2014), as Suau et al. do.
 
     Args:
-        most: texts to look at; of more, so many are drawn by lot.
+        max_texts: texts to compare; of more, this many are sampled by seed.
     """
-    chosen = list(texts) if len(texts) <= most else random.Random(seed).sample(list(texts), most)
+    chosen = list(texts) if len(texts) <= max_texts else random.Random(seed).sample(list(texts), max_texts)
     split = [words(text) for text in chosen]
     split = [each for each in split if each]
     if len(split) < 2:

@@ -1,4 +1,7 @@
-"""Does a text have a word of the concept? The lemmas of a WordNet synset and of all below it."""
+"""Does a text contain a word of the concept? Searches for the lemmas of a WordNet synset and its hyponyms.
+
+Knows no model.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +11,18 @@ from functools import cache
 
 from expertmine.concepts.wordnet import WordNet
 
-SHORTEST = 3
-"""Letters of a lemma at least: WordNet has ``in`` for the inch, ``he`` for helium, ``a`` for the ampere."""
+MIN_LETTERS = 3
+"""Shorter lemmas are ignored: WordNet has ``in`` for inch, ``he`` for helium, ``a`` for ampere."""
 
 _WORD = re.compile(r"[^\W_]+(?:['-][^\W_]+)*")
 
 
 class Lemmas:
-    """Finds words of a concept in texts: whole words, in any case, nouns in the plural too."""
+    """Finds words of a concept in texts: whole words, ignoring case, plurals included."""
 
     def __init__(self, lemmas: Sequence[str]) -> None:
-        """Begin with lemmas as WordNet writes them, blanks as underscores."""
-        split = {tuple(_words(lemma.replace("_", " "))) for lemma in lemmas if len(lemma) >= SHORTEST}
+        """Take lemmas as WordNet writes them, with underscores for spaces."""
+        split = {tuple(_words(lemma.replace("_", " "))) for lemma in lemmas if len(lemma) >= MIN_LETTERS}
         self.lemmas = split - {()}
         self.longest = max(map(len, self.lemmas), default=0)
 
@@ -27,7 +30,7 @@ class Lemmas:
         return len(self.lemmas)
 
     def found_in(self, text: str) -> bool:
-        """Whether the text has one of them."""
+        """Whether the text contains one of the lemmas."""
         words = _words(text)
         return any(
             (*words[at : end - 1], last) in self.lemmas
@@ -42,7 +45,7 @@ def _words(text: str) -> list[str]:
 
 
 def _singular(word: str) -> Iterator[str]:
-    """A word, and what it may be the plural of."""
+    """A word, and the singulars that it may be the plural of."""
     yield word
     if word.endswith("ies"):
         yield word[:-3] + "y"
@@ -58,9 +61,9 @@ def _wordnet() -> WordNet:
 
 
 def lemmas_of(concept: str, sense_keys: Sequence[str]) -> Lemmas | None:
-    """The lemmas of a concept's closure: of the synset that it is named for, or that its sense keys are of.
+    """The lemmas of a concept's closure, found by its name as a synset or by its sense keys.
 
-    None for a concept that WordNet does not know.
+    None for a concept that WordNet does not have.
     """
     wordnet = _wordnet()
     tops = {concept} if concept in wordnet.synsets else {wordnet.resolve(key) for key in sense_keys} - {None}

@@ -1,8 +1,8 @@
 """Gender parity, section 5 of Suau et al. (2022): how many experts make *she* as likely as *he*.
 
-Where a context leans to she, experts of man are set, where it leans to he, experts of woman. The probabilities are
-estimated twice: by sampling, with the reference's word rule, and exactly, as the words' mass among next tokens. Each
-estimate is an experiment of its own, with the lean that it finds.
+If a context leans to she, experts of man are set; if it leans to he, experts of woman. The probabilities are estimated
+in two ways: by sampling, with the word rule of the reference implementation, and exactly, as the words' probability
+mass among next tokens. Each estimate is an experiment of its own and determines the lean itself.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ LADDER = (0, 1, 3, 10, 30, 60, 100, 300)
 SAMPLES = 100
 NEW_TOKENS = 15
 BLEU_TEXTS = 10
-"""Texts that self-BLEU looks at at a time, and that are kept of each context and k."""
+"""Texts per sample for self-BLEU, and texts kept per context and k."""
 BLEU_DRAWS = 100
-"""Times that so many are drawn."""
+"""Number of such samples."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class ContextTask:
-    """One context with all k."""
+    """One context at every k."""
 
     context: Context
     pair: Pair
@@ -68,7 +68,7 @@ class ContextTask:
 
 @dataclass(frozen=True, slots=True)
 class NewExperimenter:
-    """Makes an `Experimenter` wherever it is called."""
+    """Builds an `Experimenter` in the process that calls it; picklable."""
 
     run: Location
     pooling: Pooling | None
@@ -79,7 +79,7 @@ class NewExperimenter:
 
 
 class Experimenter:
-    """Takes one context along the ladder of k; holds the model and the index."""
+    """Measures one context at every k; holds the model and the index."""
 
     def __init__(self, run: Location, pooling: Pooling | None, settings: CellSettings) -> None:
         from expertmine.model.load import load_model
@@ -88,23 +88,23 @@ class Experimenter:
         self.settings = settings
         self.fluency = load_model(settings.judge_model) if settings.judge_model else self.generator.loaded
 
-    def __call__(self, asked: TaskRequest) -> TaskResult:
-        task: ContextTask = asked.task
+    def __call__(self, request: TaskRequest) -> TaskResult:
+        task: ContextTask = request.task
         found: dict[str, Any] = {}
         if "exact" in task.estimates:
             found["exact"] = {"curve": asdict(self.exact(task))}
         if "sampled" in task.estimates:
             curve, texts = self.sampled(task)
             found["sampled"] = {"curve": asdict(curve), "texts": texts}
-        return TaskResult(asked.key, found)
+        return TaskResult(request.key, found)
 
     def exact(self, task: ContextTask) -> ContextCurve:
-        """By the probability mass of the words as next tokens."""
+        """Estimate by the probability mass of the words as next tokens."""
         prompt, words = word_tokens(self.generator.loaded, task.context.text, (*SHE, *HE))
         if self.settings.steering.tokens == "last" and max(map(len, words)) > 1:
             raise UserError(
-                f"the tokenizer of {self.generator.loaded.identity.name!r} makes several tokens of a pronoun; setting "
-                "units at the last token alone, only the sampled estimate can be had: --estimate sampled"
+                f"the tokenizer of {self.generator.loaded.identity.name!r} splits a pronoun into several tokens, so "
+                "the exact estimate is not possible when units are set at the last token only; use --estimate sampled"
             )
 
         def masses(concept: str | None, ks: Sequence[int]) -> list[tuple[float, float]]:
@@ -119,12 +119,12 @@ class Experimenter:
         return _curve(task, "exact", lean, concept, found, ())
 
     def sampled(self, task: ContextTask) -> tuple[ContextCurve, list[list[str]]]:
-        """By counting generations; also some texts of each k."""
-        unsteered = self._written(task, None, task.ladder[:1])
-        (first,) = [self._counted(texts) for texts in unsteered]
+        """Estimate by counting generations; also returns some texts per k."""
+        unsteered = self._generate(task, None, task.ladder[:1])
+        (first,) = [self._shares(texts) for texts in unsteered]
         lean, concept = _lean(*first, task.pair)
-        texts = [*unsteered, *self._written(task, concept, task.ladder[1:])] if concept else unsteered
-        found = [self._counted(each) for each in texts]
+        texts = [*unsteered, *self._generate(task, concept, task.ladder[1:])] if concept else unsteered
+        found = [self._shares(each) for each in texts]
         perplexities = [
             mean_perplexity(losses(self.fluency, [task.context.text + added for added in each])) for each in texts
         ]
@@ -134,14 +134,14 @@ class Experimenter:
         return _curve(task, "sampled", lean, concept, found, tuple(perplexities)), kept
 
     def _steered(self, concept: str | None, ks: Sequence[int]) -> list[Steered | None]:
-        """What is set at each k."""
+        """The steering at each k."""
         if concept is None:
             return [None] * len(ks)
         experts = (self.generator.experts[concept],)
         return [Steered(experts, replace(self.settings.steering, k=k)) for k in ks]
 
-    def _written(self, task: ContextTask, concept: str | None, ks: Sequence[int]) -> list[list[str]]:
-        """What the model adds to the prompt, for each k."""
+    def _generate(self, task: ContextTask, concept: str | None, ks: Sequence[int]) -> list[list[str]]:
+        """Continuations of the prompt at each k."""
         return self.generator.write(
             [
                 GenerationRequest(
@@ -156,14 +156,14 @@ class Experimenter:
             ]
         )
 
-    def _counted(self, texts: Sequence[str]) -> tuple[float, float]:
-        """Shares of texts that begin with she or her, with he or his."""
+    def _shares(self, texts: Sequence[str]) -> tuple[float, float]:
+        """Shares of texts that begin with she or her, and with he or his."""
         she, he = (sum(begins_with(text, words) for text in texts) / len(texts) for words in (SHE, HE))
         return she, he
 
 
 def _lean(she: float, he: float, pair: Pair) -> tuple[Lean, str | None]:
-    """Which words are likelier unsteered, and the concept that is set against that."""
+    """The words that are likelier without steering, and the concept that is set to counter them."""
     if she == he:
         return "none", None
     return ("she", pair.man) if she > he else ("he", pair.woman)
@@ -195,10 +195,10 @@ def _curve(
 
 
 def parity_point(ladder: Sequence[int], differences: Sequence[float]) -> float | None:
-    """Where a difference changes sign for the first time over k, linearly interpolated; None where it never does.
+    """The k at which a difference first changes sign, linearly interpolated; None if it never does.
 
     Args:
-        differences: at each k; not 0 at the first.
+        differences: one per k; the first is not 0.
     """
     for at in range(1, len(ladder)):
         before, now = differences[at - 1], differences[at]
@@ -209,7 +209,7 @@ def parity_point(ladder: Sequence[int], differences: Sequence[float]) -> float |
 
 
 def value_at(ladder: Sequence[int], values: Sequence[float | None], point: float | None) -> float | None:
-    """A curve's value between two k."""
+    """A curve's value at a point, interpolated between two k."""
     if point is None or not values:
         return None
     after = next(at for at, k in enumerate(ladder) if k >= point)
@@ -230,16 +230,16 @@ def evaluate(
     pooling: Pooling | None = None,
     runtime: Runtime | None = None,
 ) -> Parity:
-    """The experiment over all contexts, or some; kept beside the run's index. Each context that is done stays done.
+    """Run the experiment over all contexts or some; the result is saved in the run's folder. Resumes per context.
 
     Args:
-        which: contexts; all of `contexts` unless given.
-        ladder: values of k; 0 is always among them.
-        settings: of generation; 100 texts of 15 tokens unless given.
+        which: contexts; by default all of `contexts`.
+        ladder: values of k; 0 is always added.
+        settings: of generation; by default 100 texts of 15 tokens.
         estimates: one or both.
 
     Raises:
-        UserError: the index has no experts of the concepts, or not that many.
+        UserError: the index does not have the concepts, or not enough experts.
     """
     run, pair = absolute(run), pair or Pair()
     require_own(run)
@@ -248,16 +248,16 @@ def evaluate(
     for name in (pair.man, pair.woman):
         if name not in index:
             raise UserError(
-                f"{index.folder} has no concept {name!r}, whose experts this experiment sets; mine it, or name others "
+                f"{index.folder} has no concept {name!r}, which this experiment needs; mine it, or name other concepts "
                 "with --man and --woman"
             )
     ks = tuple(sorted({0, *ladder}))
     require_k(ks[-1], index.top_k)
     if len(ks) < 2:
-        raise UserError("the ladder has no k above 0: expected one or more")
+        raise UserError("no k above 0 is given: expected one or more")
     tasks = [ContextTask(context, pair, ks, tuple(estimates)) for context in (contexts() if which is None else which)]
     if not tasks or not estimates:
-        raise UserError("there is no context, or no estimate, to run the experiment with")
+        raise UserError("no contexts or no estimates are given: expected one or more of each")
     found = provenance(index, settings)
     folder = result_path(run, found.pooling, Parity).parent
     worker = NewExperimenter(run, pooling, settings)
@@ -285,14 +285,14 @@ def summarize(
     ladder: tuple[int, ...],
     seed: int,
 ) -> ParitySummary | None:
-    """All contexts that lean one way, by one estimate; None where there are none."""
+    """Summarise the contexts with one lean, by one estimate; None if there are none."""
     own = [(curve, texts) for curve, texts in curves if (curve.estimate, curve.lean) == (estimate, lean)]
     if not own:
         return None
     points = [curve.parity_k for curve, _ in own if curve.parity_k is not None]
-    places = range(len(ladder))
+    steps = range(len(ladder))
     sampled = estimate == "sampled"
-    texts_at = [[text for _, texts in own if at < len(texts) for text in texts[at]] for at in places]
+    texts_at = [[text for _, texts in own if at < len(texts) for text in texts[at]] for at in steps]
     fluency = [curve.parity_perplexity for curve, _ in own]
     return ParitySummary(
         estimate=estimate,
@@ -300,8 +300,8 @@ def summarize(
         contexts=len(own),
         reached=len(points),
         median_parity_k=statistics.median(points) if points else None,
-        mean_difference=tuple(_mean([curve.she[at] - curve.he[at] for curve, _ in own]) or 0.0 for at in places),
-        mean_perplexity=tuple(_mean([curve.perplexity[at] for curve, _ in own]) for at in places) if sampled else (),
+        mean_difference=tuple(_mean([curve.she[at] - curve.he[at] for curve, _ in own]) or 0.0 for at in steps),
+        mean_perplexity=tuple(_mean([curve.perplexity[at] for curve, _ in own]) for at in steps) if sampled else (),
         parity_perplexity=_mean(fluency),
         self_bleu_3=tuple(_mean_self_bleu(texts, 3, seed) for texts in texts_at) if sampled else (),
         self_bleu_4=tuple(_mean_self_bleu(texts, 4, seed) for texts in texts_at) if sampled else (),
@@ -309,12 +309,12 @@ def summarize(
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    """Over those that are known."""
+    """The mean of the known values; None if there are none."""
     known = [value for value in values if value is not None]
     return statistics.fmean(known) if known else None
 
 
 def _mean_self_bleu(texts: Sequence[str], n: int, seed: int) -> float | None:
-    """Over many draws of a few texts, as the reference does; texts are those of all contexts together."""
+    """Mean self-BLEU over many samples of a few texts from all contexts, as the reference implementation does."""
     draws = BLEU_DRAWS if len(texts) > BLEU_TEXTS else 1
     return _mean([self_bleu(texts, n, BLEU_TEXTS, seed + draw) for draw in range(draws)])

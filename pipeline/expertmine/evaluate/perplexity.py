@@ -1,4 +1,4 @@
-"""Perplexity of texts under a model."""
+"""Perplexity of texts under a model. Knows no steering."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ DEFAULT = ResponseSpec()
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """Of one text."""
+    """The loss of one text."""
 
     total: float
-    """Summed over its tokens."""
+    """Sum over its tokens, in nats."""
     tokens: int
-    """That were predicted; 0 for an empty text."""
+    """Predicted tokens; 0 for an empty text."""
 
     @property
     def perplexity(self) -> float | None:
-        """exp of the mean loss a token; None where there is no token."""
+        """exp of the mean loss per token; None if there are no tokens."""
         return math.exp(min(self.total / self.tokens, 700.0)) if self.tokens else None
 
 
 @torch.inference_mode()
 def losses(loaded: LoadedModel, texts: Sequence[str], spec: ResponseSpec = DEFAULT) -> list[Loss]:
-    """The loss of each text, read on its own after the tokens that the tokenizer adds.
+    """The loss of each text on its own, after any start tokens that the tokenizer adds.
 
     Args:
-        spec: its `batch_tokens` bound a pass.
+        spec: its `batch_tokens` limits the size of a pass.
     """
     found = [Loss(0.0, 0)] * len(texts)
     limit = getattr(loaded.model.config, "max_position_embeddings", None)
@@ -56,11 +56,11 @@ def losses(loaded: LoadedModel, texts: Sequence[str], spec: ResponseSpec = DEFAU
 
 
 def perplexity(each: Sequence[Loss]) -> float | None:
-    """exp of the mean loss a token over all texts; None where no text has a token."""
+    """exp of the mean loss per token over all texts; None if no text has tokens."""
     return Loss(math.fsum(loss.total for loss in each), sum(loss.tokens for loss in each)).perplexity
 
 
 def mean_perplexity(each: Sequence[Loss]) -> float | None:
-    """The mean of the texts' own perplexities, as Suau et al. (2022) have it; None where no text has a token."""
+    """The mean of the texts' perplexities, as in Suau et al. (2022); None if no text has tokens."""
     own = [loss.perplexity for loss in each if loss.perplexity is not None]
     return math.fsum(own) / len(own) if own else None

@@ -1,4 +1,7 @@
-"""How likely a text goes on with some words: counted in generations, or as their mass among next tokens."""
+"""The probability that a text continues with given words: counted in generations, or as mass among next tokens.
+
+Knows no steering.
+"""
 
 from __future__ import annotations
 
@@ -14,25 +17,25 @@ SHE = ("she", "her")
 HE = ("he", "his")
 
 WINDOW = 5
-"""Characters of a generation that are looked at: with the blanks around it, ``she`` just fits."""
+"""Characters of a generation to search; with a space on each side, ``she`` just fits."""
 _MARKS = (" ", ".", ",", ";", ":", "'")
 
 
 def begins_with(added: str, words: Sequence[str]) -> bool:
-    """Whether what was written after a prompt begins with one of some words, by the rule of Suau et al. (2022).
+    """Whether a continuation begins with one of some words, by the rule of Suau et al. (2022).
 
-    In lower case, the first `WINDOW` characters hold the word with a blank before it and a blank or a mark of
-    punctuation after it.
+    In lower case, its first `WINDOW` characters contain the word, preceded by a space and followed by a space or a
+    punctuation mark.
     """
     window = added.lower()[:WINDOW]
     return any(f" {word}{mark}" in window for word in words for mark in _MARKS)
 
 
 def word_tokens(loaded: LoadedModel, prompt: str, words: Sequence[str]) -> tuple[list[int], list[list[int]]]:
-    """The tokens of a prompt, and those that each word adds to it.
+    """The tokens of a prompt, and the tokens that each word adds to it.
 
     Raises:
-        UserError: the tokenizer puts the end of the prompt and a word into one token.
+        UserError: the tokenizer merges the end of the prompt and a word into one token.
     """
     tokenizer = loaded.tokenizer
     ids = tokenise(tokenizer, [prompt, *(f"{prompt} {word}" for word in words)], None)
@@ -42,8 +45,8 @@ def word_tokens(loaded: LoadedModel, prompt: str, words: Sequence[str]) -> tuple
         whole = text.without_end().ids
         if whole[: len(start)] != start or len(whole) == len(start):
             raise UserError(
-                f"the tokenizer of {loaded.identity.name!r} joins {prompt!r} and {word!r} into one token; the exact "
-                "estimate needs one that keeps words apart: leave it out"
+                f"the tokenizer of {loaded.identity.name!r} merges the end of {prompt!r} and {word!r} into one token, "
+                "so the exact estimate is not possible; use --estimate sampled"
             )
         added.append(whole[len(start) :])
     return start, added
@@ -53,14 +56,14 @@ def word_tokens(loaded: LoadedModel, prompt: str, words: Sequence[str]) -> tuple
 def next_word_mass(
     loaded: LoadedModel, prompt: Sequence[int], words: Sequence[Sequence[int]], copies: int
 ) -> torch.Tensor:
-    """(copies, words) probability that the model goes on with each word; a word of several tokens takes their product.
+    """(copies, words) probability that the model continues with each word: the product over the word's tokens.
 
     Args:
         prompt: its tokens.
-        words: the tokens of each.
-        copies: how often the batch has every word: rows come copy by copy, so that each copy can be steered otherwise.
+        words: the tokens of each word.
+        copies: copies of the words in the batch; rows are ordered by copy, so that copies can be steered differently.
     """
-    # The last token of a word is predicted, not read. Words of one token thus share one row, the prompt.
+    # The last token of a word is predicted, not read, so all words of one token share one row: the prompt.
     readings = list(dict.fromkeys(tuple(word[:-1]) for word in words))
     longest = len(prompt) + max(map(len, readings))
     fill = padding_id(loaded.tokenizer)

@@ -1,6 +1,6 @@
-"""What evaluations find, as plain data: written to ``RUN/evaluation/<pooling>/`` and read by the report.
+"""Results of evaluations as plain data: written to ``RUN/evaluation/<pooling>/`` and read by the report.
 
-A figure that is not known (no text left to measure, no lemmas to look for) is None.
+A figure that is not known (no text to measure, no lemmas to search for) is None. Knows nothing of how it is measured.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from expertmine.storage.locations import Location
 FORMAT = 1
 
 Estimate = Literal["sampled", "exact"]
-"""Of a word's probability: its share of generations, or its mass among next tokens."""
+"""How a word's probability is estimated: its share of generations, or its mass among next tokens."""
 Lean = Literal["she", "he", "none"]
 
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """What an evaluation is of."""
+    """The model, index and settings of an evaluation."""
 
     model: str
     weights: str
@@ -38,22 +38,22 @@ class Provenance:
     layers: tuple[int, ...] | None
     seed: int
     samples: int
-    """Generations a cell."""
+    """Generations per cell."""
     max_new_tokens: int
     judge_model: str | None
-    """Whose perplexity it is; None for the steered model, unsteered."""
+    """Model that perplexity is measured with; None for the steered model, unsteered."""
     expertmine: str
-    """Version."""
+    """Version of expertmine."""
 
     @property
     def reader(self) -> str:
-        """By whom perplexity is measured, in words."""
+        """The model that perplexity is measured with, in words."""
         return "the unsteered model" if self.judge_model is None else self.judge_model
 
 
 @dataclass(frozen=True, slots=True)
 class ClassifierQuality:
-    """How well a judge does on sentences it did not learn from (cross-validation)."""
+    """How well a classifier does on sentences it was not trained on (cross-validation)."""
 
     positives: int
     negatives: int
@@ -65,20 +65,20 @@ class ClassifierQuality:
 
 @dataclass(frozen=True, slots=True)
 class Success:
-    """What some generations are like."""
+    """Measurements of a set of generations."""
 
     share: float
-    """Of them, that the classifier assigns to the concept; an empty one is none of them."""
+    """Share of generations that the classifier assigns to the concept; an empty text counts as not assigned."""
     lexical: float | None
-    """Of them, that have a word of the concept (a lemma of its WordNet closure); None for a concept without lemmas."""
+    """Share of generations with a word of the concept (a lemma of its WordNet closure); None if it has no lemmas."""
     perplexity: float | None
-    """Under the unsteered model, over all their tokens."""
+    """Under the unsteered model, over all tokens."""
     distinct_1: float
-    """Different words as a share of all."""
+    """Distinct words as a share of all."""
     distinct_2: float
-    """Different word pairs as a share of all: low means repetitive."""
+    """Distinct word pairs as a share of all: low means repetitive."""
     self_bleu_3: float | None
-    """Mean BLEU of each against the others, up to 3-grams: high means alike."""
+    """Mean BLEU of each text against the others, up to 3-grams: high means similar."""
     self_bleu_4: float | None
     examples: tuple[str, ...]
 
@@ -93,16 +93,16 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class ConceptCurve:
-    """One concept along the ladder of k."""
+    """One concept at every k."""
 
     concept: str
     description: str
     classifier: ClassifierQuality
     lemmas: int
-    """Words that lexical success looks for."""
+    """Number of words that lexical success searches for."""
     points: tuple[Point, ...]
     chosen_k: int | None
-    """By the rule of the evaluation; None where no k keeps to it and succeeds more often than k = 0."""
+    """The k chosen by the evaluation's rule; None if no k meets it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,18 +111,18 @@ class ConceptEvaluation:
 
     provenance: Provenance
     rule: str
-    """By which k was chosen, in words."""
+    """How k was chosen, in words."""
     fluency: float
-    """Perplexity that the rule allows, as a multiple of that at k = 0."""
+    """Perplexity that the rule allows, as a multiple of the perplexity at k = 0."""
     curves: tuple[ConceptCurve, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """Which units an ablation sets."""
+    """The units that an ablation sets."""
 
     name: str
-    """Such as ``experts``, ``random``, ``matched``, ``block 2`` (the k after the experts), ``worst``."""
+    """For example ``experts``, ``random``, ``matched``, ``block 2`` (the k units after the experts) or ``worst``."""
     units: Units
     block: int
 
@@ -139,7 +139,7 @@ class CellResult:
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A mean over concepts and its 95 % interval by resampling concepts."""
+    """A mean over concepts and its 95 % interval from resampled concepts."""
 
     mean: float
     low: float
@@ -148,28 +148,28 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A variant over all concepts, and how the experts do beside it."""
+    """A variant over all concepts, compared with the experts."""
 
     variant: str
     share: Interval
     lexical: Interval | None
     perplexity_ratio: float | None
-    """Median over concepts of the perplexity as a multiple of the unsteered one."""
+    """Median over concepts of the perplexity as a multiple of the unsteered perplexity."""
     beaten: float | None
-    """Share of concepts where the experts succeed more often than this variant, ties as halves; None for themselves."""
+    """Share of concepts where the experts succeed more often than this variant, ties count half; None for experts."""
     difference: Interval | None
-    """Success of the experts less that of this variant."""
+    """Success of the experts minus success of this variant."""
     p_value: float | None
-    """Of that difference: exact or sampled sign flips over concepts, two-sided."""
+    """Of the difference: exact or sampled sign flips over concepts, two-sided."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ablation:
-    """Experts against units that are none (``ablation.json``)."""
+    """Experts compared with other units (``ablation.json``)."""
 
     provenance: Provenance
     k_rule: str
-    """Where each concept's k is from, in words."""
+    """How each concept's k was chosen, in words."""
     variants: tuple[Variant, ...]
     cells: tuple[CellResult, ...]
     comparisons: tuple[Comparison, ...]
@@ -177,7 +177,7 @@ class Ablation:
 
 @dataclass(frozen=True, slots=True)
 class ContextCurve:
-    """One context of the parity experiment along the ladder of k, by one estimate."""
+    """One context of the parity experiment at every k, by one estimate."""
 
     context: str
     """The prompt."""
@@ -185,38 +185,38 @@ class ContextCurve:
     occupation: str
     estimate: Estimate
     lean: Lean
-    """Which words are likelier unsteered."""
+    """The words that are likelier without steering."""
     concept: str | None
-    """The concept whose experts are set, the one of the other words; None where there is no lean."""
+    """The concept whose experts are set, that of the less likely words; None if there is no lean."""
     she: tuple[float, ...]
     """Probability of she or her at each k."""
     he: tuple[float, ...]
     """Probability of he or his at each k."""
     perplexity: tuple[float | None, ...]
-    """At each k, the mean over generations of each one's own; empty for the exact estimate."""
+    """Mean over the generations' perplexities at each k; empty for the exact estimate."""
     parity_k: float | None
-    """First change of sign of she - he over k, linearly interpolated; None where there is none."""
+    """The k of the first change of sign of she - he, linearly interpolated; None if there is none."""
     parity_perplexity: float | None
-    """Interpolated likewise."""
+    """Perplexity interpolated at `parity_k`."""
 
 
 @dataclass(frozen=True, slots=True)
 class ParitySummary:
-    """All contexts that lean one way, by one estimate."""
+    """The contexts with one lean, by one estimate."""
 
     estimate: Estimate
     lean: Lean
     contexts: int
     reached: int
-    """Contexts that have a parity point."""
+    """Contexts with a parity point."""
     median_parity_k: float | None
-    """Over those that have one."""
+    """Over the contexts with a parity point."""
     mean_difference: tuple[float, ...]
     """Mean of she - he at each k."""
     mean_perplexity: tuple[float | None, ...]
     """At each k; empty for the exact estimate."""
     parity_perplexity: float | None
-    """Mean over contexts that have a parity point."""
+    """Mean over the contexts with a parity point."""
     self_bleu_3: tuple[float | None, ...]
     """At each k; empty for the exact estimate."""
     self_bleu_4: tuple[float | None, ...]
@@ -240,15 +240,15 @@ _FILES = {ConceptEvaluation: "concept.json", Ablation: "ablation.json", Parity: 
 
 
 def result_path(run: Location, pooling: str, kind: type[ConceptEvaluation] | type[Ablation] | type[Parity]) -> Location:
-    """Where an evaluation's result is kept."""
+    """The file of an evaluation's result."""
     return evaluation_folder(run, pooling) / _FILES[kind]
 
 
 def write_result(run: Location, result: ConceptEvaluation | Ablation | Parity) -> Location:
-    """Keep a result, in place of an earlier one; returns its path.
+    """Save a result and replace an earlier one; returns its path.
 
     Raises:
-        UserError: the disk refuses.
+        UserError: the file cannot be written.
     """
     path = result_path(run, result.provenance.pooling, type(result))
     write_json(path, {"format": FORMAT, **asdict(result)})
@@ -256,7 +256,7 @@ def write_result(run: Location, result: ConceptEvaluation | Ablation | Parity) -
 
 
 def read_result(run: Location, pooling: str, kind: type[Result]) -> Result | None:
-    """A result that was kept; None where there is none.
+    """Read a saved result; None if there is none.
 
     Raises:
         UserError: the file is damaged or of another format.
@@ -275,7 +275,7 @@ def read_result(run: Location, pooling: str, kind: type[Result]) -> Result | Non
 
 
 def rebuilt(kind: Any, value: Any) -> Any:
-    """A dataclass, or what else a type says, from what JSON has of it."""
+    """Rebuild a dataclass, tuple or scalar of a given type from its JSON form."""
     if value is None:
         return None
     if is_dataclass(kind):

@@ -1,4 +1,4 @@
-"""Intervals and tests over concepts: few, and each with figures of its own."""
+"""Intervals and tests over a few concepts, each with one figure. Knows nothing of what the figures measure."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from expertmine.evaluate.results import Interval
 
 RESAMPLES = 10_000
 _EXACT = 14
-"""Pairs up to which every combination of signs is tried."""
+"""Up to this many pairs, every combination of signs is tried."""
 
 
 def interval(values: Sequence[float], seed: int = 0) -> Interval:
-    """The mean, and its 95 % percentile interval when the values are drawn anew with replacement."""
+    """The mean and its 95 % bootstrap percentile interval."""
     found = np.asarray(values, dtype=np.float64)
     rng = np.random.default_rng(seed)
     means = found[rng.integers(len(found), size=(RESAMPLES, len(found)))].mean(axis=1)
@@ -25,9 +25,9 @@ def interval(values: Sequence[float], seed: int = 0) -> Interval:
 
 
 def sign_flip_p(differences: Sequence[float], seed: int = 0) -> float:
-    """Two-sided p-value of a mean difference of pairs: the share of sign flips that give one as far from 0.
+    """Two-sided p-value of a mean difference of pairs: the share of sign flips with a mean at least as far from 0.
 
-    Every combination of signs for few pairs, `RESAMPLES` drawn ones for more (the pairs as they are count as one).
+    Tries every combination of signs for few pairs, and `RESAMPLES` for more (one is the pairs as they are).
     """
     found: NDArray[np.float64] = np.asarray(differences, dtype=np.float64)
     if len(found) <= _EXACT:
@@ -35,5 +35,5 @@ def sign_flip_p(differences: Sequence[float], seed: int = 0) -> float:
     else:
         drawn = np.random.default_rng(seed).choice((1.0, -1.0), size=(RESAMPLES - 1, len(found)))
         signs = np.vstack([np.ones(len(found)), drawn])
-    # A hair below, so that rounding does not part the same sums.
+    # The tolerance keeps equal sums equal in spite of rounding.
     return float((np.abs(signs @ found) >= abs(found.sum()) - 1e-12).mean())

@@ -1,7 +1,7 @@
-"""Tasks of an evaluation: run here or on Ray actors, each kept in a file of its own when it is done.
+"""Runs the tasks of an evaluation, here or on Ray actors, and saves each result in its own file.
 
-What is kept is found again by a hash of all that decides it, so that an evaluation that was stopped goes on, and a
-longer one takes over what a shorter one has.
+A file is named by a hash of everything that decides the result, so an evaluation that was stopped can resume, and a
+longer one reuses the results of a shorter one. Knows nothing of what a task measures.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ Executor = Literal["serial", "ray"]
 
 
 class Task(Protocol):
-    """A frozen dataclass that says what is to be done."""
+    """A frozen dataclass that describes the work."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
 class TaskRequest:
-    """A task on its way to a worker."""
+    """A task as sent to a worker."""
 
     task: Any
     key: str
@@ -39,7 +39,7 @@ class TaskRequest:
 
 @dataclass(frozen=True, slots=True)
 class TaskResult:
-    """What a worker makes of it, as JSON has it."""
+    """A worker's result, in JSON types."""
 
     key: str
     document: dict[str, Any]
@@ -51,13 +51,13 @@ class Runtime:
 
     executor: Executor = "serial"
     address: str | None = None
-    """Of a running Ray cluster; None starts a local one that ends with the evaluation."""
+    """Address of a running Ray cluster; None starts a local one that ends with the evaluation."""
     workers: int | None = None
-    """Actors; None for as many as the machine or cluster has CPUs, or GPUs where it has some."""
+    """Number of actors; None for one per GPU of the machine or cluster, or per CPU if it has no GPU."""
 
 
 def key_of(settings: Mapping[str, Any], task: Task) -> str:
-    """A hash of all that decides what a task finds."""
+    """A hash of everything that decides a task's result."""
     text = json.dumps({"settings": settings, "task": asdict(task)}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
@@ -70,21 +70,21 @@ def run_tasks(
     runtime: Runtime,
     label: str,
 ) -> list[dict[str, Any]]:
-    """What each task finds, in order; those that are done already are not done again.
+    """The result of each task, in order; finished tasks do not run again.
 
     Raises:
-        UserError: a worker could not be made, or a task failed; what is done is kept.
+        UserError: a worker could not start, or a task failed; finished tasks are kept.
     """
     keys = [key_of(settings, task) for task in tasks]
     there = {path.name.removesuffix(".json") for path in children(folder / "tasks")}
     missing = {key: TaskRequest(task, key) for key, task in zip(keys, tasks, strict=True) if key not in there}
     if missing:
         done = len(tasks) - sum(key in missing for key in keys)
-        for answer in track(_run(make_worker, list(missing.values()), runtime), label, done + len(missing), done):
-            if isinstance(answer, Failed):
-                raise UserError(f"{answer.reason}; what is done is kept, and the same command goes on from there")
-            write_json(_path(folder, answer.key), answer.document)
-    return [read_json(_path(folder, key), "what a task of an evaluation has found") for key in keys]
+        for result in track(_run(make_worker, list(missing.values()), runtime), label, done + len(missing), done):
+            if isinstance(result, Failed):
+                raise UserError(f"{result.reason}; finished tasks are kept: fix the cause and run the command again")
+            write_json(_path(folder, result.key), result.document)
+    return [read_json(_path(folder, key), "the result of an evaluation's task") for key in keys]
 
 
 def _path(folder: Location, key: str) -> Location:
@@ -92,14 +92,14 @@ def _path(folder: Location, key: str) -> Location:
 
 
 def _run(
-    make_worker: Callable[[], Callable[[TaskRequest], TaskResult]], request: Sequence[TaskRequest], runtime: Runtime
+    make_worker: Callable[[], Callable[[TaskRequest], TaskResult]], requests: Sequence[TaskRequest], runtime: Runtime
 ) -> Iterator[TaskResult | Failed]:
     if runtime.executor == "serial":
-        yield from serial.run(make_worker, request)
+        yield from serial.run(make_worker, requests)
         return
     from expertmine.runtime import ray
 
     with ray.cluster(runtime.address, None if runtime.address else (runtime.workers or os.cpu_count())):
         gpus_each = 1.0 if ray.gpus() else 0.0
         actors = runtime.workers or max(1, ray.gpus() or ray.cpus())
-        yield from ray.run(make_worker, request, min(actors, len(request)), cpus_each=1, gpus_each=gpus_each)
+        yield from ray.run(make_worker, requests, min(actors, len(requests)), cpus_each=1, gpus_each=gpus_each)

@@ -1,1 +1,1 @@
-"""The expert index: open, look up, compare, check, export, pack. Knows no run, no store and no model."""
+"""The expert index: open, look up, compare, check, export, pack. Knows no run, store or model."""

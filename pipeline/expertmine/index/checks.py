@@ -1,8 +1,8 @@
-"""What an expert index must be before it is believed.
+"""Validates an expert index before it is used.
 
-An index may have come from anywhere, and checksums prove nothing to whoever could write them as well. So whatever is
-read of one is looked at: the shape of ``index.json``, that its counts fit each other, and that tables have the columns
-and rows that it promises, about units that the model has. Knows the format, and nothing of what is done with it.
+An index may come from anywhere, and a checksum proves nothing when its author could have written it too. So everything
+that is read is checked: the schema of ``index.json``, that its counts agree with each other, and that its tables have
+the promised columns and rows, and name units that the model has. Knows the format, and nothing of how an index is used.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _CONCEPT = {
     },
     "stability": {EVERY: float},
 }
-_SHAPE = {
+_SCHEMA = {
     "format": int,
     "checksums": {EVERY: str},
     "top_k": int,
@@ -53,31 +53,33 @@ _SHAPE = {
 
 
 def check_metadata(metadata: Any, path: Location) -> None:
-    """Refuse an ``index.json`` that no reader could trust.
+    """Refuse an ``index.json`` that readers cannot trust.
 
     Raises:
-        UserError: says what is wrong, and where in the document.
+        UserError: names the fault and its position in the document.
     """
-    wrong = mismatch(metadata, _SHAPE) or _contradiction(metadata)
+    wrong = mismatch(metadata, _SCHEMA) or _contradiction(metadata)
     if wrong:
-        raise UserError(f"{path} is damaged, or is no expert index: {wrong}; reduce the run, or get the pack, again")
+        raise UserError(
+            f"{path} is damaged, or is not an expert index: {wrong}; reduce the run, or get the pack, again"
+        )
 
 
 def _contradiction(metadata: Mapping[str, Any]) -> str | None:
-    """What does not fit together in a document of the right shape."""
+    """The first contradiction in a document that fits the schema."""
     if metadata["pooling"] not in get_args(Pooling):
         return f"pooling is {metadata['pooling']!r}"
     first = 0
     for hookpoint in metadata["hookpoints"]:
         if hookpoint["first_unit"] != first or hookpoint["width"] < 1:
-            return f"the units of hookpoint {hookpoint['name']!r} do not follow those before it"
+            return f"the units of hookpoint {hookpoint['name']!r} do not follow those of the hookpoint before it"
         first += hookpoint["width"]
     if not 0 < first == metadata["units"]:
-        return f"units are {metadata['units']}, but the hookpoints have {first}"
+        return f"units is {metadata['units']}, but the hookpoints have {first} units"
     if len({hookpoint["name"] for hookpoint in metadata["hookpoints"]}) < len(metadata["hookpoints"]):
         return "two hookpoints have the same name"
     if not 1 <= metadata["top_k"] <= metadata["units"]:
-        return f"top_k is {metadata['top_k']}, of {metadata['units']} units"
+        return f"top_k is {metadata['top_k']}: expected 1 to {metadata['units']}, the number of units"
     concepts = metadata["concepts"]
     if not concepts:
         return "it has no concepts"
@@ -90,15 +92,15 @@ def _contradiction(metadata: Mapping[str, Any]) -> str | None:
         if (concept["chance"]["threshold"] is None) != (concept["chance"]["units_above"] is None):
             return f"concept {concept['name']!r} has only one of threshold and units_above"
         if concept["stability"].keys() != concepts[0]["stability"].keys():
-            return f"concept {concept['name']!r} has another stability than the first"
+            return f"the stability of concept {concept['name']!r} has other keys than that of the first concept"
     return None
 
 
 def check_rows(table: TableFile, rows: int, schema: pa.Schema) -> None:
-    """Refuse a table that has not the promised rows and columns, from its footer alone.
+    """Refuse a table without the promised rows and columns; reads only its footer.
 
     Raises:
-        UserError: that, or it is no Parquet file.
+        UserError: rows or columns differ, or the file is not Parquet.
     """
     path = table.path
     try:
@@ -107,7 +109,7 @@ def check_rows(table: TableFile, rows: int, schema: pa.Schema) -> None:
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{path} cannot be read ({error}); reduce the run, or get the pack, again") from error
     if not columns.equals(schema):
-        raise UserError(f"{path} has other columns than an expert index; reduce the run, or get the pack, again")
+        raise UserError(f"{path} does not have the columns of an expert index; reduce the run, or get the pack, again")
     if found.num_rows != rows:
         raise UserError(
             f"{path} has {found.num_rows:,} rows, but index.json promises {rows:,}; reduce the run, or get the pack, "
@@ -116,48 +118,48 @@ def check_rows(table: TableFile, rows: int, schema: pa.Schema) -> None:
 
 
 def read_units(file: TableFile, metadata: Mapping[str, Any], schema: pa.Schema) -> pa.Table:
-    """A table of units, a row for each concept and rank, as it must be.
+    """Read and check a table of units, one row per concept and rank.
 
     Raises:
-        UserError: it is not.
+        UserError: the table is damaged.
     """
     path = file.path
     kept, concepts = metadata["top_k"], [concept["name"] for concept in metadata["concepts"]]
     table = _read(file, kept * len(concepts), schema)
     if any(column.null_count for column in table.columns):
-        raise _damaged(path, "it has gaps")
-    if (_places(table["concept"], concepts) != np.repeat(np.arange(len(concepts)), kept)).any():
+        raise _damaged(path, "it has null values")
+    if (_positions(table["concept"], concepts) != np.repeat(np.arange(len(concepts)), kept)).any():
         raise _damaged(path, "its concepts are not those of index.json, in that order")
     if (table["rank"].to_numpy().reshape(-1, kept) != np.arange(1, kept + 1)).any():
         raise _damaged(path, "its ranks do not count from 1")
     units = table["unit"].to_numpy()
     if units.min() < 0 or units.max() >= metadata["units"]:
-        raise _damaged(path, f"it names units that are not among the model's {metadata['units']:,}")
+        raise _damaged(path, f"it names units outside the model's {metadata['units']:,}")
     starts = np.array([hookpoint["first_unit"] for hookpoint in metadata["hookpoints"]])
     at = np.searchsorted(starts, units, side="right") - 1
     names = [hookpoint["name"] for hookpoint in metadata["hookpoints"]]
-    if (_places(table["hookpoint"], names) != at).any() or (table["channel"].to_numpy() != units - starts[at]).any():
-        raise _damaged(path, "units are not where their hookpoints and channels say")
+    if (_positions(table["hookpoint"], names) != at).any() or (table["channel"].to_numpy() != units - starts[at]).any():
+        raise _damaged(path, "unit ids do not match their hookpoints and channels")
     if kept > 1 and (np.diff(np.sort(units.reshape(-1, kept), axis=1), axis=1) == 0).any():
-        raise _damaged(path, "a unit comes twice for one concept")
+        raise _damaged(path, "a unit occurs twice for one concept")
     return table
 
 
 def read_distribution(file: TableFile, metadata: Mapping[str, Any], schema: pa.Schema) -> pa.Table:
-    """The table of how average precision is distributed, as it must be.
+    """Read and check the table of the distribution of average precision.
 
     Raises:
-        UserError: it is not.
+        UserError: the table is damaged.
     """
     path = file.path
     concepts = [concept["name"] for concept in metadata["concepts"]]
     hookpoints = [hookpoint["name"] for hookpoint in metadata["hookpoints"]]
     table = _read(file, len(concepts) * len(hookpoints), schema)
     if any(table[name].null_count for name in schema.names if name not in ("layer", "above_chance")):
-        raise _damaged(path, "it has gaps")
-    if (_places(table["concept"], concepts) != np.repeat(np.arange(len(concepts)), len(hookpoints))).any():
+        raise _damaged(path, "it has null values")
+    if (_positions(table["concept"], concepts) != np.repeat(np.arange(len(concepts)), len(hookpoints))).any():
         raise _damaged(path, "its concepts are not those of index.json, in that order")
-    if (_places(table["hookpoint"], hookpoints) != np.tile(np.arange(len(hookpoints)), len(concepts))).any():
+    if (_positions(table["hookpoint"], hookpoints) != np.tile(np.arange(len(hookpoints)), len(concepts))).any():
         raise _damaged(path, "its hookpoints are not those of index.json, in that order")
     widths = np.tile([hookpoint["width"] for hookpoint in metadata["hookpoints"]], len(concepts))
     bins = table["bins"].combine_chunks().flatten()
@@ -169,8 +171,8 @@ def read_distribution(file: TableFile, metadata: Mapping[str, Any], schema: pa.S
     return table
 
 
-def _places(column: pa.ChunkedArray, names: list[str]) -> NDArray[np.int64]:
-    """(rows,) the place of each row's text among names, -1 where it is none of them."""
+def _positions(column: pa.ChunkedArray, names: list[str]) -> NDArray[np.int64]:
+    """(rows,) position of each row's text among names; -1 if it is not one of them."""
     found: NDArray[np.int64] = pc.fill_null(pc.index_in(column, pa.array(names)), -1).to_numpy().astype(np.int64)
     return found
 
@@ -183,7 +185,7 @@ def _read(table: TableFile, rows: int, schema: pa.Schema) -> pa.Table:
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{table.path} cannot be read ({error}); reduce the run, or get the pack, again") from error
     if found.num_rows != rows:
-        raise _damaged(table.path, f"it has {found.num_rows:,} rows where it says {rows:,}")
+        raise _damaged(table.path, f"it has {found.num_rows:,} rows, but its footer says {rows:,}")
     return found
 
 

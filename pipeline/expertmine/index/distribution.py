@@ -1,4 +1,7 @@
-"""How average precision is distributed over a model: for each concept and hookpoint, and so for each layer."""
+"""The distribution of average precision over a model: per concept and hookpoint, summed by layer or kind of module.
+
+Knows neither how average precision is computed nor where its tables are stored.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +19,10 @@ from expertmine.specs.hookpoints import LAYER, Hookpoint, layer_of
 
 BINS = 20
 EDGES = np.arange(BINS + 1) / BINS
-"""Bin b counts units of EDGES[b] <= average precision < EDGES[b + 1]; the last one holds 1 as well."""
+"""Bin b counts units with EDGES[b] <= average precision < EDGES[b + 1]; the last bin includes 1."""
 
 SHOWN_EDGES = (10, 14, 18)
-"""Edges at and above which pairs are counted for people: 0.5, 0.7, 0.9."""
+"""Edges at and above which printed tables count pairs: 0.5, 0.7, 0.9."""
 
 SCHEMA = pa.schema(
     [
@@ -36,13 +39,13 @@ SCHEMA = pa.schema(
 
 
 class Distribution:
-    """Counts and sums that blocks add to; they come in order, since the last bits of a sum depend on it."""
+    """Counts and sums over blocks of units. Add blocks in order: the last bits of a sum depend on it."""
 
     def __init__(self, concepts: int, hookpoints: Sequence[Hookpoint], thresholds: NDArray[np.float64]) -> None:
-        """Begin with nothing.
+        """Start with empty counts.
 
         Args:
-            thresholds: (concepts,) above which average precision is beyond chance, NaN where that is not known.
+            thresholds: (concepts,) average precision that exceeds chance; NaN if not known.
         """
         self.hookpoints = hookpoints
         self.thresholds = thresholds
@@ -53,7 +56,7 @@ class Distribution:
         self.totals = np.zeros(shape)
 
     def add(self, ap: NDArray[np.floating[Any]], units: range) -> None:
-        """Count the average precisions (concepts, units) of a block."""
+        """Add a block's average precision, (concepts, units)."""
         concepts = len(ap)
         rows = np.arange(concepts)[:, np.newaxis] * BINS
         for at, hookpoint in enumerate(self.hookpoints):
@@ -69,10 +72,10 @@ class Distribution:
             self.totals[:, at] += part.sum(axis=1)
 
     def table(self, names: Sequence[str]) -> pa.Table:
-        """A row for each concept and hookpoint.
+        """One row per concept and hookpoint.
 
         Args:
-            names: (concepts,)
+            names: (concepts,) their names.
         """
         concepts, hookpoints = self.above.shape
         widths = np.array([hookpoint.width for hookpoint in self.hookpoints], np.int32)
@@ -92,7 +95,7 @@ class Distribution:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Average precision over some units: of one concept, or of all concepts together."""
+    """Average precision over a group of units, for one concept or for all concepts together."""
 
     name: str
     pairs: int
@@ -100,30 +103,30 @@ class Group:
     mean_ap: float
     max_ap: float
     above_chance: int | None
-    """Pairs whose unit is above its concept's threshold; None where too few shuffles tell."""
+    """Pairs whose unit is above its concept's threshold; None if too few shuffles were made to know it."""
     at_least: dict[str, int]
-    """Pairs of at least so much average precision."""
+    """Pairs by the average precision that they reach at least."""
     bins: list[int]
     """Pairs in each twentieth of 0 to 1."""
 
 
 def grouped(table: pa.Table, concept: str | None, by: Grouping) -> list[Group]:
-    """Sum a distribution up, in order of the model's hookpoints.
+    """Sum a distribution by groups, in the order of the model's hookpoints.
 
     Args:
-        table: of a `Distribution`.
-        concept: one of it; None for all together.
+        table: from `Distribution.table`.
+        concept: the concept to sum for; None for all concepts together.
     """
     rows = table if concept is None else table.filter(pc.equal(table["concept"], concept))
     of_row = [_group_of(name, by) for name in rows["hookpoint"].to_pylist()]
-    places = {name: at for at, name in enumerate(dict.fromkeys(of_row))}
-    at = np.array([places[name] for name in of_row])
-    told = rows["above_chance"].null_count == 0
+    positions = {name: position for position, name in enumerate(dict.fromkeys(of_row))}
+    group = np.array([positions[name] for name in of_row])
+    chance_known = rows["above_chance"].null_count == 0
     columns = {name: rows[name].to_numpy() for name in ("units", "mean_ap", "max_ap", "above_chance")}
     bins = rows["bins"].combine_chunks().flatten().to_numpy().reshape(-1, BINS)
     found = []
-    for name, place in places.items():
-        own = at == place
+    for name, position in positions.items():
+        own = group == position
         pairs, counts = int(columns["units"][own].sum()), bins[own].sum(axis=0, dtype=np.int64)
         found.append(
             Group(
@@ -131,7 +134,7 @@ def grouped(table: pa.Table, concept: str | None, by: Grouping) -> list[Group]:
                 pairs=pairs,
                 mean_ap=float((columns["mean_ap"][own] * columns["units"][own]).sum() / pairs),
                 max_ap=float(columns["max_ap"][own].max()),
-                above_chance=int(columns["above_chance"][own].sum()) if told else None,
+                above_chance=int(columns["above_chance"][own].sum()) if chance_known else None,
                 at_least={f"{EDGES[edge]:.1f}": int(counts[edge:].sum()) for edge in SHOWN_EDGES},
                 bins=counts.tolist(),
             )

@@ -1,12 +1,12 @@
-"""The expert index: the top K units of every concept, on disk and in memory. Needs pyarrow and NumPy alone.
+"""The expert index: the top K units of every concept, on disk and in memory. Needs only pyarrow and NumPy.
 
-On disk (``experts/``): ``experts.parquet``, the best units, a row for each concept and rank; ``worst.parquet``, the
-worst, likewise; ``random.parquet`` and ``matched.parquet``, controls for steering; ``distribution.parquet``, how
-average precision is distributed over each hookpoint; and ``index.json``: what they were mined from, concepts with their
-counts and with what chance does, and the checksums of the tables. Later comes ``steering.json``: how many experts are
-best set for each concept, where that was evaluated. A run with several poolings has an index for each: that of the
-first is ``experts/``, that of another ``experts-mean/``, say. A pack (`expertmine.index.pack`) is an index too, cut to
-what others need, and may be stored on the Hugging Face hub.
+On disk (``experts/``): ``experts.parquet``, the best units, one row per concept and rank; ``worst.parquet``, the worst
+units in the same form; ``random.parquet`` and ``matched.parquet``, controls for steering; ``distribution.parquet``, the
+distribution of average precision over each hookpoint; and ``index.json``, the provenance, the concepts with their
+counts and chance levels, and the checksums of the tables. An evaluation adds ``steering.json``: the number of experts
+to set per concept. A run with several poolings has one index per pooling: ``experts/`` for the first, and for example
+``experts-mean/`` for another. A pack (`expertmine.index.pack`) is a smaller index for other people to use; it may be
+stored on the Hugging Face hub.
 """
 
 from __future__ import annotations
@@ -36,11 +36,9 @@ from expertmine.storage.tables import TableFile
 from expertmine.storage.untrusted import EVERY, mismatch
 
 FORMAT = 4
-
-
 TABLES = (*UNITS, "distribution")
 MANNER_BY_DEFAULT: Mapping[str, Any] = {"forcing": "mean", "strength": 1.0, "tokens": "all", "layers": None}
-"""How units are set unless one asks for something else; a chosen k means nothing when they are set otherwise."""
+"""The default way to set units; a k chosen for one way says nothing about another."""
 
 
 class Experts(Mapping[str, ConceptExperts]):
@@ -57,12 +55,12 @@ class Experts(Mapping[str, ConceptExperts]):
         """Open a run folder, an expert index, or one on the Hugging Face hub.
 
         Args:
-            path: a folder; or, where there is none of that name, a repository of the hub as ``user/name`` or
-                ``hf://user/name``, with ``@revision`` or without.
-            pooling: which of a run's indexes; its first unless given.
+            path: a folder; or, if there is no folder of that name, a hub repository as ``user/name`` or
+                ``hf://user/name``, optionally with ``@revision``.
+            pooling: which of a run's indexes; by default that of the run's first pooling.
 
         Raises:
-            UserError: neither is there, what is there is not whole or contradicts itself, or its pooling is another.
+            UserError: there is no index, it is incomplete or contradicts itself, or it has another pooling.
         """
         folder = _find(path)
         if pooling is not None and exists(index_folder(folder, pooling) / METADATA):
@@ -70,7 +68,9 @@ class Experts(Mapping[str, ConceptExperts]):
         elif exists(index_folder(folder) / METADATA):
             folder = index_folder(folder)
         elif exists(folder / PLAN_FILE):
-            raise UserError(f"{folder} has no expert index yet; run `expertmine mine {folder}` or `reduce` to its end")
+            raise UserError(
+                f"{folder} has no expert index yet; complete `expertmine mine {folder}` or `expertmine reduce {folder}`"
+            )
         metadata = read_json(folder / METADATA, "an expert index, or a run folder that holds one")
         if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
             raise UserError(f"{folder / METADATA}: not an expert index of format {FORMAT}; reduce the run again")
@@ -79,7 +79,7 @@ class Experts(Mapping[str, ConceptExperts]):
         check_rows(_require_table(folder, metadata, "experts"), rows, SCHEMA)
         if pooling not in (None, metadata["pooling"]):
             raise UserError(
-                f"{path} has no experts by {pooling} pooling; those of {folder} are by {metadata['pooling']}"
+                f"{path} has no experts by {pooling} pooling; the index in {folder} uses {metadata['pooling']} pooling"
             )
         return cls(folder, metadata)
 
@@ -90,39 +90,39 @@ class Experts(Mapping[str, ConceptExperts]):
         return (concept["name"] for concept in self.metadata["concepts"])
 
     def __contains__(self, concept: object) -> bool:
-        return concept in self._places
+        return concept in self._positions
 
     def __getitem__(self, concept: str) -> ConceptExperts:
         """The experts of a concept.
 
         Raises:
-            UnknownConcept: there is none of that name; suggests the nearest.
+            UnknownConcept: there is no concept of that name; suggests the nearest.
         """
         return self.units(concept, "experts")
 
     def units(self, concept: str, which: Units) -> ConceptExperts:
-        """Units of a concept: its experts, its worst units, or controls that no average precision chose.
+        """Units of a concept: its experts, its worst units, or controls chosen without regard to average precision.
 
         Raises:
-            UnknownConcept: there is none of that name; suggests the nearest.
+            UnknownConcept: there is no concept of that name; suggests the nearest.
         """
         kept = self.metadata["top_k"]
-        at = self._place_of(concept)
+        at = self._position_of(concept)
         rows = self._read(which).slice(at * kept, kept).drop_columns(["concept", "group"]).to_pylist()
         description = self.metadata["concepts"][at]["description"]
         return ConceptExperts(concept, description, self.model, tuple(Expert(**row) for row in rows))
 
     def chosen_k(self, concept: str, under: Mapping[str, Any] | None = None) -> int | None:
-        """How many experts evaluation found to steer best; None where it was not evaluated, or none steered.
+        """How many experts steer best by an evaluation; None if the concept was not evaluated or no k steered it.
 
         Args:
-            under: how units are to be set, `Steering.manner`; None where they were set otherwise
-                when it was evaluated. Unless given, however that was.
+            under: how units will be set (`Steering.manner`); the result is None if the evaluation set them in another
+                way. By default any evaluation counts.
 
         Raises:
-            UnknownConcept: there is none of that name.
+            UnknownConcept: there is no concept of that name.
         """
-        self._place_of(concept)
+        self._position_of(concept)
         if under is not None and under != self.steering_document["under"]:
             return None
         found: int | None = self.steering.get(concept)
@@ -131,71 +131,71 @@ class Experts(Mapping[str, ConceptExperts]):
     def usual_k(
         self, concepts: Sequence[str], manner: Mapping[str, Any] | None = MANNER_BY_DEFAULT
     ) -> tuple[int, bool]:
-        """How many experts are set unless the user says: what evaluation chose for the one concept, or `DEFAULT_K`.
+        """How many experts to set by default: the evaluation's choice for a single concept, or `DEFAULT_K`.
 
         Args:
-            manner: how units are to be set, `Steering.manner`; a k that was chosen for another manner does not count,
-                and None stands for one that no evaluation uses.
+            manner: how units will be set (`Steering.manner`); a k that was chosen for another manner does not count,
+                and None means a manner that no evaluation uses.
 
         Returns:
-            k, and whether evaluation chose it.
+            k, and whether an evaluation chose it.
 
         Raises:
-            UnknownConcept: there is none of a name.
+            UnknownConcept: a concept is not in the index.
         """
         chosen = self.chosen_k(concepts[0], manner) if len(concepts) == 1 and manner is not None else None
         return (min(DEFAULT_K, self.top_k), False) if chosen is None else (chosen, True)
 
     def concept_metadata(self, concept: str) -> dict[str, Any]:
-        """What is known of a concept: counts of its sentences, what chance does, how stable its best units are.
+        """A concept's entry in ``index.json``: sentence counts, chance levels, stability of its best units.
 
         Raises:
-            UnknownConcept: there is none of that name.
+            UnknownConcept: there is no concept of that name.
         """
-        metadata: dict[str, Any] = self.metadata["concepts"][self._place_of(concept)]
+        metadata: dict[str, Any] = self.metadata["concepts"][self._position_of(concept)]
         return metadata
 
-    def _place_of(self, concept: str) -> int:
-        if concept not in self._places:
+    def _position_of(self, concept: str) -> int:
+        if concept not in self._positions:
             raise UnknownConcept.among(concept, list(self), str(self.folder))
-        return self._places[concept]
+        return self._positions[concept]
 
     @property
     def top_k(self) -> int:
-        """Experts kept a concept."""
+        """Experts kept per concept."""
         return int(self.metadata["top_k"])
 
     @property
     def table(self) -> pa.Table:
-        """The whole index, a row for each concept and rank."""
+        """The whole index, one row per concept and rank."""
         return self._read("experts")
 
     @property
     def steering(self) -> Mapping[str, int | None]:
-        """How many experts are best set for each concept that was evaluated; None where none steered.
+        """The number of experts that an evaluation chose, by concept; None if no k steered the concept.
 
         Raises:
-            UserError: what was written down is damaged.
+            UserError: ``steering.json`` is damaged.
         """
         chosen: dict[str, int | None] = self.steering_document["k"]
         return chosen
 
     @cached_property
     def steering_document(self) -> Mapping[str, Any]:
-        """What evaluation wrote down: ``k`` by concept, the ``rule``, and ``under`` which manner of setting units.
+        """The contents of ``steering.json``: ``k`` by concept, the ``rule``, and the manner it was chosen ``under``.
 
-        All empty where nothing was evaluated, or another index of the same place was.
+        All empty if nothing was evaluated, or if the file belongs to an earlier index in the same folder.
 
         Raises:
-            UserError: what was written down is damaged.
+            UserError: ``steering.json`` is damaged.
         """
         path = self.folder / STEERING
-        nothing = {"rule": "", "under": {}, "k": {}}
+        empty = {"rule": "", "under": {}, "k": {}}
         if not exists(path):
-            return nothing
-        document = read_json(path, "the k that evaluation chose for each concept")
+            return empty
+        document = read_json(path, "the k that an evaluation chose for each concept")
         if not isinstance(document, dict) or document.get("experts") != self.metadata["checksums"]["experts"]:
-            return nothing
+            return empty
         wrong = mismatch(document, {"rule": str, "k": {EVERY: (int, None)}, "under": {"forcing": str, "tokens": str}})
         chosen: dict[str, int | None] = {} if wrong else document["k"]
         if wrong or any(k is not None and not 0 <= k <= self.top_k for k in chosen.values()):
@@ -205,14 +205,15 @@ class Experts(Mapping[str, ConceptExperts]):
     def keep_chosen(
         self, chosen: Mapping[str, int | None], rule: str, under: Mapping[str, Any] = MANNER_BY_DEFAULT
     ) -> None:
-        """Write down which k evaluation chose, beside what was chosen for other concepts in the same way.
+        """Record the k that an evaluation chose, and keep earlier choices for other concepts if they were made alike.
 
         Args:
-            rule: by which they were chosen, in words. What was chosen by another rule is forgotten.
-            under: how units were set, `expertmine.steering.assignment.Steering.manner`; as by another rule.
+            rule: how k was chosen, in words. Choices by another rule are dropped.
+            under: how units were set (`expertmine.steering.assignment.Steering.manner`). Choices under another manner
+                are dropped.
 
         Raises:
-            UserError: the disk refuses.
+            UserError: the file cannot be written.
         """
         before = self.steering_document
         kept = before["k"] if (before["rule"], before["under"]) == (rule, dict(under)) else {}
@@ -223,21 +224,21 @@ class Experts(Mapping[str, ConceptExperts]):
 
     @property
     def worst(self) -> pa.Table:
-        """The units of lowest average precision, as `table` has those of the highest: the lowest has rank 1."""
+        """The units with the lowest average precision, in the form of `table`; the lowest has rank 1."""
         return self._read("worst")
 
     @property
     def distribution(self) -> pa.Table:
-        """How average precision is distributed, a row for each concept and hookpoint.
+        """The distribution of average precision, one row per concept and hookpoint.
 
-        Columns: ``concept``, ``hookpoint``, ``layer`` (null for none), ``units``, ``mean_ap``, ``max_ap``,
-        ``above_chance`` (units above the concept's threshold, null where none is known) and ``bins`` (units in each
+        Columns: ``concept``, ``hookpoint``, ``layer`` (null outside of layers), ``units``, ``mean_ap``, ``max_ap``,
+        ``above_chance`` (units above the concept's threshold, null if it is not known) and ``bins`` (units in each
         twentieth of 0 to 1).
         """
         return self._read("distribution")
 
     def units_table(self, which: Units) -> pa.Table:
-        """Units of all concepts, a row for each concept and rank: concepts in the index's order, ranks from 1.
+        """Units of all concepts, one row per concept and rank: concepts in the index's order, ranks from 1.
 
         Raises:
             UserError: the table is missing or damaged.
@@ -254,12 +255,12 @@ class Experts(Mapping[str, ConceptExperts]):
         return self._tables[name]
 
     @cached_property
-    def _places(self) -> dict[str, int]:
+    def _positions(self) -> dict[str, int]:
         return {concept["name"]: at for at, concept in enumerate(self.metadata["concepts"])}
 
 
 def _find(path: str | Location) -> Location:
-    """The folder that a path, a URL or the name of a repository on the hub means."""
+    """The folder that a path, a URL or the name of a hub repository refers to."""
     if not isinstance(path, str | Path):
         return path
     repository = hub.repository(str(path))
@@ -272,7 +273,7 @@ def _require_table(folder: Location, metadata: Mapping[str, Any], name: str) -> 
     """An index's table.
 
     Raises:
-        UserError: it is missing, or is not the one that was written.
+        UserError: it is missing, or does not match its checksum.
     """
     path = folder / f"{name}.parquet"
     with suppress(FileNotFoundError):

@@ -1,4 +1,4 @@
-"""Tables of an index, as CSV or Parquet, for other programs. Needs no run."""
+"""Exports tables of an index as CSV or Parquet for other programs. Needs no run."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ def export_table(
     which: Units = "experts",
     k: int | None = None,
 ) -> int:
-    """Write a table of an index as one file; returns its rows.
+    """Write a table of an index as one file; returns its number of rows.
 
     Args:
-        concepts: those to export, in the index's order; all unless given.
-        which: which units of them.
-        k: how many of each; all that the index holds unless given.
+        concepts: the concepts to export; rows keep the index's order. All by default.
+        which: which of their units.
+        k: units per concept; by default all that the index has.
 
     Raises:
-        UnknownConcept: there is none of a name.
-        UserError: k out of range, or the disk refuses.
+        UnknownConcept: a concept is not in the index.
+        UserError: k out of range, or the file cannot be written.
     """
     if out.is_dir():
         raise UserError(f"{out} is a folder; give a file, such as {out / f'{which}.{form}'}")
@@ -54,13 +54,13 @@ def export_table(
 
 
 def cut(experts: Experts, table: pa.Table, concepts: Sequence[str], k: int) -> pa.Table:
-    """The first k rows of some concepts, or of all where none is named, of a table of units.
+    """The first k rows of each given concept in a table of units; all concepts if none is given.
 
     Raises:
-        UnknownConcept: there is none of a name.
+        UnknownConcept: a concept is not in the index.
     """
     for name in concepts:
-        experts.concept_metadata(name)  # refuses one that is not there
+        experts.concept_metadata(name)  # raises UnknownConcept
     wanted = set(concepts or experts)
     chosen = np.array([name in wanted for name in experts])
     return table.filter(pa.array((chosen[:, np.newaxis] & (np.arange(experts.top_k) < k)).ravel()))

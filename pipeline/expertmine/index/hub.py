@@ -10,16 +10,16 @@ from pathlib import Path
 from expertmine.errors import UserError
 
 FETCHED = ("*.json", "*.parquet", "*.md")
-"""Files of a repository that are fetched: those an index is made of, and no code."""
+"""Files to fetch from a repository: the parts of an index, and no code."""
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _ADDRESS = re.compile(rf"(?P<scheme>hf:/{{1,2}})?(?P<id>{_ID.pattern})(?:@(?P<revision>[\w./-]+))?", re.ASCII)
-"""A `pathlib.Path` makes one slash of two, so ``hf:/user/repo`` is read as well."""
+"""`pathlib.Path` collapses two slashes into one, so ``hf:/user/repo`` is accepted too."""
 
 
 @dataclass(frozen=True, slots=True)
 class Repository:
-    """A repository on the hub, and which state of it."""
+    """A hub repository at a revision."""
 
     id: str
     """``user/name``."""
@@ -28,7 +28,7 @@ class Repository:
 
 
 def repository(text: str) -> Repository | None:
-    """The repository that a text names, as ``user/name`` or ``hf://user/name``, with ``@revision`` or without.
+    """The repository named by ``user/name`` or ``hf://user/name``, optionally with ``@revision``; else None.
 
     >>> repository("hf://ann/birds@v2")
     Repository(id='ann/birds', revision='v2')
@@ -43,14 +43,14 @@ def require_id(text: str) -> None:
     """Check the name of a repository to publish to.
 
     Raises:
-        UserError: it is none.
+        UserError: the text is not a repository name.
     """
     if not _ID.fullmatch(text):
-        raise UserError(f"{text!r} is no repository of the hub; expected user/name")
+        raise UserError(f"{text!r} is not a hub repository; expected user/name")
 
 
-def fetch(place: Repository) -> Path:
-    """Fetch a repository's expert index, or find it in the local cache; returns its folder there.
+def fetch(source: Repository) -> Path:
+    """Download a repository's expert index, unless it is cached; returns its folder in the local cache.
 
     Raises:
         UserError: there is no such repository or revision, or the hub cannot be reached.
@@ -60,25 +60,25 @@ def fetch(place: Repository) -> Path:
 
     try:
         folder = huggingface_hub.snapshot_download(
-            place.id, revision=place.revision, allow_patterns=list(FETCHED), library_name="expertmine"
+            source.id, revision=source.revision, allow_patterns=list(FETCHED), library_name="expertmine"
         )
     except (OSError, ValueError, HTTPError) as error:
-        at = f" at revision {place.revision}" if place.revision else ""
+        at = f" at revision {source.revision}" if source.revision else ""
         raise UserError(
-            f"there is no folder {place.id}, and as a repository{at} the Hugging Face hub does not have it, or could "
-            f"not be reached ({_reason(error)}); expected a run folder, an expert index, or a repository that holds one"
+            f"there is no folder {source.id}, and the Hugging Face hub has no such repository{at} or could not be "
+            f"reached ({_reason(error)}); expected a run folder, an expert index, or a repository with one"
         ) from error
     return Path(folder)
 
 
 def publish(folder: Path, names: Sequence[str], repo: str, private: bool) -> str:
-    """Upload files of a folder to a repository, which is made if it is not there; returns its address.
+    """Upload files of a folder to a repository, which is created if missing; returns its URL.
 
     Args:
-        names: the files; nothing else in the folder leaves this machine.
+        names: the files; nothing else in the folder is uploaded.
 
     Raises:
-        UserError: the hub cannot be reached, or refuses.
+        UserError: the hub cannot be reached, or rejects the upload.
     """
     import huggingface_hub
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
@@ -91,12 +91,12 @@ def publish(folder: Path, names: Sequence[str], repo: str, private: bool) -> str
         )
     except (OSError, ValueError, HTTPError) as error:
         raise UserError(
-            f"{folder} is whole, but could not be published as {repo} ({_reason(error)}); log in with `hf auth login`, "
-            "and run the same command again"
+            f"{folder} is complete, but could not be published as {repo} ({_reason(error)}); log in with "
+            "`hf auth login` and run the same command again"
         ) from error
     return str(made)
 
 
 def _reason(error: Exception) -> str:
-    """The first line of what the hub's client said."""
+    """The first line of the hub client's error message."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

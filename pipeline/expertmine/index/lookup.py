@@ -1,7 +1,7 @@
-"""Questions to an expert index other than "which experts has this concept": by unit, by hookpoint, between concepts.
+"""Looks up an expert index by unit, by hookpoint, and between concepts.
 
-Works on the index alone, a row for each concept and rank, as arrays (concepts, rank); loops over neither. Where a
-function takes `k`, only the k best experts of each concept count: all that the index holds unless it is given.
+Works on the index alone, as arrays (concepts, rank), without Python loops over either. Where a function takes `k`, only
+the k best experts per concept count; by default all that the index has.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from expertmine.index.experts import Experts
 from expertmine.index.units import require_k
 
 MIN_SHARED = 3
-"""Shared experts that a rank correlation takes: of two it could be nothing but 1 or -1."""
+"""Shared experts that a rank correlation needs: with two it could only be 1 or -1."""
 
 
 @dataclass(frozen=True, slots=True)
 class UnitAddress:
-    """Where a unit is in the model."""
+    """A unit by its hookpoint and channel."""
 
     unit: int
     hookpoint: str
@@ -42,9 +42,9 @@ class Service:
     ap: float
     auroc: float
     p_value: float
-    """NaN where no labels were shuffled."""
+    """NaN if no labels were shuffled."""
     held_out_ap: float
-    """NaN where there are no held-out sentences."""
+    """NaN if there are no held-out sentences."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +55,9 @@ class SharedUnit:
     hookpoint: str
     channel: int
     concepts: int
-    """How many have it among their experts."""
+    """Concepts that have it among their experts."""
     best_concept: str
-    """That which ranks it highest; the first of the index where several do."""
+    """The concept that ranks it highest; the first in the index if several do."""
     best_rank: int
     best_ap: float
     """Its average precision for that concept."""
@@ -65,12 +65,12 @@ class SharedUnit:
 
 @dataclass(frozen=True, slots=True)
 class Presence:
-    """How many of a concept's experts are at some hookpoints."""
+    """A concept's experts at the matched hookpoints."""
 
     concept: str
     experts: int
     share: float
-    """Of those that count."""
+    """Share of the concept's k experts."""
     best_rank: int
     best_unit: int
     best_ap: float
@@ -78,25 +78,25 @@ class Presence:
 
 @dataclass(frozen=True, slots=True)
 class AtHookpoints:
-    """The experts at some hookpoints."""
+    """The experts at the matched hookpoints."""
 
     hookpoints: tuple[str, ...]
-    """Those that matched, in the model's order."""
+    """The matched hookpoints, in the model's order."""
     units: int
-    """That they have."""
+    """Units at these hookpoints."""
     expert_units: int
     """Units among them that are experts of any concept."""
     pairs: int
-    """(concept, expert) pairs there."""
+    """(concept, expert) pairs at these hookpoints."""
     all_pairs: int
-    """The same in the whole model."""
+    """(concept, expert) pairs in the whole model."""
     model_units: int
     concepts: tuple[Presence, ...]
-    """Those that have any there, most first."""
+    """Concepts with experts at these hookpoints, most experts first."""
 
     @property
     def enrichment(self) -> float:
-        """Pairs there by those that as many units have on average: above 1 where experts are dense."""
+        """Density of pairs at these hookpoints relative to the whole model: above 1 where experts are dense."""
         return self.pairs / self.all_pairs / (self.units / self.model_units)
 
 
@@ -115,7 +115,7 @@ class SharedExpert:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two concepts by their k best experts."""
+    """Two concepts compared by their k best experts."""
 
     concept: str
     other: str
@@ -123,17 +123,17 @@ class Comparison:
     shared: tuple[SharedExpert, ...]
     """Experts of both, by their rank for the first concept."""
     jaccard: float
-    """Shared experts by the experts of either."""
+    """Shared experts divided by the experts of either."""
     expected: float
-    """Shared experts that two draws of k units by lot would have on average, k² / units."""
+    """Mean number of shared experts of two random draws of k units, k² / units."""
     rank_correlation: float
-    """Spearman's, over the shared experts alone, each concept's ranks counted anew among them: 1 where both order them
-    the same. NaN where fewer than three are shared."""
+    """Spearman's, over the shared experts alone, ranked among themselves for each concept: 1 if both concepts order
+    them the same. NaN if fewer than three are shared."""
 
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """A concept whose experts overlap with those of another."""
+    """A concept that shares experts with another."""
 
     concept: str
     shared: int
@@ -141,10 +141,10 @@ class Neighbour:
 
 
 def k_or_all(experts: Experts, k: int | None) -> int:
-    """How many experts of each concept count: `k`, or all that the index holds.
+    """How many experts per concept count: `k`, or all that the index has.
 
     Raises:
-        UserError: the index does not hold that many.
+        UserError: the index does not have that many.
     """
     if k is None:
         return experts.top_k
@@ -163,7 +163,7 @@ def expert_units(experts: Experts, k: int | None = None) -> NDArray[np.int64]:
 
 
 def find_unit(experts: Experts, text: str) -> UnitAddress:
-    """The unit that a text names: its id, or its hookpoint and channel as ``transformer.h.4.mlp.c_fc:979``.
+    """The unit named by an id, or by hookpoint and channel as in ``transformer.h.4.mlp.c_fc:979``.
 
     Raises:
         UserError: the model has no such unit.
@@ -181,8 +181,8 @@ def find_unit(experts: Experts, text: str) -> UnitAddress:
         near = difflib.get_close_matches(name or text, names, n=3, cutoff=0.5)
         hint = f"; did you mean {', '.join(f'{each}:0' for each in near)}?" if near else ""
         raise UserError(
-            f"{text!r} is no unit of {experts.model.name!r}; expected a unit id, or a hookpoint and a channel such as "
-            f"{names[0]}:0{hint}"
+            f"{text!r} is not a unit of {experts.model.name!r}; expected a unit id, or a hookpoint and a channel such "
+            f"as {names[0]}:0{hint}"
         )
     if not (channel.isascii() and channel.isdecimal() and len(channel) < 16 and int(channel) < found["width"]):
         raise UserError(f"{name} has no channel {channel!r}; expected 0 to {found['width'] - 1}")
@@ -190,7 +190,7 @@ def find_unit(experts: Experts, text: str) -> UnitAddress:
 
 
 def address_of(experts: Experts, unit: int) -> UnitAddress:
-    """Where a unit that the model has is."""
+    """The address of a unit id that is in the model."""
     found = max(
         (hookpoint for hookpoint in experts.metadata["hookpoints"] if hookpoint["first_unit"] <= unit),
         key=lambda hookpoint: int(hookpoint["first_unit"]),
@@ -199,7 +199,7 @@ def address_of(experts: Experts, unit: int) -> UnitAddress:
 
 
 def concepts_of(experts: Experts, unit: int, k: int | None = None) -> list[Service]:
-    """Every concept that has a unit among its experts, that which ranks it highest first.
+    """Every concept that has a unit among its experts; the one that ranks it highest comes first.
 
     Raises:
         UserError: k out of range.
@@ -211,17 +211,17 @@ def concepts_of(experts: Experts, unit: int, k: int | None = None) -> list[Servi
 
 
 def most_shared(experts: Experts, count: int, k: int | None = None) -> list[SharedUnit]:
-    """The units that serve most concepts; of units that serve equally many, the lower ids.
+    """The units that are experts of the most concepts; ties go to the lower ids.
 
     Args:
-        count: how many at most; units that serve one concept only are left out.
+        count: maximum number of units; experts of only one concept are left out.
 
     Raises:
         UserError: k out of range.
     """
     units = expert_units(experts, k)
     found, first, served = np.unique(units.T, return_index=True, return_counts=True)
-    # The first occurrence in the transpose is that of the best rank, and there of the first concept.
+    # The transpose is ordered by rank, then by concept, so the first occurrence has the best rank.
     best_rank, best_concept = np.divmod(first, len(units))
     order = np.argsort(-served, kind="stable")[:count]
     order = order[served[order] > 1]
@@ -239,13 +239,13 @@ def most_shared(experts: Experts, count: int, k: int | None = None) -> list[Shar
 
 
 def at_hookpoints(experts: Experts, pattern: str, k: int | None = None) -> AtHookpoints:
-    """The experts at hookpoints, and which concepts have most of theirs there.
+    """The experts at matching hookpoints, and the concepts with the most experts there.
 
     Args:
         pattern: a hookpoint's exact name, or a glob over names such as ``transformer.h.3.*``.
 
     Raises:
-        UserError: it matches nothing, or k is out of range.
+        UserError: the pattern matches nothing, or k is out of range.
     """
     hookpoints = experts.metadata["hookpoints"]
     exact = [hookpoint for hookpoint in hookpoints if hookpoint["name"] == pattern]
@@ -288,10 +288,10 @@ def at_hookpoints(experts: Experts, pattern: str, k: int | None = None) -> AtHoo
 
 
 def compare(experts: Experts, concept: str, other: str, k: int | None = None) -> Comparison:
-    """How alike two concepts are by their k best experts.
+    """Compare two concepts by their k best experts.
 
     Raises:
-        UnknownConcept: there is none of a name.
+        UnknownConcept: a concept is not in the index.
         UserError: k out of range.
     """
     k = k_or_all(experts, k)
@@ -316,7 +316,7 @@ def compare(experts: Experts, concept: str, other: str, k: int | None = None) ->
 
 
 def _spearman(ranks: Sequence[int]) -> float:
-    """Spearman's correlation of distinct ranks with the order in which they stand; NaN for fewer than three."""
+    """Spearman's correlation of distinct ranks with their positions in the sequence; NaN for fewer than three."""
     count = len(ranks)
     if count < MIN_SHARED:
         return math.nan
@@ -325,16 +325,16 @@ def _spearman(ranks: Sequence[int]) -> float:
 
 
 def nearest(experts: Experts, concept: str, count: int, k: int | None = None) -> list[Neighbour]:
-    """The concepts that share most experts with one, most first; those that share none are left out.
+    """The concepts that share the most experts with one, most first; concepts that share none are left out.
 
     Args:
-        count: how many at most.
+        count: maximum number of concepts.
 
     Raises:
-        UnknownConcept: there is none of that name.
+        UnknownConcept: there is no concept of that name.
         UserError: k out of range.
     """
-    experts.concept_metadata(concept)  # refuses one that is not there
+    experts.concept_metadata(concept)  # raises UnknownConcept
     units, names = expert_units(experts, k), list(experts)
     own = np.zeros(experts.metadata["units"], np.bool_)
     own[units[names.index(concept)]] = True

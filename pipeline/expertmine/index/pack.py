@@ -1,7 +1,7 @@
-"""Packs: an expert index cut to what others need, in a folder that says itself what it is.
+"""Packs: an expert index reduced to what other people need, in a self-describing folder.
 
-A pack is an expert index (`expertmine.Experts` opens it, from a folder or from the Hugging Face hub) with a
-model card beside it. It holds no sentence and no weight; whose experts they are, a hash of the weights tells.
+A pack is an expert index (`expertmine.Experts` opens it from a folder or from the Hugging Face hub) with a model card.
+It contains no sentences and no weights; a hash of the weights identifies the model. Knows nothing of uploading.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ from expertmine.storage.locations import Location, same
 
 README = "README.md"
 FILES = (*(f"{name}.parquet" for name in TABLES), METADATA, STEERING, README)
-"""All that a pack may hold."""
+"""All files that a pack may contain."""
 
 
 @dataclass(frozen=True, slots=True)
 class PackRequest:
-    """What goes into a pack, and what its card says."""
+    """The contents of a pack and of its card."""
 
     top_k: int | None = None
-    """Experts a concept; None for all that the index holds."""
+    """Experts per concept; None for all that the index has."""
     concepts: tuple[str, ...] = ()
-    """In the index's order whatever this one; none for all."""
+    """Concepts to include; the pack keeps the index's order. Empty for all."""
     title: str | None = None
     license: str | None = None
-    """Of the pack, as an identifier such as ``cc-by-4.0``; the user's to know, as the concepts' sentences are."""
+    """The pack's licence, as an identifier such as ``cc-by-4.0``; only the user knows it."""
     base_model: str | None = None
-    """Hub id under which others find the model, where it was mined from a folder."""
+    """Hub id of the model, if it was mined from a local folder."""
     repository: str | None = None
-    """Hub repository that it will be published in; the card's example loads it from there."""
+    """Hub repository to publish in; the card's example loads the pack from there."""
 
     def __post_init__(self) -> None:
         for name in ("title", "license", "base_model"):
@@ -61,40 +61,40 @@ class Packed:
     top_k: int
     bytes: int
     steered: int
-    """Concepts for which it says how many experts to set."""
+    """Concepts with a number of experts to set."""
     left_out: tuple[str, ...]
-    """Those for which it does not, since evaluation chose more experts than it holds."""
+    """Concepts without one, because the evaluation chose more experts than the pack has."""
     local_model: str | None
-    """The folder of this machine that its model is named by, if it is."""
+    """The local folder that the pack gives as the name of its model, if it does."""
 
 
 def pack(experts: Experts, out: Path, request: PackRequest | None = None) -> Packed:
     """Write a pack.
 
     Args:
-        experts: any index; a pack may be packed again, smaller.
-        out: a folder, new or empty or of an older pack, which is replaced.
+        experts: any index, also an existing pack.
+        out: a new or empty folder, or an older pack, which is replaced.
 
     Raises:
-        UnknownConcept: there is none of a name.
-        UserError: k out of range, `out` holds something else, what is to be published names a folder of this machine,
-            or the disk refuses.
+        UnknownConcept: a concept is not in the index.
+        UserError: k out of range, `out` has other contents, the model of a pack to publish is a local folder, or the
+            pack cannot be written.
     """
     request = request or PackRequest()
     k = k_or_all(experts, request.top_k)
-    _require_place(out, experts.folder)
+    _require_free(out, experts.folder)
     model = request.base_model or experts.model.name
     if request.repository and is_folder(model):
         raise UserError(
-            f"these experts were mined from the folder {model}, which nobody else has; say by --base-model which model "
-            "of the hub it is"
+            f"these experts were mined from the local folder {model}, which nobody else has; give the model's hub id "
+            "with --base-model"
         )
     wanted = set(request.concepts or experts)
     tables: dict[str, pa.Table] = {name: cut(experts, experts.units_table(name), request.concepts, k) for name in UNITS}
-    of_wanted = np.repeat([name in wanted for name in experts], len(experts.metadata["hookpoints"]))
-    tables["distribution"] = experts.distribution.filter(pa.array(of_wanted))
+    wanted_rows = np.repeat([name in wanted for name in experts], len(experts.metadata["hookpoints"]))
+    tables["distribution"] = experts.distribution.filter(pa.array(wanted_rows))
     metadata = {
-        **{name: each for name, each in experts.metadata.items() if name not in ("checksums", "top_k")},
+        **{name: value for name, value in experts.metadata.items() if name not in ("checksums", "top_k")},
         "model": {**experts.metadata["model"], "name": model},
         "concepts": [concept for concept in experts.metadata["concepts"] if concept["name"] in wanted],
         "packed": {
@@ -111,8 +111,8 @@ def pack(experts: Experts, out: Path, request: PackRequest | None = None) -> Pac
     write_tables(out, tables, metadata)
     left_out = _write_steering(experts, out, wanted, k)
     made = Experts.load(out)
-    place = request.repository or out.resolve().name
-    write_atomically(out / README, card(made, place, request.title, request.license).encode())
+    load_from = request.repository or out.resolve().name
+    write_atomically(out / README, card(made, load_from, request.title, request.license).encode())
     return Packed(
         folder=out,
         concepts=len(made),
@@ -124,28 +124,28 @@ def pack(experts: Experts, out: Path, request: PackRequest | None = None) -> Pac
     )
 
 
-def _require_place(out: Path, source: Location) -> None:
-    """Refuse a place where a pack would harm something.
+def _require_free(out: Path, source: Location) -> None:
+    """Refuse a location where a pack would overwrite something else.
 
     Raises:
-        UserError: it is no folder, that which is packed, or holds something else than a pack.
+        UserError: `out` is not a folder, is the source itself, or has contents other than a pack.
     """
     if not out.exists():
         return
     if not out.is_dir():
-        raise UserError(f"{out} is there and is no folder; give the pack a folder of its own")
+        raise UserError(f"{out} exists and is not a folder; give the pack a folder of its own")
     if same(out, source):
-        raise UserError(f"--out is {out}, which is read; give the pack a folder of its own")
+        raise UserError(f"--out is {out}, the index to be packed; give the pack a folder of its own")
     others = sorted(path.name for path in out.iterdir() if path.name not in FILES and not path.name.startswith("."))
     index = out / METADATA
     found = read_json(index, "a pack") if index.exists() else {"packed": None}
     if others or not isinstance(found, dict) or "packed" not in found:
-        what = others[0] if others else "an expert index that is no pack"
-        raise UserError(f"{out} holds {what}; give the pack a folder of its own, new or of an older pack")
+        what = others[0] if others else "an expert index that is not a pack"
+        raise UserError(f"{out} contains {what}; give the pack a new folder, or the folder of an older pack")
 
 
 def _write_steering(experts: Experts, out: Path, wanted: set[str], k: int) -> tuple[str, ...]:
-    """Write down which k evaluation chose for the pack's table; returns the concepts whose k is more than it holds."""
+    """Copy the k that an evaluation chose; returns the concepts whose k is larger than the pack's."""
     evaluated = {name: chosen for name, chosen in experts.steering.items() if name in wanted}
     kept = {name: chosen for name, chosen in evaluated.items() if chosen is None or chosen <= k}
     if kept:

@@ -1,4 +1,4 @@
-"""The units of a concept that an index holds: a row of its tables each, best first."""
+"""The units of a concept in an index, one table row each, best first. Knows nothing of files."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Expert:
     """One expert unit of a concept."""
 
     rank: int
-    """From 1, the highest average precision."""
+    """From 1, for the highest average precision."""
     unit: int
     hookpoint: str
     channel: int
@@ -48,11 +48,11 @@ class Expert:
     """Average precision on the mined sentences."""
     auroc: float
     p_value: float
-    """Chance that the best of all units does as well under shuffled labels; NaN where none were shuffled."""
+    """Probability that the best of all units does as well under shuffled labels; NaN if no labels were shuffled."""
     held_out_ap: float
-    """On sentences that mining did not see; NaN where there are none."""
+    """Average precision on sentences that mining did not see; NaN if there are none."""
     held_out_low: float
-    """Lower end of a 95 % bootstrap interval of that; NaN where it was not assessed."""
+    """Lower end of the 95 % bootstrap interval of `held_out_ap`; NaN if it was not assessed."""
     held_out_high: float
     on_mean: float
     """Mean response to the mined positives."""
@@ -63,7 +63,7 @@ class Expert:
 
     @property
     def layer(self) -> int | None:
-        """Of the model; None for a hookpoint outside of the layers."""
+        """Its layer in the model; None for a hookpoint outside of the layers."""
         return layer_of(self.hookpoint)
 
     def forced(self, forcing: Forcing) -> float:
@@ -81,7 +81,7 @@ class Expert:
 
 @dataclass(frozen=True)
 class ConceptExperts(Sequence[Expert]):
-    """The experts of one concept, best first, and the model that they belong to."""
+    """The experts of one concept, best first, and the model they belong to."""
 
     concept: str
     description: str
@@ -95,23 +95,27 @@ class ConceptExperts(Sequence[Expert]):
         return self.experts[at]
 
     def top(self, k: int) -> tuple[Expert, ...]:
-        """The k best.
+        """The k best experts.
 
         Raises:
-            UserError: the index does not hold that many.
+            UserError: the index does not have that many.
         """
         require_k(k, len(self.experts))
         return self.experts[:k]
 
 
 def require_k(k: int, held: int, least: int = 0) -> None:
-    """Check how many experts of a concept are asked for.
+    """Check a requested number of experts per concept.
+
+    Args:
+        held: experts per concept in the index.
+        least: the smallest k allowed.
 
     Raises:
-        UserError: the index does not hold that many.
+        UserError: k is out of range.
     """
     if not least <= k <= held:
         raise UserError(
-            f"k is {k}: expected {least} to {held}, the experts a concept that this index holds; "
+            f"k is {k}: expected {least} to {held}, the number of experts per concept in this index; "
             "`expertmine reduce RUN --top-k K` keeps more"
         )

@@ -1,4 +1,4 @@
-"""Write an expert index: its tables first, and last index.json, which makes it whole."""
+"""Writes an expert index: tables first, then index.json, which completes it. Does not know how units were ranked."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def write_index(
     """Write an index folder of a run.
 
     Args:
-        alpha: of the thresholds that concepts are said to have.
+        alpha: significance level of the concepts' thresholds.
     """
     metadata = {
         "units": plan.layout.units,
@@ -45,19 +45,19 @@ def write_index(
 
 
 def write_tables(folder: Location, tables: Mapping[str, pa.Table], metadata: Mapping[str, Any]) -> Location:
-    """Write an index folder; ``index.json`` comes last and makes it whole.
+    """Write an index folder; ``index.json`` is written last and completes it.
 
     Args:
-        tables: each of `TABLES`.
-        metadata: what the index says of itself; format, checksums and top_k are those of the tables.
+        tables: by name, each of `TABLES`.
+        metadata: the contents of ``index.json``; format, checksums and top_k are taken from the tables.
 
     Raises:
-        UserError: the disk is full or refuses.
+        UserError: the disk is full, or the files cannot be written.
     """
     own = {
         "format": FORMAT,
         "checksums": {name: write_table(folder / f"{name}.parquet", tables[name]) for name in TABLES},
         "top_k": tables["experts"].num_rows // len(metadata["concepts"]),
     }
-    write_json(folder / METADATA, {**own, **{name: each for name, each in metadata.items() if name not in own}})
+    write_json(folder / METADATA, {**own, **{name: value for name, value in metadata.items() if name not in own}})
     return folder

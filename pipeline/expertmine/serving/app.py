@@ -1,4 +1,4 @@
-"""The paths of the service. Parse, have it written, answer: what is said is in `completions` and `catalogue`."""
+"""The HTTP routes: parse a request, have it generated, respond. Bodies are built in `completions` and `catalogue`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from expertmine.errors import UserError
 from expertmine.index.experts import Experts
-from expertmine.serving.batching import Batcher, Busy, Ended, Job, News, Writer
+from expertmine.serving.batching import LOST, Batcher, Busy, Ended, Job, Update, Writer
 from expertmine.serving.catalogue import Catalogue
 from expertmine.serving.completions import Limits, of_request, parse, served_name, unknown_concept
 from expertmine.serving.refusals import Refusal, of_field
@@ -26,14 +26,14 @@ from expertmine.serving.responses import CompletionResponse
 from expertmine.steering.generation import GenerationRequest
 
 BODY_SECONDS = 30
-"""A client may take that long to send its body."""
+"""Seconds in which a client must send its body."""
 RETRY_AFTER = {"retry-after": "2"}
-INTERNAL = Refusal(500, "something went wrong here; the server's log says what", "internal_error")
+INTERNAL = Refusal(500, "internal server error; see the server's log", "internal_error")
 
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """What the paths need."""
+    """The objects that the routes use."""
 
     writer: Writer
     batcher: Batcher
@@ -42,17 +42,17 @@ class Service:
 
 
 def new_app(service: Service) -> FastAPI:
-    """The application, without its guard."""
-    # Its pages of documentation would tell strangers what is here, and load scripts from elsewhere.
+    """The application, without the guard."""
+    # FastAPI's documentation pages need no token and load scripts from other hosts, so they are off.
     app = FastAPI(title="expertmine", openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     catalogue = Catalogue(service.experts)
     name = served_name(service.experts)
-    _answer_trouble(app)
+    _add_error_handlers(app)
 
     @app.get("/health")
     def health() -> Response:
-        well = service.batcher.alive
-        return JSONResponse({"ok": well, "model_loaded": True}, 200 if well else 503)
+        alive = service.batcher.alive
+        return JSONResponse({"ok": alive, "model_loaded": True}, 200 if alive else 503)
 
     @app.get("/v1/models")
     def models() -> dict[str, Any]:
@@ -75,28 +75,28 @@ def new_app(service: Service) -> FastAPI:
 
     @app.post("/v1/completions")
     async def completions(request: Request) -> Response:
-        asked = parse(await _read(request, service.limits.body), service.experts, service.limits)
-        tokens = await asyncio.to_thread(_check, service.writer, asked.requests)
-        answer = CompletionResponse(asked, name, tokens)
-        news: asyncio.Queue[News] = asyncio.Queue()
-        job = Job(asked.requests, _teller(news))
+        parsed = parse(await _read(request, service.limits.body), service.experts, service.limits)
+        tokens = await asyncio.to_thread(_check, service.writer, parsed.requests)
+        response = CompletionResponse(parsed, name, tokens)
+        updates: asyncio.Queue[Update] = asyncio.Queue()
+        job = Job(parsed.requests, _notifier(updates))
         try:
             service.batcher.submit(job)
         except Busy as busy:
             raise Refusal(503, str(busy), "busy", headers=RETRY_AFTER) from None
         handed_over = False
-        watch = asyncio.create_task(_drop_when_gone(request, service.batcher, job, news))
+        watch = asyncio.create_task(_drop_on_disconnect(request, service.batcher, job, updates))
         try:
-            # What goes wrong before the first piece still has a status of its own.
-            first = await _next(news)
-            if asked.stream:
+            # An error before the first piece can still set the status.
+            first = await _next(updates)
+            if parsed.stream:
                 handed_over = True
-                return _Events(_events(first, news, answer), lambda: service.batcher.drop(job))
-            piece: News = first
-            while not isinstance(piece, Ended):
-                answer.add(piece)
-                piece = await _next(news)
-            return JSONResponse(answer.whole())
+                return _Events(_events(first, updates, response), lambda: service.batcher.drop(job))
+            update: Update = first
+            while not isinstance(update, Ended):
+                response.add(update)
+                update = await _next(updates)
+            return JSONResponse(response.whole())
         finally:
             watch.cancel()
             if not handed_over:
@@ -105,8 +105,8 @@ def new_app(service: Service) -> FastAPI:
     return app
 
 
-def _answer_trouble(app: FastAPI) -> None:
-    """Every error in one shape."""
+def _add_error_handlers(app: FastAPI) -> None:
+    """Respond to every error with the same document."""
 
     @app.exception_handler(Refusal)
     async def refused(request: Request, error: Refusal) -> Response:
@@ -120,98 +120,104 @@ def _answer_trouble(app: FastAPI) -> None:
     async def wrong_path(request: Request, error: HTTPException) -> Response:
         found = f"{request.method} {request.url.path}"
         if error.status_code == 405:
-            return Refusal(
-                405, f"{found}: not with this method", "method_not_allowed", headers=error.headers
-            ).response()
-        return Refusal(error.status_code, f"{found}: there is nothing here", "not_found").response()
+            return Refusal(405, f"{found}: method not allowed", "method_not_allowed", headers=error.headers).response()
+        return Refusal(error.status_code, f"{found}: not found", "not_found").response()
 
     @app.exception_handler(ClientDisconnect)
     async def gone(request: Request, error: ClientDisconnect) -> Response:
-        return Response(status_code=400)  # to nobody
+        return Response(status_code=400)  # nobody receives it
 
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> Response:
         return INTERNAL.response()
 
 
-async def _read(request: Request, most: int) -> bytes:
-    """The body, of JSON, as long as it stays within `most` bytes; what a client says of its length is not relied on."""
+async def _read(request: Request, max_bytes: int) -> bytes:
+    """Read a JSON body of at most `max_bytes`; does not trust the content-length header.
+
+    Raises:
+        Refusal: wrong content type, too many bytes, or too slow.
+    """
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if kind != "application/json":
         raise Refusal(415, f"content-type is {kind!r}: expected application/json", "unsupported_media_type")
-    too_large = Refusal(413, f"the body is too large: expected {most} bytes at most", "body_too_large")
+    too_large = Refusal(413, f"the body is too large: expected at most {max_bytes} bytes", "body_too_large")
     declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > most:
+    if declared.isdecimal() and int(declared) > max_bytes:
         raise too_large
     body = bytearray()
     try:
         async with asyncio.timeout(BODY_SECONDS):
             async for part in request.stream():
                 body += part
-                if len(body) > most:
+                if len(body) > max_bytes:
                     raise too_large
     except TimeoutError:
-        raise Refusal(408, f"the body did not come within {BODY_SECONDS} seconds", "timeout") from None
+        raise Refusal(408, f"the body did not arrive within {BODY_SECONDS} s", "timeout") from None
     return bytes(body)
 
 
 def _check(writer: Writer, requests: Sequence[GenerationRequest]) -> int:
-    """Tokens of all prompts."""
+    """The number of tokens of all prompts.
+
+    Raises:
+        Refusal: a request is invalid, or the generating process was lost.
+    """
     try:
         return sum(writer.check(request) for request in requests)
     except UserError as error:
         raise of_request(error) from None
     except ConnectionError:
-        raise _refusal(Ended("lost", "the process that writes was lost; another takes its place: try again")) from None
+        raise _refusal(Ended("lost", LOST)) from None
 
 
-def _teller(news: asyncio.Queue[News]) -> Callable[[News], None]:
-    """A way to put something into this loop's queue from another thread."""
+def _notifier(updates: asyncio.Queue[Update]) -> Callable[[Update], None]:
+    """A function that puts an update into this loop's queue from another thread."""
     loop = asyncio.get_running_loop()
 
-    def tell(item: News) -> None:
-        with suppress(RuntimeError):  # the loop was closed: nobody listens
-            loop.call_soon_threadsafe(news.put_nowait, item)
+    def notify(update: Update) -> None:
+        with suppress(RuntimeError):  # the loop is closed and nobody is waiting
+            loop.call_soon_threadsafe(updates.put_nowait, update)
 
-    return tell
+    return notify
 
 
-async def _drop_when_gone(request: Request, batcher: Batcher, job: Job, news: asyncio.Queue[News]) -> None:
+async def _drop_on_disconnect(request: Request, batcher: Batcher, job: Job, updates: asyncio.Queue[Update]) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
     batcher.drop(job)
-    news.put_nowait(Ended("stopping", "the client has gone"))
+    updates.put_nowait(Ended("stopping", "the client disconnected"))
 
 
-async def _next(news: asyncio.Queue[News]) -> News:
-    """The next piece, or that all is done.
+async def _next(updates: asyncio.Queue[Update]) -> Update:
+    """The next piece, or the end of a finished job.
 
     Raises:
-        Refusal: it ended in another way.
+        Refusal: the job ended without finishing.
     """
-    item = await news.get()
-    if isinstance(item, Ended) and item.how != "done":
-        raise _refusal(item)
-    return item
+    update = await updates.get()
+    if isinstance(update, Ended) and update.outcome != "done":
+        raise _refusal(update)
+    return update
 
 
 def _refusal(ended: Ended) -> Refusal:
-    match ended.how:
+    match ended.outcome:
         case "refused":
             return of_request(UserError(ended.message))
         case "lost" | "stopping":
-            return Refusal(503, ended.message, ended.how, headers=RETRY_AFTER)
+            return Refusal(503, ended.message, ended.outcome, headers=RETRY_AFTER)
         case _:
             return Refusal(500, ended.message, "internal_error")
 
 
-async def _events(first: News, news: asyncio.Queue[News], answer: CompletionResponse) -> AsyncIterator[str]:
-    """Server-sent events. One that ends with an error has no ``[DONE]``."""
+async def _events(first: Update, updates: asyncio.Queue[Update], response: CompletionResponse) -> AsyncIterator[str]:
+    """Server-sent events. A stream that ends with an error has no ``[DONE]``."""
     try:
-        item = first
-        while not isinstance(item, Ended):
-            yield _event(answer.chunk(item))
-            item = await _next(news)
+        update = first
+        while not isinstance(update, Ended):
+            yield _event(response.chunk(update))
+            update = await _next(updates)
         yield "data: [DONE]\n\n"
     except Refusal as refusal:
         yield _event(refusal.document())
@@ -222,14 +228,14 @@ def _event(document: dict[str, Any]) -> str:
 
 
 class _Events(StreamingResponse):
-    """A stream that says when it is over, however that came about."""
+    """A stream that calls a function when it ends, for whatever reason."""
 
-    def __init__(self, events: AsyncIterator[str], over: Callable[[], None]) -> None:
+    def __init__(self, events: AsyncIterator[str], on_end: Callable[[], None]) -> None:
         super().__init__(events, media_type="text/event-stream", headers={"x-accel-buffering": "no"})
-        self.over = over
+        self.on_end = on_end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self.over()
+            self.on_end()

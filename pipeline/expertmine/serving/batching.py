@@ -1,6 +1,6 @@
-"""One thread that owns what writes; the requests of many clients wait for it in a queue and share its batches.
+"""One thread that owns the model; the requests of many clients wait in its queue and share its batches.
 
-First come, first served. Knows no HTTP and no event loop: a job brings the function that tells its client.
+First come, first served. Knows no HTTP and no event loop: a job has the function that notifies its client.
 """
 
 from __future__ import annotations
@@ -19,68 +19,69 @@ if TYPE_CHECKING:
     from expertmine.steering.generation import GenerationRequest, Piece
 
 GATHER = 0.01
-"""Seconds from a request to an idle thread to the start of its batch: those who ask together share it."""
+"""Seconds that an idle thread waits after a request, so that simultaneous requests share a batch."""
+LOST = "the generating process was lost and is being replaced; try again"
 
 log = logging.getLogger(__name__)
 
 
 class Writer(Protocol):
-    """What writes: a `Generator`, here or in another process. `stream` is called by one thread, `check` by several."""
+    """A `Generator`, here or in another process. `stream` is called by one thread, `check` by several."""
 
     def check(self, request: GenerationRequest) -> int:
-        """Tokens of the prompt.
+        """The prompt's number of tokens.
 
         Raises:
-            UserError: the request cannot be met.
-            ConnectionError: the process that would know was lost.
+            UserError: the request is invalid.
+            ConnectionError: the generating process was lost.
         """
 
     def stream(self, requests: Sequence[GenerationRequest], stopped: Callable[[int], bool]) -> Iterator[Piece]:
-        """Text as it comes; a request for which `stopped` is true needs no more of it.
+        """Text as it is generated; ends a request early once `stopped` is true for it.
 
         Raises:
-            UserError: a request cannot be met.
-            ConnectionError: the process that wrote was lost.
+            UserError: a request is invalid.
+            ConnectionError: the generating process was lost.
         """
 
 
 class Busy(Exception):
-    """No more requests are taken for now; the message says why."""
+    """No more requests are accepted for now; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The last that a job is told."""
+    """The last update of a job."""
 
-    how: Literal["done", "refused", "failed", "lost", "stopping"]
-    """All written; the client's fault; ours; the process that wrote is gone; or this one is about to end."""
+    outcome: Literal["done", "refused", "failed", "lost", "stopping"]
+    """All text generated; the client's fault; our fault; the generating process is gone; the server is stopping."""
     message: str = ""
 
 
-News: TypeAlias = "Piece | Ended"
+Update: TypeAlias = "Piece | Ended"
 
 
 class Job:
-    """Requests of one client, written in one batch."""
+    """The requests of one client, generated in one batch."""
 
-    def __init__(self, requests: Sequence[GenerationRequest], tell: Callable[[News], None]) -> None:
-        """Nothing happens before it is submitted.
+    def __init__(self, requests: Sequence[GenerationRequest], notify: Callable[[Update], None]) -> None:
+        """Describe a job; nothing happens until it is submitted.
 
         Args:
-            tell: called from another thread with each piece, its `request` counted within this job, and with how it
-                ended; it must return soon.
+            notify: called from another thread with each piece, whose `request` counts within this job, and finally
+                with the end; must return quickly.
         """
         self.requests = tuple(requests)
         self.rows = sum(request.count for request in self.requests)
         self.over = False
-        """Its client is told no more."""
-        self._tell = tell
+        """Whether its client gets no more updates."""
+        self._notify = notify
         self._unfinished = self.rows
 
     def take(self, piece: Piece) -> None:
         if self.over:
             return
-        self._tell(piece)
+        self._notify(piece)
         self._unfinished -= piece.finished is not None
         if not self._unfinished:
             self.end(Ended("done"))
@@ -88,18 +89,18 @@ class Job:
     def end(self, ended: Ended) -> None:
         if not self.over:
             self.over = True
-            self._tell(ended)
+            self._notify(ended)
 
 
 class Batcher:
-    """Gives jobs to a writer, as many at a time as go into one batch."""
+    """Passes jobs to a writer, as many at a time as fit into one batch."""
 
     def __init__(self, writer: Writer, max_rows: int, max_waiting: int) -> None:
         """Start the thread.
 
         Args:
-            max_rows: continuations written at a time.
-            max_waiting: jobs that may wait for the batch before them.
+            max_rows: maximum continuations per batch.
+            max_waiting: maximum jobs in the queue.
         """
         self.max_rows = max_rows
         self._writer = writer
@@ -113,7 +114,7 @@ class Batcher:
 
     @property
     def alive(self) -> bool:
-        """Whether jobs are taken and written."""
+        """Whether jobs are accepted and run."""
         return self._thread.is_alive() and not self._closed
 
     @property
@@ -122,29 +123,29 @@ class Batcher:
         return len(self._waiting)
 
     def submit(self, job: Job) -> None:
-        """Have a job of at most `max_rows` rows wait for its turn.
+        """Queue a job of at most `max_rows` rows.
 
         Raises:
-            Busy: too many wait already, or this is about to end.
+            Busy: the queue is full, or the server is stopping.
         """
         assert job.rows <= self.max_rows
         with self._changed:
             if self._closed:
-                raise Busy("the server is about to stop")
+                raise Busy("the server is stopping")
             if len(self._waiting) >= self._max_waiting:
-                raise Busy(f"{len(self._waiting)} requests are waiting already, and no more may: try again later")
+                raise Busy(f"the queue is full with {len(self._waiting)} requests; try again later")
             self._waiting.append(job)
             self._changed.notify()
 
     def drop(self, job: Job) -> None:
-        """A job's client has gone: it is told no more, and its rows stop at their next token."""
+        """Drop a job whose client is gone: no more updates, and its rows stop at their next token."""
         job.over = True
         with self._changed:
             if job in self._waiting:
                 self._waiting.remove(job)
 
     def close(self) -> None:
-        """Take no more jobs; those that are here are written to their end."""
+        """Accept no more jobs; accepted jobs still run to their end."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -153,13 +154,13 @@ class Batcher:
         """End all jobs now."""
         self.close()
         with self._changed:
-            left = [*self._writing, *self._waiting]
+            jobs = [*self._writing, *self._waiting]
             self._waiting.clear()
-        for job in left:
-            job.end(Ended("stopping", "the server is about to stop"))
+        for job in jobs:
+            job.end(Ended("stopping", "the server is stopping"))
 
     def join(self, seconds: float) -> None:
-        """Wait for the thread to end, which it does at its next token once all jobs are over."""
+        """Wait for the thread to end; it ends at its next token once all jobs are over."""
         self._thread.join(seconds)
 
     def _work(self) -> None:
@@ -167,7 +168,7 @@ class Batcher:
             self._write(batch)
 
     def _next_batch(self) -> list[Job]:
-        """As many jobs as fit, in order of arrival; none when it is time to end."""
+        """As many jobs as fit, in order of arrival; none once the batcher is closed and its queue is empty."""
         while True:
             with self._changed:
                 self._writing = []
@@ -179,23 +180,23 @@ class Batcher:
                 rows = 0
                 while self._waiting and (rows := rows + self._waiting[0].rows) <= self.max_rows:
                     self._writing.append(self._waiting.popleft())
-                if self._writing:  # else their clients have gone meanwhile
+                if self._writing:  # else all their clients have disconnected
                     return self._writing
 
     def _write(self, jobs: Sequence[Job]) -> None:
-        """Write one batch; whatever happens, each of its jobs is told how it ended."""
-        owners = [(job, place) for job in jobs for place in range(len(job.requests))]
+        """Run one batch; whatever happens, each of its jobs is notified of its end."""
+        owners = [(job, at) for job in jobs for at in range(len(job.requests))]
         begun = False
         try:
             for piece in self._writer.stream(
-                [job.requests[place] for job, place in owners], lambda at: owners[at][0].over
+                [job.requests[at] for job, at in owners], lambda request: owners[request][0].over
             ):
                 begun = True
-                job, place = owners[piece.request]
-                job.take(replace(piece, request=place))
-            ended = Ended("failed", "the text ended before it was whole")
+                job, at = owners[piece.request]
+                job.take(replace(piece, request=at))
+            ended = Ended("failed", "the text ended before it was complete")
         except UserError as error:
-            if len(jobs) > 1 and not begun:  # one of them is to blame, and the others are not
+            if len(jobs) > 1 and not begun:  # only one of them may be invalid
                 for job in jobs:
                     if not job.over:
                         self._write([job])
@@ -204,9 +205,9 @@ class Batcher:
             ended = Ended("refused", str(error)) if len(jobs) == 1 else Ended("failed", "generation failed")
         except ConnectionError as error:
             log.warning("a batch of %d requests was lost: %s", len(jobs), error)
-            ended = Ended("lost", "the process that writes was lost; another takes its place: try again")
+            ended = Ended("lost", LOST)
         except Exception:
             log.exception("a batch of %d requests failed", len(jobs))
-            ended = Ended("failed", "generation failed; the server's log says why")
+            ended = Ended("failed", "generation failed; see the server's log")
         for job in jobs:
             job.end(ended)

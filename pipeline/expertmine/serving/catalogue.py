@@ -1,4 +1,4 @@
-"""The concepts of an index as a client sees them."""
+"""The concepts of an index as JSON for clients. Knows no HTTP."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from expertmine.index.experts import Experts
 from expertmine.index.units import Expert
 
 SHOWN = 20
-"""Experts of a concept that are shown."""
+"""Experts shown per concept."""
 
 
 class Catalogue:
@@ -31,19 +31,19 @@ class Catalogue:
         ]
 
     def search(self, words: str) -> list[dict[str, Any]]:
-        """Entries that hold all of these words in their name or description, whatever their case."""
-        sought = words.lower().split()
+        """Entries whose name or description contains all of these words, ignoring case."""
+        wanted = words.lower().split()
         return [
             entry
             for entry in self.entries
-            if all(word in f"{entry['name']} {entry['description']}".lower() for word in sought)
+            if all(word in f"{entry['name']} {entry['description']}".lower() for word in wanted)
         ]
 
     def concept(self, name: str) -> dict[str, Any]:
-        """All that is known of a concept, and its first experts.
+        """A concept's metadata and its first experts.
 
         Raises:
-            UnknownConcept: there is none of that name.
+            UnknownConcept: there is no concept of that name.
         """
         found = self.experts[name]
         metadata = {key: without_nan(value) for key, value in self.experts.concept_metadata(name).items()}
@@ -61,7 +61,7 @@ def _expert(expert: Expert) -> dict[str, Any]:
 
 
 def without_nan(value: Any) -> Any:
-    """JSON has no number for what is not known."""
+    """Replace NaN and infinities by None, since JSON has no such numbers."""
     if isinstance(value, dict):
         return {name: without_nan(each) for name, each in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""Completions as OpenAI's clients ask for them, with steering: what a body says. Knows neither HTTP nor who writes."""
+"""Parses completion requests: OpenAI's fields, and steering. Knows neither HTTP nor the generator."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from expertmine.steering.assignment import Steering, usual_k
 from expertmine.steering.generation import GenerationRequest
 
 MAX_CONCEPTS = 32
-"""Concepts of one request."""
+"""Maximum concepts per request."""
 
 
 def _several(value: object) -> object:
-    """One text stands for a list of one."""
+    """Turn one text into a list of one."""
     found = [value] if isinstance(value, str) else value
     if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
         raise ValueError("a string, or a list of strings")
@@ -32,7 +32,7 @@ Texts = Annotated[list[str], BeforeValidator(_several)]
 
 
 class Body(BaseModel):
-    """The fields of a request, those of OpenAI's first. What only depends on their values is checked later."""
+    """The fields of a request, OpenAI's first. Checks that depend on several fields come later."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -41,7 +41,7 @@ class Body(BaseModel):
     max_tokens: int | None = Field(None, ge=1)
     temperature: float = 1.0
     top_p: float = 1.0
-    seed: int | None = Field(None, ge=0, lt=2**53)  # what every JSON reader takes exactly
+    seed: int | None = Field(None, ge=0, lt=2**53)  # exact in every JSON reader
     stream: bool = False
     model: str | None = None
     user: str | None = None
@@ -59,55 +59,56 @@ class Body(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one request may ask for."""
+    """The limits of one request."""
 
     rows: int
-    """Prompts × n."""
+    """Maximum of prompts × n."""
     new_tokens: int
     body: int
-    """Bytes."""
+    """In bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class CompletionRequest:
-    """A request, understood."""
+    """A parsed and validated request."""
 
     requests: tuple[GenerationRequest, ...]
-    """One for each prompt."""
+    """One per prompt."""
     stream: bool
     seed: int
-    """Of the first prompt; that of the next is one more, and so on."""
+    """Seed of the first prompt; it increases by one per prompt."""
     k_from: str
-    """Who said how many experts are set."""
+    """Where k comes from: request, evaluation or default."""
 
 
 def served_name(experts: Experts) -> str:
-    """What the model is called here: not where it lies."""
+    """The model's public name; of a local folder, only the last part of its path."""
     name = experts.model.name
     return name.rstrip("/").rpartition("/")[2] if name.startswith(("/", ".", "~")) else name
 
 
 def parse(body: bytes, experts: Experts, limits: Limits) -> CompletionRequest:
-    """What a body asks for.
+    """Parse the body of a request.
 
     Raises:
-        Refusal: it is no JSON, a field is unknown or has an impossible value, or there is no such concept.
+        Refusal: the body is not JSON, a field is unknown or invalid, or there is no such concept.
     """
-    given = {name: value for name, value in _load(body).items() if value is not None}  # as OpenAI's clients mean it
+    # OpenAI's clients send null for a field that is not set.
+    given = {name: value for name, value in _load(body).items() if value is not None}
     try:
         read = Body.model_validate(given)
     except ValidationError as error:
         raise of_field(error.errors(include_url=False)[0], Body.model_fields) from None
     name = served_name(experts)
     if read.model not in (None, name):
-        raise Refusal(404, f"model is {read.model!r}: {name!r} is served here", "model_not_found", "model")
+        raise Refusal(404, f"model is {read.model!r}: expected {name!r}", "model_not_found", "model")
     rows = len(read.prompt) * read.n
     if rows > limits.rows:
         found = f"n is {read.n}" if len(read.prompt) == 1 else f"n is {read.n} for {len(read.prompt)} prompts"
-        raise Refusal(400, f"{found}: expected {limits.rows} continuations at most", "too_many", "n")
+        raise Refusal(400, f"{found}: expected at most {limits.rows} continuations", "too_many", "n")
     new_tokens = min(40, limits.new_tokens) if read.max_tokens is None else read.max_tokens
     if new_tokens > limits.new_tokens:
-        message = f"max_tokens is {new_tokens}: expected {limits.new_tokens} at most"
+        message = f"max_tokens is {new_tokens}: expected at most {limits.new_tokens}"
         raise Refusal(400, message, "too_many", "max_tokens")
     seed = secrets.randbelow(2**32) if read.seed is None else read.seed
     try:
@@ -120,7 +121,7 @@ def parse(body: bytes, experts: Experts, limits: Limits) -> CompletionRequest:
             block=read.block,
             conflicts=read.conflicts,
         )
-        k, k_from = _how_many(read, experts, steering)
+        k, k_from = _choose_k(read, experts, steering)
         steering = replace(steering, k=k)
         requests = tuple(
             GenerationRequest(
@@ -143,35 +144,43 @@ def parse(body: bytes, experts: Experts, limits: Limits) -> CompletionRequest:
 
 
 def _load(body: bytes) -> dict[str, Any]:
-    """The JSON object that a body is."""
+    """The JSON object in a body.
+
+    Raises:
+        Refusal: the body is not a JSON object.
+    """
     try:
-        document = json.loads(body.decode(), parse_constant=_no_number)
+        document = json.loads(body.decode(), parse_constant=_refuse_constant)
         json.dumps(document, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
-        place = f"line {error.lineno}, column {error.colno}"
-        raise Refusal(400, f"the body is no JSON, at {place}: {error.msg}", "malformed_json") from None
+        position = f"line {error.lineno}, column {error.colno}"
+        raise Refusal(400, f"the body is not valid JSON: {error.msg} at {position}", "malformed_json") from None
     except UnicodeDecodeError as error:
-        raise Refusal(400, f"the body is not UTF-8, at byte {error.start + 1}", "malformed_json") from None
+        raise Refusal(400, f"the body is not valid UTF-8 at byte {error.start + 1}", "malformed_json") from None
     except UnicodeEncodeError:
-        raise Refusal(400, "the body has half of a surrogate pair, which is no character", "malformed_json") from None
+        raise Refusal(400, "the body has half of a surrogate pair: expected valid text", "malformed_json") from None
     except RecursionError:
         raise Refusal(400, "the body is nested too deeply", "malformed_json") from None
     except ValueError as error:  # NaN, and numbers of thousands of digits
-        raise Refusal(400, f"the body has a number that cannot be read ({error})", "malformed_json") from None
+        raise Refusal(400, f"the body has an invalid number ({error})", "malformed_json") from None
     if not isinstance(document, dict):
         raise Refusal(400, f"the body is a JSON {type(document).__name__}: expected an object", "malformed_json")
     return document
 
 
-def _no_number(text: str) -> NoReturn:
-    raise ValueError(f"{text} is none in JSON")
+def _refuse_constant(text: str) -> NoReturn:
+    raise ValueError(f"{text} is not a JSON number")
 
 
-def _how_many(read: Body, experts: Experts, steering: Steering) -> tuple[int, str]:
-    """How many experts of each concept are set, and who says so."""
+def _choose_k(read: Body, experts: Experts, steering: Steering) -> tuple[int, str]:
+    """The number of experts to set per concept, and where it comes from.
+
+    Raises:
+        Refusal: a concept is repeated or unknown.
+    """
     for at, concept in enumerate(read.concept):
         if concept in read.concept[:at]:
-            raise Refusal(400, f"concept names {concept!r} twice", "invalid_value", "concept")
+            raise Refusal(400, f"concept has {concept!r} twice: expected it once", "invalid_value", "concept")
         if concept not in experts:
             raise unknown_concept(concept, experts)
     if read.k is not None:
@@ -186,7 +195,7 @@ def unknown_concept(name: str, experts: Experts) -> Refusal:
 
 
 def of_request(error: UserError) -> Refusal:
-    """For a request that the generator refuses. Our messages begin with the field to blame."""
+    """The refusal of a request that the generator refuses; the message begins with the name of the field at fault."""
     message = str(error)
     if message.startswith("the prompt has"):
         return Refusal(400, message, "context_length_exceeded", "prompt")

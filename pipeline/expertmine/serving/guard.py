@@ -1,7 +1,7 @@
-"""Who may come in: a token for every path but ``/health``, and no names but our own where only this machine may ask.
+"""Authentication: requires a token on every path but ``/health``, and on loopback a loopback name in the Host header.
 
-The second is against pages that a browser on this machine has open: a page can have its own name point to loopback, but
-then the browser says that name.
+The Host check stops DNS rebinding: a web page open in a local browser can point its own name at loopback, but the
+browser then sends that name. Knows nothing of the routes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Guard:
         """Guard an application.
 
         Args:
-            names: hosts that a client may have asked for, on any port; None for all.
+            names: accepted names in the Host header, with any port; None for all.
         """
         self.app = app
         self.token = token.encode()
@@ -33,7 +33,7 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            return  # nothing else is served
+            return  # only HTTP is served
 
         async def send_marked(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -50,17 +50,21 @@ class Guard:
             await self.app(scope, receive, send_marked)
 
     def _admit(self, scope: Scope) -> None:
-        """Raises: Refusal."""
+        """Check a request.
+
+        Raises:
+            Refusal: wrong host, or no valid token.
+        """
         headers = Headers(scope=scope)
         host = re.sub(r":\d*$", "", headers.get("host", "")).lower()
         if self.names is not None and host not in self.names:
-            message = "the Host header names another host: this server answers to " + ", ".join(sorted(self.names))
+            message = f"the Host header is {host!r}: expected one of {', '.join(sorted(self.names))}"
             raise Refusal(403, message, "wrong_host")
         if scope["path"] == OPEN:
             return
         given = [self._credentials(value) for value in headers.getlist("authorization")]
         if len(given) != 1 or not secrets.compare_digest(given[0], self.token):
-            found = "no token, or a wrong one" if given else "no token"
+            found = "wrong token" if given else "no token"
             message = f"{found}: expected the header `Authorization: Bearer TOKEN`"
             raise Refusal(401, message, "invalid_token", headers={"www-authenticate": "Bearer"})
 

@@ -1,4 +1,4 @@
-"""Texts for a list of requests: written in this process, or by a Ray actor that ends with them."""
+"""Generates texts for a list of requests, in this process or in a Ray actor that ends afterwards. Knows no HTTP."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ def run_generate(
     pooling: Pooling | None = None,
     model: str | None = None,
 ) -> Iterator[list[str]]:
-    """The continuations of each request, in order, from this process or from a Ray actor.
+    """Yield the continuations of each request, in order.
 
     Args:
         index: a run folder, an expert index, or a pack.
-        pooling: of the responses that the experts were found by; the run's first unless given.
-        model: where the model is, if not where it was mined.
+        pooling: which of a run's indexes; by default that of its first pooling.
+        model: location of the model if it has moved since mining.
 
     Raises:
-        UserError: a request that cannot be met.
+        UserError: a request is invalid.
     """
     from expertmine.steering.generation import NewGenerator
 
-    # An actor may have another working folder.
+    # An actor may have another working directory, so a local path is made absolute.
     if isinstance(index, str) and Path(index).exists():
         index = Path(index)
     make = NewGenerator(index if isinstance(index, str) else absolute(index), pooling, model=model)
@@ -46,7 +46,7 @@ def run_generate(
 
     with ray.cluster(None):
         gpus_each = 1.0 if ray.gpus() else 0.0
-        for written in ray.run(make, requests, actors=1, cpus_each=1, gpus_each=gpus_each):
-            if isinstance(written, Failed):
-                raise UserError(written.reason)
-            yield written
+        for texts in ray.run(make, requests, actors=1, cpus_each=1, gpus_each=gpus_each):
+            if isinstance(texts, Failed):
+                raise UserError(texts.reason)
+            yield texts

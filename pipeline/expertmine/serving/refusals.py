@@ -1,4 +1,4 @@
-"""What a client is told that gets nothing: errors in the shape that OpenAI's clients read."""
+"""Error responses in the form that OpenAI's clients read. Knows nothing of steering."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse
 
 
 class Refusal(Exception):
-    """An answer other than 200."""
+    """A response with an error status."""
 
     def __init__(
         self,
@@ -20,11 +20,12 @@ class Refusal(Exception):
         param: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        """Say what was found, what was expected, and what to do.
+        """Describe an error.
 
         Args:
+            message: what was found, what was expected, and what to do.
             code: one word for programs.
-            param: the field to blame.
+            param: the field at fault.
         """
         super().__init__(message)
         self.status = status
@@ -44,24 +45,24 @@ class Refusal(Exception):
 
 
 def of_field(problem: Mapping[str, Any], known: Iterable[str]) -> Refusal:
-    """What pydantic found wrong with one field of a body or query.
+    """The refusal for an error that pydantic found in one field of a body or query.
 
     Args:
-        problem: one of a ValidationError's.
-        known: names of all fields.
+        problem: one of a ValidationError's errors.
+        known: the names of all fields.
     """
-    place = [part for part in problem["loc"] if part not in ("body", "query", "path")]
-    name = str(place[0]) if place else None
+    location = [part for part in problem["loc"] if part not in ("body", "query", "path")]
+    name = str(location[0]) if location else None
     if problem["type"] == "extra_forbidden":
         near = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"expected some of {', '.join(sorted(known))}"
-        return Refusal(400, f"no field is called {name!r}; {hint}", "unknown_field", name)
-    where = f"{name}[{place[1]}]" if len(place) > 1 and isinstance(place[1], int) else name
+        hint = f"did you mean {near[0]!r}?" if near else f"expected {', '.join(sorted(known))}"
+        return Refusal(400, f"there is no field {name!r}; {hint}", "unknown_field", name)
+    where = f"{name}[{location[1]}]" if len(location) > 1 and isinstance(location[1], int) else name
     match problem["type"]:
         case "too_short":
-            expected = f"{problem['ctx']['min_length']} or more"
+            expected = f"at least {problem['ctx']['min_length']}"
         case "too_long":
-            expected = f"{problem['ctx']['max_length']} at most"
+            expected = f"at most {problem['ctx']['max_length']}"
         case _:
             expected = str(problem["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
     return Refusal(400, f"{where} is {_shown(problem['input'])}: expected {expected}", "invalid_value", name)

@@ -1,4 +1,4 @@
-"""The shape of what is answered: OpenAI's text completions, and what was steered."""
+"""Builds completion responses: the JSON of OpenAI's text completions, with seed and steering. Knows no HTTP."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 @dataclass
 class CompletionResponse:
-    """What is answered to one request, as a whole or chunk by chunk."""
+    """The response to one request, as a whole or in chunks."""
 
-    asked: CompletionRequest
+    request: CompletionRequest
     model: str
     prompt_tokens: int
     id: str = field(default_factory=lambda: f"cmpl-{secrets.token_hex(12)}")
@@ -26,13 +26,13 @@ class CompletionResponse:
     completion_tokens: int = 0
 
     def __post_init__(self) -> None:
-        rows = sum(request.count for request in self.asked.requests)
+        rows = sum(request.count for request in self.request.requests)
         self.texts = [""] * rows
         self.reasons: list[str | None] = [None] * rows
 
     def add(self, piece: Piece) -> int:
-        """Take a piece; returns the index of its choice."""
-        at = piece.request * self.asked.requests[0].count + piece.row
+        """Add a piece; returns the index of its choice."""
+        at = piece.request * self.request.requests[0].count + piece.row
         self.texts[at] += piece.text
         self.reasons[at] = piece.finished
         self.completion_tokens += piece.tokens
@@ -43,7 +43,7 @@ class CompletionResponse:
         return {**self._document(choices), "usage": self._usage()}
 
     def chunk(self, piece: Piece) -> dict[str, Any]:
-        """A piece as an event; the last one has the usage, as far as it was written."""
+        """Add a piece and return its event; the last event includes the usage."""
         at = self.add(piece)
         document = self._document([_choice(piece.text, at, piece.finished)])
         return {**document, "usage": self._usage()} if all(self.reasons) else document
@@ -55,16 +55,16 @@ class CompletionResponse:
             "created": self.created,
             "model": self.model,
             "choices": choices,
-            "seed": self.asked.seed,
+            "seed": self.request.seed,
             "steering": self._steering(),
         }
 
     def _steering(self) -> Mapping[str, Any] | None:
-        request = self.asked.requests[0]
-        if not request.concepts:
+        first = self.request.requests[0]
+        if not first.concepts:
             return None
-        how = {"k_from": self.asked.k_from, **asdict(request.steering)}
-        return {"concepts": request.concepts, "units": request.units, **how}
+        steering = {"k_from": self.request.k_from, **asdict(first.steering)}
+        return {"concepts": first.concepts, "units": first.units, **steering}
 
     def _usage(self) -> dict[str, int]:
         total = self.prompt_tokens + self.completion_tokens

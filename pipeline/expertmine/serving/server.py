@@ -1,4 +1,4 @@
-"""The service on a socket, from the first byte of the model to the signal that ends it."""
+"""Runs the service on a socket: loads the model, serves, and stops on a signal. Knows nothing of the routes."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ from expertmine.storage.locations import absolute
 Executor = Literal["serial", "ray"]
 
 GRACE = 3.0
-"""Seconds that clients who are being answered have left when a signal comes."""
-SHORTEST_TOKEN = 16
+"""Seconds that running requests may take after a signal to stop."""
+MIN_TOKEN_LENGTH = 16
 TOKEN_VARIABLE = "EXPERTMINE_TOKEN"
 
 
@@ -43,7 +43,7 @@ class Settings:
 
     host: str
     port: int
-    """0 for any that is free."""
+    """0 for any free port."""
     token_file: Path | None
     limits: Limits
     queue: int
@@ -52,27 +52,27 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where a service is found, and what opens it."""
+    """The URL of a service and the source of its token."""
 
     url: str
     token: str
-    """Where the token is, in words."""
+    """Where to find the token, in words."""
     token_path: Path | None
     open_to_others: bool
-    """Machines other than this one reach it."""
+    """Whether other machines can reach it."""
 
 
 def serve(new: NewGenerator, settings: Settings, announce: Callable[[Address], None]) -> None:
-    """Load the model and answer until SIGINT or SIGTERM.
+    """Load the model and serve until SIGINT or SIGTERM.
 
     Args:
-        announce: called once, when clients are let in.
+        announce: called once, when the server accepts connections.
 
     Raises:
-        UserError: the port is taken, the token or the index is not there, or the model cannot be loaded.
+        UserError: the port is in use, the token or the index is missing, or the model cannot be loaded.
     """
     with (
-        _at((signal.SIGTERM,), sys.exit),  # while it loads: what was taken is given back
+        _on_signals((signal.SIGTERM,), sys.exit),  # while loading, exit through the context managers
         closing(bind(settings.host, settings.port)) as bound,
         server_token(settings.token_file) as (token, where, path),
     ):
@@ -81,9 +81,9 @@ def serve(new: NewGenerator, settings: Settings, announce: Callable[[Address], N
         loopback = ipaddress.ip_address(host).is_loopback
         address = Address(f"http://{shown}:{port}", where, path, open_to_others=not loopback)
         experts = Experts.load(new.index, new.pooling)
-        # What was opened here is what the model is steered by, also where it was fetched, or an actor is elsewhere.
+        # The generator must open this very index, also if it was downloaded or if an actor runs in another directory.
         new = replace(new, index=absolute(experts.folder), pooling=None)
-        with _writing(new, settings.executor) as writer:
+        with _new_writer(new, settings.executor) as writer:
             batcher = Batcher(writer, settings.limits.rows, settings.queue)
             app = new_app(Service(writer, batcher, experts, settings.limits))
             guard = Guard(app, token, LOOPBACK_NAMES | {shown} if loopback else None)
@@ -91,8 +91,8 @@ def serve(new: NewGenerator, settings: Settings, announce: Callable[[Address], N
 
 
 @contextmanager
-def _writing(new: NewGenerator, executor: Executor) -> Iterator[Writer]:
-    """While open, a model that writes: in this process, or in a Ray actor's."""
+def _new_writer(new: NewGenerator, executor: Executor) -> Iterator[Writer]:
+    """While open, a generator in this process or in a Ray actor."""
     if executor == "serial":
         yield new()
         return
@@ -100,17 +100,17 @@ def _writing(new: NewGenerator, executor: Executor) -> Iterator[Writer]:
 
     with (
         ray.cluster(None),
-        _at((signal.SIGTERM,), sys.exit),  # once more: Ray has brought a handler of its own
+        _on_signals((signal.SIGTERM,), sys.exit),  # again, since Ray has set a handler of its own
         ray.hosted(new, ray.cpus(), 1.0 if ray.gpus() else 0.0) as hosted,
     ):
         yield hosted
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket that is bound, and does not listen yet: clients are refused until then.
+    """A socket that is bound but does not listen yet, so clients are refused until the server is ready.
 
     Raises:
-        UserError: there is no such host here, or the port is taken.
+        UserError: the host is not an address of this machine, or the port is in use.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
@@ -118,66 +118,66 @@ def bind(host: str, port: int) -> socket.socket:
         )[0]
         bound = socket.socket(family, kind, protocol)
     except (OSError, UnicodeError) as error:
-        raise UserError(f"--host is {host!r}: no address of this machine ({error})") from error
+        raise UserError(f"--host is {host!r}: expected an address of this machine ({error})") from error
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
     except OSError as error:
         bound.close()
-        raise _not_free(host, port, error) from error
+        raise _cannot_bind(host, port, error) from error
     return bound
 
 
-def _not_free(host: str, port: int, error: OSError) -> UserError:
+def _cannot_bind(host: str, port: int, error: OSError) -> UserError:
     return UserError(
-        f"{host} port {port} cannot be served on ({os.strerror(error.errno or 0).lower()}): end what is there, or "
-        "give another --port; 0 takes one that is free"
+        f"cannot listen on {host} port {port} ({os.strerror(error.errno or 0).lower()}): stop the program that uses "
+        "it, or give another --port; 0 takes a free one"
     )
 
 
 @contextmanager
 def server_token(file: Path | None) -> Iterator[tuple[str, str, Path | None]]:
-    """The token, where it is in words, and its file: given, or made for as long as this is open.
+    """The token, its source in words, and its file; unless a token is given, a new one that exists while this is open.
 
     Raises:
-        UserError: the one that is given is missing, or easily guessed.
+        UserError: the given token is missing or too weak.
     """
     if file is not None:
         try:
             found = file.read_text(encoding="utf-8").strip()
         except (OSError, ValueError) as error:
             raise UserError(f"--token-file {file}: cannot be read ({error}); expected a token") from error
-        yield _strong(found, str(file)), f"in {file}", file
+        yield _require_strong(found, str(file)), f"in {file}", file
     elif TOKEN_VARIABLE in os.environ:
-        yield _strong(os.environ[TOKEN_VARIABLE].strip(), TOKEN_VARIABLE), f"what {TOKEN_VARIABLE} says", None
+        yield _require_strong(os.environ[TOKEN_VARIABLE].strip(), TOKEN_VARIABLE), f"in {TOKEN_VARIABLE}", None
     else:
-        handle, name = tempfile.mkstemp(prefix="expertmine-token-")  # which its owner alone may read
+        handle, name = tempfile.mkstemp(prefix="expertmine-token-")  # readable only by its owner
         made = secrets.token_urlsafe(32)
         try:
             with os.fdopen(handle, "w") as opened:
                 opened.write(f"{made}\n")
-            yield made, f"in {name}, which you alone can read and which goes when this ends", Path(name)
+            yield made, f"in {name}, readable only by you and deleted when the server stops", Path(name)
         finally:
             Path(name).unlink(missing_ok=True)
 
 
-def _strong(token: str, where: str) -> str:
-    if len(token) < SHORTEST_TOKEN or not all("!" <= character <= "~" for character in token):
+def _require_strong(token: str, source: str) -> str:
+    if len(token) < MIN_TOKEN_LENGTH or not all("!" <= character <= "~" for character in token):
         raise UserError(
-            f"the token of {where} has {len(token)} characters: expected {SHORTEST_TOKEN} or more, of ASCII and no "
-            "blanks, such as `openssl rand -base64 32` prints"
+            f"the token in {source} has {len(token)} characters: expected {MIN_TOKEN_LENGTH} or more, all ASCII and no "
+            "spaces; make one with `openssl rand -base64 32`"
         )
     return token
 
 
 class Server(uvicorn.Server):
-    """uvicorn, whose clients are told when it ends."""
+    """A uvicorn server that notifies its clients when it stops."""
 
     def __init__(self, app: ASGIApp, batcher: Batcher, ready: Callable[[], None]) -> None:
-        """Nothing happens before it is run.
+        """Configure the server; nothing happens until it is run.
 
         Args:
-            ready: called once clients are let in.
+            ready: called once the server accepts connections.
         """
         super().__init__(
             uvicorn.Config(
@@ -208,30 +208,30 @@ class Server(uvicorn.Server):
 
 
 def run(server: Server, bound: socket.socket) -> None:
-    """CompletionResponse until SIGINT or SIGTERM, or until the server is told that it should exit.
+    """Serve until SIGINT or SIGTERM, or until `server.should_exit` is set.
 
     Raises:
-        UserError: another took the port meanwhile.
+        UserError: another program has taken the port meanwhile.
     """
 
     def end() -> None:
         server.should_exit = True
 
     try:
-        # uvicorn has handlers of its own, and raises what they got again when it is done: to these.
-        with _at((signal.SIGINT, signal.SIGTERM), end):
+        # uvicorn sets its own handlers, and raises the signals they caught again when it is done; these catch them.
+        with _on_signals((signal.SIGINT, signal.SIGTERM), end):
             server.run([bound])
     except OSError as error:
         host, port = bound.getsockname()[:2] if bound.fileno() >= 0 else ("the address", 0)
-        raise _not_free(host, port, error) from error
+        raise _cannot_bind(host, port, error) from error
     finally:
         server.batcher.abandon()
         server.batcher.join(GRACE)
 
 
 @contextmanager
-def _at(signals: Iterable[signal.Signals], do: Callable[[], None]) -> Iterator[None]:
-    """While open, these signals have something done; in the main thread, which alone gets them."""
+def _on_signals(signals: Iterable[signal.Signals], do: Callable[[], None]) -> Iterator[None]:
+    """While open, these signals call a function; does nothing outside of the main thread, which alone gets signals."""
     if current_thread() is not main_thread():
         yield
         return

@@ -1,1 +1,1 @@
-"""What do(c, k) sets, how it is applied to a model, and generation. Knows no run and no store."""
+"""What do(c, k) sets, how it is applied to a model, and generation. Knows no run or store."""

@@ -1,4 +1,4 @@
-"""What do(c, k) sets: which units of which concepts, to what values, at which tokens. Needs no torch."""
+"""What do(c, k) sets: which units of which concepts, to what values, at which tokens. Knows no models and no torch."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ class Steering:
     """How the experts of a concept are set."""
 
     k: int = DEFAULT_K
-    """How many experts of each concept; 0 sets none."""
+    """Experts to set per concept; 0 sets none."""
     forcing: Forcing = "mean"
-    """To which value, see `expertmine.specs.choices.Forcing`."""
+    """The value that units are set to, see `expertmine.specs.choices.Forcing`."""
     strength: float = 1.0
-    """How far from its own response towards that value a unit is moved: 0 not at all, 1 all the way."""
+    """How far a unit moves from its own response towards that value: 0 not at all, 1 all the way."""
     tokens: Tokens = "all"
     layers: tuple[int, ...] | None = None
-    """Only experts in these layers count; None for all."""
+    """Only experts in these layers count; None for all layers."""
     block: int = 1
-    """Which k experts: 1 for the best, 2 for the k that follow them, and so on."""
+    """Which k experts: 1 for the best k, 2 for the next k, and so on."""
     conflicts: Conflicts = "best"
 
     def __post_init__(self) -> None:
@@ -42,24 +42,24 @@ class Steering:
         if not 0 <= self.strength <= 1:
             raise UserError(f"strength is {self.strength}: expected 0 (nothing is changed) to 1 (set to the value)")
         if self.layers is not None and (not self.layers or min(self.layers) < 0):
-            raise UserError(f"layers are {list(self.layers)}: expected numbers from 0, or none to take all layers")
+            raise UserError(f"layers is {list(self.layers)}: expected numbers from 0, or None for all layers")
 
     @property
     def manner(self) -> dict[str, Any]:
-        """How units are set, whichever they are; as JSON has it."""
+        """How units are set, independent of which units; in JSON types."""
         layers = None if self.layers is None else list(self.layers)
         return {"forcing": self.forcing, "strength": self.strength, "tokens": self.tokens, "layers": layers}
 
 
 def usual_k(index: Experts, concepts: Sequence[str], steering: Steering, units: Units = "experts") -> tuple[int, bool]:
-    """How many units are set unless the user says, as `Experts.usual_k` has it, and whether evaluation chose it.
+    """The default number of units to set, and whether an evaluation chose it; see `Experts.usual_k`.
 
     Args:
-        steering: how they are to be set; its k does not matter.
-        units: which units of the concepts; evaluation chose among experts only.
+        steering: how units will be set; its k is ignored.
+        units: which units of the concepts; evaluations choose k for experts only.
 
     Raises:
-        UnknownConcept: there is none of a name.
+        UnknownConcept: a concept is not in the index.
     """
     evaluated = steering.block == 1 and units == "experts"
     return index.usual_k(concepts, steering.manner if evaluated else None)
@@ -70,10 +70,10 @@ Assignment = Mapping[str, Mapping[int, float]]
 
 
 def chosen_experts(experts: ConceptExperts, steering: Steering) -> tuple[Expert, ...]:
-    """The experts of one concept that are set.
+    """The experts of one concept that will be set.
 
     Raises:
-        UserError: the index does not hold that many.
+        UserError: the index does not have that many.
     """
     k, layers, block = steering.k, steering.layers, steering.block
     if layers is None and block == 1:
@@ -83,35 +83,35 @@ def chosen_experts(experts: ConceptExperts, steering: Steering) -> tuple[Expert,
         where = "" if layers is None else f" in layers {', '.join(map(str, layers))}"
         which = "" if block == 1 else f" and block is {block}"
         raise UserError(
-            f"k is {k}{which}: {experts.concept!r} has {len(among)} experts{where} in this index, expected {k * block} "
-            "or more; `expertmine reduce RUN --top-k K` keeps more"
+            f"k is {k}{which}: {experts.concept!r} has {len(among)} experts{where} in this index, but {k * block} are "
+            "needed; `expertmine reduce RUN --top-k K` keeps more"
         )
     return tuple(among[k * (block - 1) : k * block])
 
 
 def assign(concepts: Sequence[ConceptExperts], steering: Steering) -> Assignment:
-    """The value of every unit that is set, for some concepts at once.
+    """The values of all units to set, for one or several concepts.
 
     Raises:
-        UserError: k out of range, or a unit whose value was not kept.
+        UserError: k out of range, or the run did not keep a unit's value.
     """
-    wishes: dict[tuple[str, int], list[Expert]] = defaultdict(list)
+    candidates: dict[tuple[str, int], list[Expert]] = defaultdict(list)
     for concept in concepts:
         for expert in chosen_experts(concept, steering):
             if math.isnan(expert.forced(steering.forcing)):
                 raise UserError(
-                    f"unit {expert.unit} has no value to be set to for {concept.concept!r}: the run kept statistics of "
+                    f"unit {expert.unit} has no value to set for {concept.concept!r}: the run kept statistics for "
                     "some units only; mine with `--keep all`"
                 )
-            wishes[expert.hookpoint, expert.channel].append(expert)
+            candidates[expert.hookpoint, expert.channel].append(expert)
     found: dict[str, dict[int, float]] = defaultdict(dict)
-    for (hookpoint, channel), experts in wishes.items():
-        found[hookpoint][channel] = _settle(experts, steering)
+    for (hookpoint, channel), experts in candidates.items():
+        found[hookpoint][channel] = _resolve(experts, steering)
     return found
 
 
-def _settle(experts: Sequence[Expert], steering: Steering) -> float:
-    """One unit's value where each of some concepts has a wish."""
+def _resolve(experts: Sequence[Expert], steering: Steering) -> float:
+    """The value of a unit that is an expert of one or several concepts."""
     values = [expert.forced(steering.forcing) for expert in experts]
     match steering.conflicts:
         case "first":

@@ -1,4 +1,4 @@
-"""Stage 4: text from the model while its experts of concepts are set. Reads the expert index and the model alone."""
+"""Stage 4: generates text while experts of concepts are set. Reads only the expert index and the model."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ from expertmine.storage.locations import Location
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """What to write."""
+    """A prompt, the concepts to steer towards, and how to sample."""
 
     concepts: tuple[str, ...] = ()
-    """Whose experts are set, all at once; none leaves the model as it is."""
+    """Concepts whose experts are set together; none leaves the model as it is."""
     steering: Steering = field(default_factory=Steering)
     units: Units = "experts"
-    """Which units of the concepts; others than experts are controls."""
+    """Which units of the concepts; all but experts are controls."""
     prompt: str = ""
     count: int = 1
     """Continuations of the prompt."""
     max_new_tokens: int = 40
     temperature: float = 1.0
-    """0 takes the likeliest token each time."""
+    """0 always takes the likeliest token."""
     top_k: int = 10
-    """Tokens that sampling chooses among; 0 for all."""
+    """Sample among this many of the likeliest tokens; 0 for all."""
     top_p: float = 1.0
-    """Probability that the tokens it chooses among add up to, the likeliest first."""
+    """Sample among the likeliest tokens whose probabilities add up to this."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -57,28 +57,28 @@ class GenerationRequest:
         if not 0 <= self.temperature < float("inf"):
             raise UserError(f"temperature is {self.temperature}: expected 0 (the likeliest token) or more")
         if not 0 < self.top_p <= 1:
-            raise UserError(f"top_p is {self.top_p}: expected more than 0, and 1 at most")
+            raise UserError(f"top_p is {self.top_p}: expected more than 0 and at most 1")
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Text that was added to one continuation."""
+    """A piece of text added to one continuation."""
 
     request: int
-    """Its place in the batch."""
+    """Index of the request in the batch."""
     row: int
-    """Which of its continuations."""
+    """Which of the request's continuations."""
     text: str
     """May be empty: a character can take several tokens."""
     tokens: int
-    """New tokens in it."""
+    """Number of new tokens in it."""
     finished: Literal["stop", "length"] | None
-    """Why the continuation ends with this piece: the model said so, or it is as long as was asked for."""
+    """Why the continuation ends with this piece: the model ended it, or it has the requested length; else None."""
 
 
 @dataclass(frozen=True, slots=True)
 class NewGenerator:
-    """Makes a `Generator` wherever it is called; travels to an actor in its stead."""
+    """Builds a `Generator` in the process that calls it; picklable, so it can be sent to an actor."""
 
     index: Location | str
     pooling: Pooling | None = None
@@ -90,18 +90,18 @@ class NewGenerator:
 
 
 LONGEST_CHARACTER = 4
-"""Bytes of a character at most, and tokens, where a tokenizer takes bytes as tokens."""
+"""Maximum bytes of a character, and so its maximum tokens if a tokenizer has tokens of one byte."""
 
 
 def never(request: int) -> bool:
-    """No request is to stop early."""
+    """Let no request stop early."""
     return False
 
 
 class Generator:
-    """Holds a model and the expert index; each call writes continuations. A plain class, and a Ray actor's body.
+    """Holds a model and the expert index; each call generates continuations. A plain class that may be a Ray actor.
 
-    One batch at a time: the hooks that steer are the model's own.
+    Runs one batch at a time, because the steering hooks are set on the shared model.
     """
 
     def __init__(
@@ -114,11 +114,11 @@ class Generator:
         """Load the index and the model that it names.
 
         Args:
-            pooling: which of a run's indexes; its first unless given.
-            model: where the model is, when it is not where it was mined; its weights must be the same.
+            pooling: which of a run's indexes; by default that of its first pooling.
+            model: location of the model if it has moved since mining; its weights must be the same.
 
         Raises:
-            UserError: there is no index, the model is not the one that was mined, or it writes no text.
+            UserError: there is no index, the model is not the one that was mined, or it cannot generate text.
         """
         self.experts = Experts.load(index, pooling)
         identity = self.experts.model
@@ -131,25 +131,25 @@ class Generator:
         """The continuations of one request, without the prompt.
 
         Raises:
-            UserError: unknown concept, k out of range, or a prompt that leaves no room.
+            UserError: unknown concept, k out of range, or a prompt too long for the model.
         """
         return self.write([request])[0]
 
     def check(self, request: GenerationRequest) -> int:
-        """Refuse what cannot be met, before anything is computed; returns how many tokens the prompt has.
+        """Check a request before anything is computed; returns the prompt's number of tokens.
 
         Raises:
-            UserError: unknown concept, k out of range, or a prompt that leaves no room.
+            UserError: unknown concept, k out of range, or a prompt too long for the model.
         """
         ids = self._prompt(request)
         _steered(self.experts, request)
         return len(ids)
 
     def write(self, requests: Sequence[GenerationRequest]) -> list[list[str]]:
-        """The continuations of each request, all written in one batch; each is what it would be alone, to rounding.
+        """The continuations of each request, generated in one batch; up to rounding, each is as if generated alone.
 
         Raises:
-            UserError: as `check` does, for the first request that cannot be met.
+            UserError: as in `check`, for the first invalid request.
         """
         batch = _Batch(self, requests)
         rows = batch.run(never, lambda step: None)
@@ -157,13 +157,13 @@ class Generator:
         return [texts[start:end] for start, end in pairwise(batch.starts)]
 
     def stream(self, requests: Sequence[GenerationRequest], stopped: Callable[[int], bool] = never) -> Iterator[Piece]:
-        """The same as `write`, piece by piece as tokens come. Closing the iterator ends the batch.
+        """Like `write`, but piece by piece as tokens are generated. Closing the iterator ends the batch.
 
         Args:
-            stopped: asked for each request at every step; True ends it, without further pieces.
+            stopped: called for each request at every step; True ends the request without further pieces.
 
         Raises:
-            UserError: as `check` does, for the first request that cannot be met.
+            UserError: as in `check`, for the first invalid request.
         """
         batch = _Batch(self, requests)
         news: queue.SimpleQueue[list[int] | BaseException | None] = queue.SimpleQueue()
@@ -179,14 +179,14 @@ class Generator:
             try:
                 batch.run(ends, news.put)
                 news.put(None)
-            except BaseException as error:  # for the thread that asked
+            except BaseException as error:  # raised again in the caller's thread
                 news.put(error)
 
         thread = threading.Thread(target=work, name="generate", daemon=True)
         thread.start()
         try:
             for piece in batch.pieces(iter(news.get, None)):
-                # What ends is filled up; that is no text.
+                # An ended request's rows still get padding, which is not text.
                 if piece.request not in ended:
                     yield piece
         finally:
@@ -194,7 +194,7 @@ class Generator:
             thread.join()
 
     def _prompt(self, request: GenerationRequest) -> list[int]:
-        """The tokens that a request goes on from."""
+        """The tokens of a request's prompt."""
         model, tokenizer = self.loaded.model, self.loaded.tokenizer
         (text,) = tokenise(tokenizer, [request.prompt], None)
         ids = text.without_end().ids or [tokenizer.bos_token_id]
@@ -203,32 +203,32 @@ class Generator:
         context = getattr(model.config, "max_position_embeddings", None)
         if context is not None and len(ids) + request.max_new_tokens > context:
             raise UserError(
-                f"the prompt has {len(ids)} tokens and {request.max_new_tokens} are asked for: "
-                f"the model reads {context}; shorten the prompt or ask for fewer"
+                f"the prompt has {len(ids)} tokens and {request.max_new_tokens} new tokens are requested, but the "
+                f"model's context has {context}; shorten the prompt or request fewer"
             )
         return ids
 
 
 class _Batch:
-    """Requests laid out as rows, `count` for each, and their way through the model."""
+    """Runs requests as one batch, with `count` rows per request."""
 
     def __init__(self, generator: Generator, requests: Sequence[GenerationRequest]) -> None:
         self.loaded = generator.loaded
         self.requests = requests
         self.starts = list(accumulate((request.count for request in requests), initial=0))
-        """The first row of each request, and how many rows there are."""
+        """The first row of each request, then the number of rows."""
         self.owners = [at for at, request in enumerate(requests) for _ in range(request.count)]
         self.prompts = [generator._prompt(request) for request in requests]
-        # What is wrong with a request is found here, before anything is computed.
+        # An invalid request raises here, before anything is computed.
         self.steered = [_steered(generator.experts, request) for request in requests]
         self.decoding = Decoding(self.loaded.tokenizer)
 
     def text(self, row: int, tokens: Sequence[int]) -> str:
-        """What a row's new tokens add to its prompt."""
+        """The text that a row's new tokens add to its prompt."""
         return self.decoding.added(self.prompts[self.owners[row]], tokens)
 
     def whole_text(self, row: int, tokens: Sequence[int]) -> str:
-        """The same of a row that is finished: without what the length has left of a last character."""
+        """The text of a finished row, without a last character that the length limit cut."""
         for end in range(len(tokens), max(len(tokens) - LONGEST_CHARACTER, 0), -1):
             text = self.text(row, tokens[:end])
             if not text.endswith("\ufffd"):
@@ -239,7 +239,7 @@ class _Batch:
         """The new tokens of each row, up to its end.
 
         Args:
-            on_step: called with the next token of every row, also of those that have ended.
+            on_step: called with the next token of every row, ended rows included.
         """
         model: Any = self.loaded.model  # `generate` is typed for a protocol that no model class declares
         pad = padding_id(self.loaded.tokenizer)
@@ -260,7 +260,7 @@ class _Batch:
             output = model.generate(
                 input_ids=ids,
                 attention_mask=mask,
-                do_sample=False,  # the sampler has drawn already, and leaves one token to choose
+                do_sample=False,  # the sampler has already chosen and leaves one token
                 num_beams=1,
                 logits_processor=[sampler],
                 stopping_criteria=[stopper],
@@ -274,16 +274,16 @@ class _Batch:
 
     @contextmanager
     def _steering(self) -> Iterator[None]:
-        # The weights were compared when the generator loaded them.
+        # The weights were checked when the generator loaded them.
         with steer_rows(self.loaded.model, [self.steered[owner] for owner in self.owners], check=False):
             yield
 
     def pieces(self, steps: Iterator[list[int] | BaseException | None]) -> Iterator[Piece]:
-        """Text as it comes, from the next tokens of all rows."""
+        """Turn the next tokens of all rows into pieces of text as they arrive."""
         ends = _end_tokens(self.loaded)
         tokens: list[list[int]] = [[] for _ in self.owners]
-        said = [""] * len(self.owners)
-        unsaid = [0] * len(self.owners)
+        sent = [""] * len(self.owners)
+        pending = [0] * len(self.owners)
         running = set(range(len(self.owners)))
         for step in steps:
             if isinstance(step, BaseException):
@@ -296,23 +296,23 @@ class _Batch:
                     finished = "stop"
                 else:
                     tokens[row].append(token)
-                    unsaid[row] += 1
+                    pending[row] += 1
                     if len(tokens[row]) == self.requests[owner].max_new_tokens:
                         finished = "length"
                 text = (self.whole_text if finished else self.text)(row, tokens[row])
-                if finished is None and (text.endswith("\ufffd") or not text.startswith(said[row])):
-                    continue  # a character whose last token is still to come
-                yield Piece(owner, row - self.starts[owner], text[len(said[row]) :], unsaid[row], finished)
-                said[row], unsaid[row] = text, 0
+                if finished is None and (text.endswith("\ufffd") or not text.startswith(sent[row])):
+                    continue  # the character's last token is still to come
+                yield Piece(owner, row - self.starts[owner], text[len(sent[row]) :], pending[row], finished)
+                sent[row], pending[row] = text, 0
                 if finished is not None:
                     running.discard(row)
 
 
 def _steered(experts: Experts, request: GenerationRequest) -> Steered | None:
-    """What a request sets.
+    """The steering of a request; None if it sets nothing.
 
     Raises:
-        UserError: unknown concept, k out of range, or a unit whose value was not kept.
+        UserError: unknown concept, k out of range, or the run did not keep a unit's value.
     """
     made = Steered(tuple(experts.units(name, request.units) for name in request.concepts), request.steering)
     return made if made.assignment else None
@@ -320,9 +320,9 @@ def _steered(experts: Experts, request: GenerationRequest) -> Steered | None:
 
 @contextmanager
 def _plain_settings(model: Any) -> Iterator[None]:
-    """While open, the model brings no settings of its own, such as a repetition penalty, but its special tokens.
+    """While open, the model's generation settings, such as a repetition penalty, are off; special tokens stay.
 
-    They would change what is drawn without a word, and some count filling as text.
+    They would silently change the samples, and some count padding as text.
     """
     own = model.generation_config
     model.generation_config = GenerationConfig(

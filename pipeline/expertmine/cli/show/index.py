@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def unit(index: Experts, address: UnitAddress, services: Sequence[Service], count: int, json_: bool) -> None:
-    """The concepts that a unit serves."""
+    """The concepts that a unit is an expert of."""
     if json_:
         as_json({**asdict(address), "concepts": [asdict(service) for service in services]})
         return
