@@ -233,7 +233,7 @@ def test_a_response_that_is_another_now_is_not_marked(mined: Path, tmp_path: Pat
     assert written.marks is not None
     assert written.marks.differing > 0
     page = (tmp_path / "report.html").read_text()
-    assert f"{written.marks.differing} responses came out differently" in page
+    assert f"{written.marks.differing} responses differ from their stored values" in page
     shown = [each for concept in ("animal", "tool") for *_, found in shown_sentences(page, concept) for each in found]
     assert sum(not mark for *_, mark in shown) >= written.marks.differing  # a unit may be of both concepts
 

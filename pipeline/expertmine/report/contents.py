@@ -1,4 +1,4 @@
-"""What the page says, as plain data: read from an index, a run and its evaluations. Knows no HTML and no figures."""
+"""The contents of the page as plain data, read from an index, a run and its evaluations. Knows no HTML or figures."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from expertmine.storage.locations import Location
 from expertmine.telemetry.formats import interval, p_value
 
 TOP = 100
-"""Best units of a concept that count as its experts where one number is needed."""
+"""Number of best units that count as a concept's experts on this page."""
 
 DASH = "–"
 
 
 @dataclass(frozen=True)
 class Source:
-    """A run, or an index alone."""
+    """A run with its index and evaluations, or an index alone."""
 
     path: Location
     index: Experts
     run: OpenRun | None
-    """None for an index alone, and for a run that was planned again since the index was made."""
+    """None for an index alone, and for a run that was planned again after the index was made."""
     note: str | None
     """Why there is no run."""
     steering: ConceptEvaluation | None
@@ -48,17 +48,17 @@ class Source:
         return str(self.index.metadata["pooling"])
 
     def curve(self, concept: str) -> ConceptCurve | None:
-        """What evaluation found of a concept."""
+        """The evaluated curve of a concept; None if it was not evaluated."""
         curves = self.steering.curves if self.steering else ()
         return next((curve for curve in curves if curve.concept == concept), None)
 
     def earlier(self, result: ConceptEvaluation | Ablation | Parity) -> bool:
-        """Whether an evaluation was made with another index than the one that is here."""
+        """Whether an evaluation was made with an earlier index than this one."""
         return bool(result.provenance.experts != self.index.metadata["checksums"]["experts"])
 
 
 def open_source(path: Location, index: Experts) -> Source:
-    """Look at what there is beside an index.
+    """Read the plan and the evaluations that belong to an index.
 
     Raises:
         UserError: the plan or an evaluation's result is damaged.
@@ -68,9 +68,9 @@ def open_source(path: Location, index: Experts) -> Source:
     if exists(paths.plan_file(path)):
         run, note = open_run(path), None
         if run.plan.fingerprint != index.metadata["plan"]:
-            run, note = None, "the run was planned again since its index was made"
+            run, note = None, "the run was planned again after its index was made"
         elif not exists(paths.store_folder(path)):
-            run, note = None, "the run's stored responses are not there"
+            run, note = None, "the run's stored responses are missing"
     pooling = str(index.metadata["pooling"])
     return Source(
         path,
@@ -85,7 +85,7 @@ def open_source(path: Location, index: Experts) -> Source:
 
 @dataclass(frozen=True, slots=True)
 class TableCell:
-    """A figure of a table: as it is read, and as it is sorted."""
+    """A cell of a table: its text and its sort key."""
 
     shown: str
     key: float | str | None
@@ -108,33 +108,33 @@ COLUMNS: tuple[tuple[str, str], ...] = (
     ("negatives", "Mined negative sentences"),
     ("best AP", "Average precision of the best unit on mined sentences"),
     ("held out (95 %)", "Average precision of the same unit on sentences that mining did not see"),
-    ("p", "Chance that the best of all units does as well under shuffled labels"),
-    ("threshold", "Average precision that the best of all units passes by chance in 5 of 100 shuffles"),
+    ("p", "Probability that the best of all units does as well under shuffled labels"),
+    ("threshold", "Average precision that the best of all units exceeds in 5 of 100 shuffles"),
     ("units above", "Units above the threshold"),
-    ("stability", "Share of the 10 best units that stay among the 10 best when sentences are drawn anew"),
-    ("chosen k", "Experts set, as evaluation chose"),
+    ("stability", "Share of the 10 best units that stay among the 10 best when sentences are resampled"),
+    ("chosen k", "Number of experts to set, as chosen by the evaluation"),
     (
         "success",
-        "Share of generations at the chosen k that a classifier assigns to the concept; k was chosen on them, which "
-        "flatters it",
+        "Share of generations at the chosen k that a classifier assigns to the concept; optimistic, because k was "
+        "chosen on the same generations",
     ),
-    ("perplexity", "Of those generations"),
-    ("description", "From the corpus"),
+    ("perplexity", "Perplexity of these generations"),
+    ("description", "Description in the corpus"),
 )
-"""Of the table of concepts: heading, and what it means."""
+"""Columns of the table of concepts: heading and explanation."""
 
 
 @dataclass(frozen=True)
 class Best:
-    """The best unit of every concept."""
+    """The best unit of each concept."""
 
     names: tuple[str, ...]
     ap: NDArray[np.float64]
     """(concepts,)"""
     held_out: NDArray[np.float64]
-    """(concepts,) NaN where not known."""
+    """(concepts,) NaN if not known."""
     thresholds: NDArray[np.float64]
-    """(concepts,) NaN where not known."""
+    """(concepts,) NaN if not known."""
 
     @classmethod
     def of(cls, index: Experts) -> Best:
@@ -149,17 +149,17 @@ class Best:
 
     @property
     def margin(self) -> NDArray[np.float64]:
-        """(concepts,) average precision above the threshold, or above 0 where none is known."""
+        """(concepts,) average precision minus the threshold; minus 0 if no threshold is known."""
         return self.ap - np.nan_to_num(self.thresholds)
 
     @property
     def order(self) -> NDArray[np.int64]:
-        """Concepts by that margin, the largest first."""
+        """(concepts,) indices by margin, the largest first."""
         return np.argsort(-self.margin, kind="stable")
 
 
 def concept_rows(source: Source, best: Best) -> list[ConceptRow]:
-    """Every concept, the highest best average precision first."""
+    """A row per concept, the highest best average precision first."""
     permutations = source.index.metadata["scoring"]["permutations"]
     return [
         _row(source, best.names[at], permutations, bool(best.ap[at] > best.thresholds[at]))
@@ -168,7 +168,7 @@ def concept_rows(source: Source, best: Best) -> list[ConceptRow]:
 
 
 def known_columns(rows: Sequence[ConceptRow]) -> list[int]:
-    """Places of the columns in which something is known of any concept."""
+    """Indices of the columns with a value for at least one concept."""
     return [at for at in range(len(COLUMNS)) if any(row.cells[at].key not in (None, "") for row in rows)]
 
 
@@ -201,7 +201,7 @@ def _row(source: Source, name: str, permutations: int, above: bool) -> ConceptRo
 
 
 def chosen_success(source: Source, concept: str) -> tuple[int | None, Success | None]:
-    """The k that evaluation chose for a concept, and what its generations were like there; None where not known."""
+    """The k that an evaluation chose for a concept, and the measurements at this k; None if not known."""
     curve = source.curve(concept)
     chosen = curve.chosen_k if curve else source.index.chosen_k(concept)
     points = curve.points if curve else ()
@@ -209,17 +209,17 @@ def chosen_success(source: Source, concept: str) -> tuple[int | None, Success | 
 
 
 def number(value: float | int | None, spec: str) -> TableCell:
-    """A figure as a cell; a dash where it is not known."""
+    """A number as a cell; a dash if it is not known."""
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return TableCell(DASH, None)
     return TableCell(format(value, spec), value)
 
 
 def run_metadata(source: Source) -> list[tuple[str, str]]:
-    """What the page is of, for its head: labels and values."""
+    """The labels and values of the page's header."""
     metadata, model = source.index.metadata, source.index.model
     scoring, responses = metadata["scoring"], metadata["responses"]
-    keep = "all units" if scoring["keep"] is None else f"{scoring['keep']} best and worst units of each block"
+    keep = "all units" if scoring["keep"] is None else f"the {scoring['keep']} best and worst units per block"
     found = [
         ("Model", model.name + (f", revision {model.revision}" if model.revision else "")),
         ("Architecture", model.architecture),
@@ -234,12 +234,12 @@ def run_metadata(source: Source) -> list[tuple[str, str]]:
         ("Corpus", f"fingerprint {metadata['corpus']['fingerprint'][:12]}…"),
         ("Responses", f"{metadata['pooling']} pooling, stored as {responses['dtype']}, model in {responses['weights']}"
          + ("" if responses["autocast"] == "none" else f" with autocast to {responses['autocast']}")),
-        ("Tokens a sentence", f"at most {responses['max_tokens']}, longer ones "
+        ("Tokens per sentence", f"at most {responses['max_tokens']}, longer ones "
          + ("dropped" if responses["too_long"] == "drop" else "truncated")
          + (", special tokens pooled too" if responses["special_tokens"] else "")),
         ("Scoring", f"{scoring['permutations']} permutations ({scoring['null']} null), {scoring['resamples']} "
          f"resamples, alpha {scoring['alpha']:g}, seed {scoring['seed']}; statistics of {keep}"),
-        ("Experts kept", f"{source.index.top_k:,} a concept"),
+        ("Experts kept", f"{source.index.top_k:,} per concept"),
         ("Index", f"plan {metadata['plan'][:12]}…, table {metadata['checksums']['experts'][:12]}…"),
         ("Evaluated", _evaluated(source)),
         ("expertmine", _version()),
@@ -248,7 +248,7 @@ def run_metadata(source: Source) -> list[tuple[str, str]]:
 
 
 def _counts(run: OpenRun) -> list[tuple[str, str]]:
-    """How much was run, and how far each stage is."""
+    """Sentences run through the model, and each stage's progress."""
     done, totals, dropped = {}, {"sentences": 0, "tokens": 0}, 0
     for stage in STAGES:
         receipts = list(read_receipts(run, stage))
@@ -277,30 +277,30 @@ def _evaluated(source: Source) -> str:
 def _version() -> str:
     try:
         return version("expertmine")
-    except PackageNotFoundError:  # from a checkout that nobody installed
+    except PackageNotFoundError:  # a checkout that is not installed
         return "unknown version"
 
 
-def chosen_details(source: Source, best: Best, names: Sequence[str], most: int) -> list[str]:
-    """The concepts that are shown in full, the farthest above chance first.
+def chosen_details(source: Source, best: Best, names: Sequence[str], count: int) -> list[str]:
+    """The concepts to show in full, the farthest above chance first.
 
     Args:
-        names: those that were asked for; none for the `most` that are farthest above chance.
+        names: the requested concepts; if empty, the `count` that are farthest above chance.
 
     Raises:
-        UnknownConcept: one that was asked for is not there.
+        UnknownConcept: a requested concept is not in the index.
     """
     for name in names:
         source.index.concept_metadata(name)
     ordered = [best.names[at] for at in best.order.tolist()]
-    return [name for name in ordered if name in names] if names else ordered[:most]
+    return [name for name in ordered if name in names] if names else ordered[:count]
 
 
 def require_counts(sentences: int, concepts: int) -> None:
-    """Check how much is asked for.
+    """Check the options that are counts.
 
     Raises:
-        UserError: less than nothing.
+        UserError: a count is negative.
     """
     for name, value in (("--sentences", sentences), ("--concepts", concepts)):
         if value < 0:
@@ -309,16 +309,16 @@ def require_counts(sentences: int, concepts: int) -> None:
 
 @dataclass(frozen=True)
 class Overlaps:
-    """How much of their experts concepts share."""
+    """How many experts concepts share."""
 
     names: tuple[str, ...]
     jaccard: NDArray[np.float64]
-    """(concepts, concepts)"""
+    """(concepts, concepts) Jaccard index of their k best units."""
     k: int
 
     def nearest(self, concept: str, count: int) -> list[tuple[str, float]]:
-        """The concepts that share most with one, and how much; those that share nothing are left out."""
-        at = self._places.get(concept)
+        """The concepts that share the most experts with one, and their Jaccard index; without those that share none."""
+        at = self._positions.get(concept)
         if at is None:
             return []
         row = self.jaccard[at].copy()
@@ -338,21 +338,21 @@ class Overlaps:
         ]
 
     def shared(self, jaccard: float) -> int:
-        """Experts that two sets of k share, from their Jaccard index."""
+        """The number of experts that two sets of k share, from their Jaccard index."""
         return round(2 * self.k * jaccard / (1 + jaccard))
 
     def most_connected(self, count: int) -> NDArray[np.int64]:
-        """Places of the concepts that share most with others, in their order."""
+        """Indices of the concepts that share the most experts with others, in ascending order."""
         together = self.jaccard.sum(axis=1)
         return np.sort(np.argsort(-together, kind="stable")[:count])
 
     @cached_property
-    def _places(self) -> Mapping[str, int]:
+    def _positions(self) -> Mapping[str, int]:
         return {name: at for at, name in enumerate(self.names)}
 
 
 def group_success(evaluation: ConceptEvaluation) -> list[dict[str, Any]]:
-    """Over all evaluated concepts, at each k: mean success, and the middle of perplexity."""
+    """Mean success and median perplexity over all evaluated concepts, per k."""
     found = []
     for k in sorted({point.k for curve in evaluation.curves for point in curve.points}):
         points = [point.success for curve in evaluation.curves for point in curve.points if point.k == k]

@@ -1,4 +1,4 @@
-"""Figures of what evaluations found, for the report and for a paper. Knows results alone, no run."""
+"""Figures of evaluations' results, for the report and for a paper. Knows no run."""
 
 from __future__ import annotations
 
@@ -43,21 +43,21 @@ __all__ = [
 ]  # fmt: skip
 
 UNSTEERED = "unsteered"
-"""The variant of an ablation that sets nothing, where there is one."""
+"""The variant of an ablation that sets nothing."""
 
 
 def concept_figure(evaluation: ConceptEvaluation) -> Figure:
-    """Success, and perplexity beside it, against k: a thin line for each concept, and what is in their middle."""
+    """Success and perplexity against k: a thin line per concept, and a thick one for their mean or median."""
     return side_by_side(concept_panels(evaluation))
 
 
 def ablation_figure(ablation: Ablation) -> Figure:
-    """Success of each variant with its 95 % interval, and beside it what became of perplexity."""
+    """Success of each variant with its 95 % interval, and its perplexity relative to unsteered."""
     return side_by_side(ablation_panels(ablation), ablation_size(ablation))
 
 
 def parity_figure(parity: Parity) -> Figure:
-    """p(she) - p(he) against k, where contexts come to parity, and perplexity."""
+    """p(she) - p(he) against k, the parity points of contexts, and perplexity."""
     return side_by_side(parity_panels(parity))
 
 
@@ -72,19 +72,19 @@ def ablation_panels(ablation: Ablation) -> list[Panel]:
 
 
 def parity_panels(parity: Parity) -> list[Panel]:
-    """The panels of `parity_figure`; perplexity only where texts were sampled."""
+    """The panels of `parity_figure`; perplexity only if texts were sampled."""
     panels: list[Panel] = [partial(_difference, parity), partial(_parity_points, parity)]
     sampled = any(summary.mean_perplexity for summary, _ in _of_lean(parity))
     return [*panels, partial(_parity_perplexity, parity)] if sampled else panels
 
 
 def ablation_size(ablation: Ablation) -> tuple[float, float]:
-    """Inches of a panel that has room for every variant."""
+    """Size in inches of a panel with a row per variant."""
     return PANEL[0], max(1.6, 0.8 + 0.3 * len(_shown(ablation)))
 
 
 def unsteered_share(ablation: Ablation) -> float | None:
-    """Mean success where nothing is set; None where the ablation did not look."""
+    """Mean success with nothing set; None if it was not measured."""
     known = [cell.success.share for cell in ablation.cells if cell.k == 0 or cell.variant == UNSTEERED]
     return float(np.mean(known)) if known else None
 
@@ -92,7 +92,7 @@ def unsteered_share(ablation: Ablation) -> float | None:
 def _of_each(
     curves: Sequence[ConceptCurve], value: Callable[[Success], float | None]
 ) -> tuple[list[int], NDArray[np.float64]]:
-    """The steps of k, and a figure (concepts, steps) with NaN where it is not known."""
+    """The values of k, and a measurement (concepts, ks), NaN if not known."""
     ladder = sorted({point.k for curve in curves for point in curve.points})
     found = np.full((len(curves), len(ladder)), np.nan)
     for at, curve in enumerate(curves):
@@ -106,7 +106,7 @@ def _of_each(
 def _lines(
     axes: Axes, evaluation: ConceptEvaluation, ladder: Sequence[int], found: NDArray[np.float64], colour: str
 ) -> None:
-    """A thin line for each concept, the band of the middle half, and a dot at each chosen k."""
+    """Draw a thin line per concept, the band of the middle half, and a dot at each chosen k."""
     for row, curve in zip(found, evaluation.curves, strict=True):
         axes.plot(ladder, row, color=FAINT, linewidth=0.6, alpha=0.7, zorder=1)
         if curve.chosen_k is not None and curve.chosen_k in ladder:
@@ -119,7 +119,7 @@ def _lines(
 
 def _over_concepts(reduce: Callable[..., NDArray[np.float64]], found: NDArray[np.float64]) -> NDArray[np.float64]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # a step that nobody knows is NaN, as it should be
+        warnings.simplefilter("ignore", RuntimeWarning)  # a k without known values gives NaN, as intended
         return reduce(found, axis=0)
 
 
@@ -138,7 +138,7 @@ def _success(evaluation: ConceptEvaluation, axes: Axes) -> None:
     share_axis(axes, "share of generations")
     axes.set_title(f"Success (n = {len(evaluation.curves)} {_noun(len(evaluation.curves), 'concept')})")
     label_ends(axes, ends, gap=0.17)
-    _tell_dots(axes, evaluation)
+    _label_dots(axes, evaluation)
 
 
 def _perplexity(evaluation: ConceptEvaluation, axes: Axes) -> None:
@@ -152,7 +152,7 @@ def _perplexity(evaluation: ConceptEvaluation, axes: Axes) -> None:
     label_ends(axes, [(ladder[-1], middle[-1], "median", BLUE)])
 
 
-def _tell_dots(axes: Axes, evaluation: ConceptEvaluation) -> None:
+def _label_dots(axes: Axes, evaluation: ConceptEvaluation) -> None:
     if any(curve.chosen_k is not None for curve in evaluation.curves):
         axes.plot(0.045, 0.945, "o", color=ORANGE, markersize=3, markeredgewidth=0, transform=axes.transAxes)
         axes.text(0.08, 0.945, "chosen k", color=INK, va="center", transform=axes.transAxes)
@@ -163,20 +163,20 @@ def _noun(count: int, noun: str) -> str:
 
 
 def _shown(ablation: Ablation) -> list[int]:
-    """Places of the comparisons that have a row: all but that which sets nothing."""
+    """Indices of the comparisons with a row: all but the unsteered one."""
     return [at for at, each in enumerate(ablation.comparisons) if each.variant != UNSTEERED]
 
 
 def _variants(ablation: Ablation, axes: Axes) -> None:
     rows = [ablation.comparisons[at] for at in _shown(ablation)]
     lexical = any(row.lexical for row in rows)
-    for place, row in enumerate(rows):
+    for position, row in enumerate(rows):
         colour = BLUE if row.variant == "experts" else INK
-        at = place - 0.12 if lexical else place
+        at = position - 0.12 if lexical else position
         axes.plot([row.share.low, row.share.high], [at, at], color=colour, linewidth=1.4)
         axes.plot(row.share.mean, at, "o", color=colour, markersize=4.5)
         if row.lexical is not None:
-            at = place + 0.18
+            at = position + 0.18
             axes.plot([row.lexical.low, row.lexical.high], [at, at], color=FAINT, linewidth=1)
             axes.plot(row.lexical.mean, at, "o", color=FAINT, markersize=3.5, markerfacecolor="white")
     unsteered = unsteered_share(ablation)
@@ -197,11 +197,11 @@ def _variants(ablation: Ablation, axes: Axes) -> None:
 def _ratios(ablation: Ablation, axes: Axes) -> None:
     rows = [ablation.comparisons[at] for at in _shown(ablation)]
     known = [row.perplexity_ratio for row in rows if row.perplexity_ratio is not None]
-    for place, row in enumerate(rows):
+    for at, row in enumerate(rows):
         if row.perplexity_ratio is not None:
-            axes.plot(row.perplexity_ratio, place, "o", color=BLUE if row.variant == "experts" else INK, markersize=4.5)
+            axes.plot(row.perplexity_ratio, at, "o", color=BLUE if row.variant == "experts" else INK, markersize=4.5)
             axes.annotate(
-                f"{row.perplexity_ratio:.2g}", (row.perplexity_ratio, place), (5, 0), textcoords="offset points",
+                f"{row.perplexity_ratio:.2g}", (row.perplexity_ratio, at), (5, 0), textcoords="offset points",
                 va="center", fontsize=7,
             )  # fmt: skip
     axes.axvline(1, color=FAINT, linewidth=0.8, linestyle=(0, (2, 2)), zorder=0)
@@ -223,8 +223,8 @@ def _rows_axis(axes: Axes, names: Sequence[str]) -> None:
     axes.set_ylim(len(names) - 0.5, -0.9)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
-    for place in range(len(names)):
-        axes.axhline(place, color=RULE, linewidth=0.4, zorder=0)
+    for at in range(len(names)):
+        axes.axhline(at, color=RULE, linewidth=0.4, zorder=0)
 
 
 _LEANS: tuple[tuple[Lean, str], ...] = (("she", ORANGE), ("he", BLUE), ("none", FAINT))
@@ -232,7 +232,7 @@ _DASHES: dict[Estimate, object] = {"sampled": "-", "exact": (0, (4, 2))}
 
 
 def _of_lean(parity: Parity) -> list[tuple[ParitySummary, str]]:
-    """Summaries of contexts that lean, with their colour."""
+    """Summaries of contexts with a lean, and their colour."""
     colours = dict(_LEANS)
     return [(each, colours[each.lean]) for each in parity.summaries if each.lean != "none" and each.contexts]
 

@@ -1,4 +1,7 @@
-"""Figures of an index: how average precision is distributed, where experts are, which concepts share them."""
+"""Figures of an index: the distribution of average precision, the layers of experts, the overlap of concepts.
+
+Knows no run and no page.
+"""
 
 from __future__ import annotations
 
@@ -24,25 +27,25 @@ from expertmine.report.style import (
     PANEL,
     RULE,
     Panel,
-    alone,
     log_values,
+    single_panel,
 )
 from expertmine.specs.hookpoints import LAYER, layer_of
 
 SHOWN_CONCEPTS = 60
-"""Concepts that an overlap heat map has room for."""
+"""Maximum concepts in an overlap heat map."""
 _EXPERT = re.compile(r"\[\d+\]")
 
 
 def pairs_by_ap(index: Experts) -> NDArray[np.int64]:
-    """(bins,) how many (concept, unit) pairs have each average precision, in twentieths of 0 to 1."""
+    """(bins,) number of (concept, unit) pairs by average precision, in twentieths of 0 to 1."""
     bins = index.distribution["bins"].combine_chunks().flatten().to_numpy()
     counts: NDArray[np.int64] = bins.reshape(-1, BINS).sum(axis=0, dtype=np.int64)
     return counts
 
 
 def distribution_panels(index: Experts, best: Best) -> list[Panel]:
-    """Average precision of all pairs; of each concept's best unit beside its threshold; and of those held out."""
+    """Average precision of all pairs; of best units with their thresholds; and of best units on held-out sentences."""
     panels: list[Panel] = [partial(_all_pairs, pairs_by_ap(index)), partial(_best_units, best)]
     if not np.isnan(best.held_out).all():
         panels.append(partial(_held_out, best))
@@ -93,22 +96,22 @@ def _unit_axis(axes: Axes, label: str) -> None:
 
 
 @dataclass(frozen=True)
-class Whereabouts:
-    """Where a model's experts are, by kind of module and layer; arrays are (kinds, layers), NaN where no module is."""
+class ExpertMap:
+    """A model's experts by kind of module and layer; arrays are (kinds, layers), NaN if there is no such module."""
 
     kinds: tuple[str, ...]
     layers: tuple[str, ...]
     share: NDArray[np.float64]
-    """Of all concepts' k best units."""
+    """Share of all concepts' k best units."""
     enrichment: NDArray[np.float64]
-    """That share, times what it would be if all units were alike."""
+    """This share divided by the share of all units."""
     best_ap: NDArray[np.float64]
-    """Mean over concepts of the best average precision there."""
+    """Mean over concepts of the highest average precision of these units."""
     k: int
 
 
-def whereabouts(index: Experts) -> Whereabouts:
-    """Count the experts of all concepts together."""
+def expert_map(index: Experts) -> ExpertMap:
+    """Count the experts of all concepts by kind of module and layer."""
     hookpoints = index.metadata["hookpoints"]
     names = [hookpoint["name"] for hookpoint in hookpoints]
     kinds = list(dict.fromkeys(_kind(name) for name in names))
@@ -125,17 +128,17 @@ def whereabouts(index: Experts) -> Whereabouts:
     width = np.bincount(cell, [hookpoint["width"] for hookpoint in hookpoints], minlength=cells)
     highest = index.distribution["max_ap"].to_numpy().reshape(-1, len(names))
     best = np.full((len(highest), cells), -np.inf)
-    for at, place in enumerate(cell):
-        best[:, place] = np.maximum(best[:, place], highest[:, at])
-    there = width > 0
+    for at, target in enumerate(cell):
+        best[:, target] = np.maximum(best[:, target], highest[:, at])
+    exists = width > 0
     with np.errstate(divide="ignore", invalid="ignore"):
         enrichment = share / (width / width.sum())
-    return Whereabouts(
+    return ExpertMap(
         tuple(_short(kinds)),
         tuple("–" if layer is None else str(layer) for layer in layers),
-        np.where(there, share, np.nan).reshape(shape),
-        np.where(there, enrichment, np.nan).reshape(shape),
-        np.where(there, best.mean(axis=0), np.nan).reshape(shape),
+        np.where(exists, share, np.nan).reshape(shape),
+        np.where(exists, enrichment, np.nan).reshape(shape),
+        np.where(exists, best.mean(axis=0), np.nan).reshape(shape),
         k,
     )
 
@@ -146,14 +149,14 @@ def _kind(hookpoint: str) -> str:
 
 
 def _short(kinds: Sequence[str]) -> list[str]:
-    """Kinds without what they all begin with, up to the layer."""
+    """Kinds without their common beginning, up to the layer."""
     if all("*." in kind for kind in kinds) and len({kind.split("*.", 1)[0] for kind in kinds}) == 1:
         return [kind.split("*.", 1)[1] for kind in kinds]
     return list(kinds)
 
 
-def whereabouts_panels(found: Whereabouts) -> list[Panel]:
-    """A heat map each for the share of experts, for that beside the share of units, and for the best expertise."""
+def expert_map_panels(found: ExpertMap) -> list[Panel]:
+    """Heat maps of the share of experts, of this share relative to the share of units, and of the best expertise."""
     return [
         partial(_heat, found, found.share * 100, f"Share of the {found.k} best, %", "{:.0f}", 0.0),
         partial(_heat, found, found.enrichment, "Times their share of units", "{:.1f}", 0.0),
@@ -161,12 +164,12 @@ def whereabouts_panels(found: Whereabouts) -> list[Panel]:
     ]
 
 
-def whereabouts_size(found: Whereabouts) -> tuple[float, float]:
-    """Inches of a heat map that has room for its rows."""
+def expert_map_size(found: ExpertMap) -> tuple[float, float]:
+    """Size in inches of a heat map with its rows."""
     return PANEL[0], min(6.0, 1.0 + 0.24 * len(found.kinds))
 
 
-def _heat(found: Whereabouts, values: NDArray[np.float64], title: str, form: str, low: float, axes: Axes) -> None:
+def _heat(found: ExpertMap, values: NDArray[np.float64], title: str, form: str, low: float, axes: Axes) -> None:
     kinds, layers = values.shape
     high = float(np.nanmax(values))
     axes.imshow(values, cmap=HEAT, vmin=low, vmax=high or 1.0, aspect="auto", interpolation="nearest")
@@ -187,16 +190,16 @@ def _heat(found: Whereabouts, values: NDArray[np.float64], title: str, form: str
             )  # fmt: skip
 
 
-def _cut(text: str, most: int) -> str:
-    """A name that is no longer than there is room for: its end tells kinds and senses apart."""
-    return text if len(text) <= most else f"…{text[-most + 1 :]}"
+def _cut(text: str, max_letters: int) -> str:
+    """A name shortened at its beginning, since its end distinguishes kinds and senses."""
+    return text if len(text) <= max_letters else f"…{text[-max_letters + 1 :]}"
 
 
 def clustered(overlaps: Overlaps, shown: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Some concepts in an order that puts those side by side that share experts.
+    """Order some concepts so that concepts that share experts are next to each other (average linkage).
 
     Args:
-        shown: places of concepts.
+        shown: indices of the concepts.
     """
     from scipy.cluster.hierarchy import leaves_list, linkage
     from scipy.spatial.distance import squareform
@@ -215,7 +218,7 @@ def overlap_figure(overlaps: Overlaps) -> Figure:
     """A heat map of the overlap of the most connected concepts, clustered."""
     shown = clustered(overlaps, overlaps.most_connected(SHOWN_CONCEPTS))
     side = 1.9 + 0.095 * max(len(shown), 8)
-    return alone(partial(_overlap, overlaps, shown), (side, side))
+    return single_panel(partial(_overlap, overlaps, shown), (side, side))
 
 
 def _overlap(overlaps: Overlaps, shown: NDArray[np.int64], axes: Axes) -> None:
@@ -238,5 +241,5 @@ def _overlap(overlaps: Overlaps, shown: NDArray[np.int64], axes: Axes) -> None:
     axes.set_facecolor(RULE)
 
 
-def _cut_end(text: str, most: int) -> str:
-    return text if len(text) <= most else f"{text[: most - 1]}…"
+def _cut_end(text: str, max_letters: int) -> str:
+    return text if len(text) <= max_letters else f"{text[: max_letters - 1]}…"

@@ -1,6 +1,6 @@
-"""The token that a stored response is from: a few sentences go through the model again, and are looked at unmixed.
+"""Finds the token that a stored response comes from, by running a few sentences through the model again, unpooled.
 
-Needs the model of the run. What comes out differently than it was stored is not marked.
+Needs the model of the run. A response that differs from its stored value is not marked. Knows no page.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from expertmine.specs.settings import Pooling, ResponseSpec
 from expertmine.telemetry.progress import track
 
 Span = tuple[int, int]
-"""Characters of a text, from and to."""
+"""Start and end of a part of a text, in characters."""
 
 PRECISION = {"none": 1e-4, "bfloat16": 2.0**-6, "float16": 2.0**-9}
-"""How far sums in other batches may be off, as a share of the response or of 1: for each kind of autocast."""
+"""By kind of autocast: the rounding error allowed between batches, as a share of the response or of 1."""
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A response whose token is looked for."""
+    """A response whose token is to be found."""
 
     sentence_id: int
     unit: int
@@ -41,29 +41,30 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Marks:
-    """Where responses are from."""
+    """The parts of texts that responses come from."""
 
     spans: Mapping[tuple[int, int], Span]
-    """By sentence id and unit; those that no token of the text has are not there."""
+    """By sentence id and unit; without responses that come from no token of the text."""
     differing: int
-    """Responses that came out differently than they were stored."""
+    """Responses that differ from their stored values."""
     sentences: int
-    """TokenSpan through the model."""
+    """Sentences run through the model."""
 
 
 def find_marks(
     plan: Plan, pooling: Pooling, texts: Mapping[int, str], wanted: Collection[Wanted], device: str | None = None
 ) -> Marks:
-    """TokenSpan sentences through the model of a plan and find the token that each response is from.
+    """Run sentences through the model of a plan and find the token that each response comes from.
 
-    That is the token of highest response; with mean pooling the one that adds most, with last pooling the last one.
+    It is the token with the highest response; with mean pooling this adds the most, and with last pooling the last
+    token is taken instead.
 
     Args:
         texts: by sentence id.
-        device: a GPU when there is one, unless given.
+        device: by default a GPU if there is one.
 
     Raises:
-        UserError: the model is not there, or another.
+        UserError: the model is missing or is not the one that was mined.
     """
     spec = plan.responses
     loaded = load_identical(plan.model, device, TYPES[spec.weights])
@@ -85,29 +86,29 @@ def find_marks(
         (batch,) = running
         tokens = output.reshape(*batch.pooled.shape, -1)[..., columns.to(output.device)]
         pooled = stored_as(pool(tokens, batch, pooling), spec)
-        places = _places(tokens.float(), batch.pooled.to(tokens.device), pooling)
+        positions = _positions(tokens.float(), batch.pooled.to(tokens.device), pooling)
         for at, unit in enumerate(units):
-            values[unit] = pooled[:, at].cpu(), places[:, at].cpu()
+            values[unit] = pooled[:, at].cpu(), positions[:, at].cpu()
 
     batches = make_batches(tokenised, kept, spec, padding_id(loaded.tokenizer))
     with reading(loaded.model, list(channels), record):
         for batch in track(batches, "tokens", len(batches)):
             running[:] = [batch]
             _forward(loaded.model.base_model, batch, loaded.model.device, spec)
-            for row, place in enumerate(batch.rows):
-                for each in by_sentence[ids[place]]:
-                    pooled, places = values[each.unit]
+            for row, index in enumerate(batch.rows):
+                for each in by_sentence[ids[index]]:
+                    pooled, positions = values[each.unit]
                     if not same_response(float(pooled[row]), each.response, spec):
                         differing += 1
                         continue
-                    at = int(places[row])
-                    if at < len(offsets[place]) and offsets[place][at] is not None:
-                        spans[each.sentence_id, each.unit] = offsets[place][at]  # type: ignore[assignment]
+                    at = int(positions[row])
+                    if at < len(offsets[index]) and offsets[index][at] is not None:
+                        spans[each.sentence_id, each.unit] = offsets[index][at]  # type: ignore[assignment]
     return Marks(spans, differing, len(kept))
 
 
 def _channels(hookpoints: Sequence[Hookpoint], units: set[int]) -> dict[str, tuple[list[int], torch.Tensor]]:
-    """Of each hookpoint with wanted units: these, and their channels."""
+    """The wanted units and their channels, by hookpoint."""
     found = {}
     for hookpoint in hookpoints:
         own = sorted(unit for unit in units if unit in hookpoint.units)
@@ -117,7 +118,7 @@ def _channels(hookpoints: Sequence[Hookpoint], units: set[int]) -> dict[str, tup
 
 
 def _forward(model: torch.nn.Module, batch: Batch, device: torch.device, spec: ResponseSpec) -> None:
-    """As extraction has it."""
+    """Run a batch as extraction does."""
     autocast = TYPES.get(spec.autocast)
     with torch.inference_mode(), torch.autocast(device.type, autocast, enabled=autocast is not None):
         model(
@@ -127,12 +128,12 @@ def _forward(model: torch.nn.Module, batch: Batch, device: torch.device, spec: R
         )
 
 
-def _places(tokens: torch.Tensor, pooled: torch.Tensor, pooling: Pooling) -> torch.Tensor:
-    """(sentences, units) the place of the token that a response is from; the first of equals.
+def _positions(tokens: torch.Tensor, pooled: torch.Tensor, pooling: Pooling) -> torch.Tensor:
+    """(sentences, units) position of the token that a response comes from; the first of equals.
 
     Args:
         tokens: (sentences, tokens, units).
-        pooled: (sentences, tokens) the tokens that count.
+        pooled: (sentences, tokens) whether a token is pooled.
     """
     if pooling == "last":
         last = pooled.shape[1] - 1 - pooled.flip(1).int().argmax(1)
@@ -143,14 +144,14 @@ def _places(tokens: torch.Tensor, pooled: torch.Tensor, pooling: Pooling) -> tor
 
 
 def stored_as(pooled: torch.Tensor, spec: ResponseSpec) -> torch.Tensor:
-    """Pooled responses as the store has them, in float64."""
+    """Pooled responses rounded as the store rounds them, in float64."""
     if spec.dtype == "float16":
         pooled = pooled.clamp(-FLOAT16_MAX, FLOAT16_MAX)
     return pooled.to(TYPES[spec.dtype]).double()
 
 
 def same_response(found: float, stored: float, spec: ResponseSpec) -> bool:
-    """Whether a response is the stored one: but for a rounding of storage, and for sums that other batches make."""
+    """Whether a response equals the stored one, up to the rounding of storage and of sums in other batches."""
     step = float(np.spacing(np.abs(np.array(stored, spec.dtype)).clip(max=FLOAT16_MAX / 2)))
     rounding = max(PRECISION[spec.autocast], PRECISION["bfloat16"] if spec.weights == "bfloat16" else 0.0)
     return abs(found - stored) <= step + rounding * max(1.0, abs(stored))
@@ -159,10 +160,10 @@ def same_response(found: float, stored: float, spec: ResponseSpec) -> bool:
 def _offsets(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], expected: Sequence[list[int]], spec: ResponseSpec
 ) -> list[list[Span | None]]:
-    """Of each text, the characters of each of its tokens; nothing where the tokenizer does not say.
+    """The characters of each token of each text; empty if the tokenizer cannot report them.
 
     Raises:
-        UserError: the tokenizer gives other tokens than it did a moment ago.
+        UserError: the tokenizer gives different tokens the second time.
     """
     truncate = spec.too_long == "truncate"
     try:
@@ -174,17 +175,19 @@ def _offsets(
             return_attention_mask=False,
             verbose=False,
         )
-    except NotImplementedError:  # what slow tokenizers say
+    except NotImplementedError:  # raised by slow tokenizers
         return [[] for _ in texts]
     if list(encoded["input_ids"]) != list(expected):
-        raise UserError("the tokenizer gives other tokens the second time; ask for no sentences (--sentences 0)")
+        raise UserError(
+            "the tokenizer gives different tokens the second time; make the report without sentences (--sentences 0)"
+        )
     return [
         [_trimmed(text, *pair) for pair in pairs] for text, pairs in zip(texts, encoded["offset_mapping"], strict=True)
     ]
 
 
 def _trimmed(text: str, start: int, stop: int) -> Span | None:
-    """A span without the spaces at its ends; None where nothing is left."""
+    """A span without the spaces at its ends; None if nothing is left."""
     while start < stop and text[start].isspace():
         start += 1
     while stop > start and text[stop - 1].isspace():

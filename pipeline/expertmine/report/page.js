@@ -1,13 +1,13 @@
 "use strict";
-// Sorts, filters and pages the table of concepts, sorts the table of pairs, and opens what is known of a concept.
-// Text from data goes into the page as text, never as markup; details are parts of the page that were inert.
+// Sorts, filters and pages the table of concepts, sorts the table of pairs, and opens the details of a concept.
+// Text from data goes into the page as text, never as markup; details come from the page's <template> elements.
 (() => {
   const root = document.documentElement;
   root.classList.add("js");
   const byId = (id) => document.getElementById(id);
   const PAGE = 50;
 
-  // -- order: unknown values last, whichever way
+  // -- order: unknown values last in both directions
   const compare = (one, other, sign) => {
     if (one === null || other === null) return (one === null) - (other === null);
     if (typeof one === "string" && typeof other === "string") return sign * one.localeCompare(other, "en", { numeric: true });
@@ -44,7 +44,7 @@
   // -- the table of concepts
   const table = byId("concepts");
   const body = table.tBodies[0];
-  const shape = [...table.tHead.rows[0].cells].map((cell) => cell.dataset.kind);
+  const kinds = [...table.tHead.rows[0].cells].map((cell) => cell.dataset.kind);
   const rows = JSON.parse(byId("rows").textContent).rows;
   for (const [cells, detail] of rows) if (detail >= 0) names.set(shown(cells[0]), detail);
   function shown(cell) { return Array.isArray(cell) ? cell[0] : cell; }
@@ -53,7 +53,7 @@
   const cellOf = (cell, at, detail) => {
     const made = document.createElement(at ? "td" : "th");
     if (!at) made.scope = "row";
-    made.className = { name: "left ends", text: "long" }[shape[at]] || "";
+    made.className = { name: "left ends", text: "long" }[kinds[at]] || "";
     if (!at && detail >= 0) {
       const button = document.createElement("button");
       button.type = "button";
@@ -77,7 +77,7 @@
     byId("before").disabled = page === 0;
     byId("after").disabled = page >= pages - 1;
   };
-  const searched = (cells) => cells.filter((_, at) => shape[at]).map(shown).join(" ").toLowerCase();
+  const searched = (cells) => cells.filter((_, at) => kinds[at]).map(shown).join(" ").toLowerCase();
   const filter = () => {
     const words = byId("words").value.toLowerCase().split(/\s+/).filter(Boolean), only = byId("above").checked;
     matching = order.filter(([cells, , above]) => (above || !only)
@@ -87,7 +87,7 @@
   };
   [...table.tHead.rows[0].cells].forEach((heading, at) => {
     heading.querySelector("button").addEventListener("click", () => {
-      const sign = flip(heading, shape[at] ? "ascending" : "descending");
+      const sign = flip(heading, kinds[at] ? "ascending" : "descending");
       order = [...rows].sort((one, other) => compare(key(one[0][at]), key(other[0][at]), sign));
       filter();
     });
@@ -98,7 +98,7 @@
   byId("after").addEventListener("click", () => { page += 1; draw(); });
   draw();
 
-  // -- small tables, sorted where they stand
+  // -- small tables, sorted in place
   for (const small of document.querySelectorAll("table.sortable")) {
     [...small.tHead.rows[0].cells].forEach((heading, at) => {
       const value = (row) => {

@@ -1,7 +1,7 @@
-"""The report: what a run found, as one HTML page that needs nothing else, neither network nor server.
+"""The report: a run's results as one self-contained HTML page that needs neither network nor server.
 
-Everything that comes from data is escaped by the template, or goes into the page as JSON that no script evaluates. The
-page may run its own script only, and load nothing.
+The template escapes everything that comes from data, or the page includes it as JSON that no script evaluates. The page
+may run only its own script, and load nothing.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from expertmine.report.marks import Marks, Span, Wanted, find_marks
 from expertmine.report.overlaps import overlaps
 from expertmine.report.sentences import Shown, UnitSentences, extreme_sentences
 from expertmine.report.small_curve import small_curve
-from expertmine.report.style import PANEL, Panel, alone, inline_svg
+from expertmine.report.style import PANEL, Panel, inline_svg, single_panel
 from expertmine.run.open_run import open_corpus
 from expertmine.specs.settings import Pooling
 from expertmine.storage.files import write_atomically
@@ -37,39 +37,39 @@ from expertmine.telemetry.formats import p_value
 
 HERE = Path(__file__).parent
 MAX_DETAILS = 300
-"""Concepts shown in full unless more are asked for."""
+"""Default number of concepts shown in full."""
 LOOKED_AT = 3
 """Best units of a concept whose sentences are shown."""
 LISTED = 10
-"""Best units of a concept that are listed."""
+"""Best units listed per concept."""
 STATIC_ROWS = 50
-"""Rows of the table for those who read without a script, and on paper."""
+"""Rows of the table without a script, and on paper."""
 STATIC_DETAILS = 3
 NEAREST = 6
 PAIRS = 100
 SAMPLED = 6
 """Concepts whose steered texts are shown outside of their details."""
 MAX_OVERLAPPING = 3000
-"""Concepts of which all pairs are compared; of more, those shown in full."""
+"""Up to this many concepts, all pairs are compared; of more, only the concepts shown in full."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReportOptions:
-    """What a report is to show."""
+    """The contents of a report."""
 
     title: str | None = None
     sentences: int = 5
-    """Of highest response, for each of a concept's three best units; 0 leaves the model alone."""
+    """Sentences with the highest response, for each of a concept's three best units; 0 does not load the model."""
     concepts: tuple[str, ...] = ()
-    """Those shown in full; none for those farthest above chance."""
-    most_concepts: int | None = None
-    """How many are shown in full; None for all, up to 300."""
+    """Concepts to show in full; empty for the farthest above chance."""
+    max_concepts: int | None = None
+    """Number of concepts to show in full; None for all, up to 300."""
     device: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Sentence:
-    """A sentence as it is shown: what is before the marked token, the token, what is after."""
+    """A sentence for display: the text before the marked token, the token, the text after it."""
 
     label: str
     response: str
@@ -80,14 +80,14 @@ class Sentence:
 
 @dataclass(frozen=True, slots=True)
 class Detail:
-    """All that is shown of one concept."""
+    """A concept shown in full."""
 
     name: str
     description: str
     metadata: Mapping[str, Any]
     experts: tuple[Expert, ...]
     units: tuple[tuple[Expert, tuple[tuple[str, tuple[Sentence, ...]], ...]], ...]
-    """Of each expert looked at: groups of sentences, with a heading each."""
+    """For each of the best experts: groups of sentences with their headings."""
     nearest: tuple[tuple[str, float], ...]
     curve: ConceptCurve | None
     drawing: Markup
@@ -95,8 +95,8 @@ class Detail:
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
-    """What was made, for whoever asked."""
+class WrittenReport:
+    """A summary of a report that was written."""
 
     path: Path
     concepts: int
@@ -107,42 +107,41 @@ class Written:
 
 
 def write_report(
-    run: Location, out: Path, asked: ReportOptions = ReportOptions(), pooling: Pooling | None = None
-) -> Written:
+    run: Location, out: Path, options: ReportOptions = ReportOptions(), pooling: Pooling | None = None
+) -> WrittenReport:
     """Write the report of a run, or of an expert index, as one HTML file; the same run gives the same bytes.
 
     Args:
-        pooling: by which the experts were found; the run's first unless given.
+        pooling: which of the run's indexes; by default that of its first pooling.
 
     Raises:
-        UserError: there is no index, an unknown concept was asked for, what is stored is damaged, or the model is not
-            there.
+        UserError: there is no index, a requested concept is unknown, the store is damaged, or the model is missing.
     """
-    contents.require_counts(asked.sentences, asked.most_concepts or 0)
+    contents.require_counts(options.sentences, options.max_concepts or 0)
     source = contents.open_source(run, Experts.load(run, pooling))
     best = contents.Best.of(source.index)
-    most = MAX_DETAILS if asked.most_concepts is None else asked.most_concepts
-    chosen = contents.chosen_details(source, best, asked.concepts, most)
-    units, marks, note = _sentences(source, chosen, asked)
+    count = MAX_DETAILS if options.max_concepts is None else options.max_concepts
+    chosen = contents.chosen_details(source, best, options.concepts, count)
+    units, marks, note = _sentences(source, chosen, options)
     shared = _overlaps(source.index, chosen)
     details = [_detail(source, name, units.get(name, ()), marks, shared) for name in chosen]
-    content = _render(source, best, asked, details, shared, marks, note)
+    content = _render(source, best, options, details, shared, marks, note)
     write_atomically(out, content.encode())
-    return Written(out, len(best.names), len(details), marks, note)
+    return WrittenReport(out, len(best.names), len(details), marks, note)
 
 
 def _sentences(
-    source: contents.Source, chosen: Sequence[str], asked: ReportOptions
+    source: contents.Source, chosen: Sequence[str], options: ReportOptions
 ) -> tuple[dict[str, tuple[UnitSentences, ...]], Marks | None, str | None]:
-    """Sentences of the best units of some concepts, where their tokens are, or why there are none."""
-    if not asked.sentences:
-        return {}, None, "they were not asked for (`--sentences 0`)"
+    """Sentences for the best units of some concepts and their marks, or the reason why there are none."""
+    if not options.sentences:
+        return {}, None, "they are turned off (`--sentences 0`)"
     if source.run is None or not chosen:
         return {}, None, source.note
     pooling: Pooling = source.index.metadata["pooling"]
     experts = {name: source.index[name].top(min(LOOKED_AT, source.index.top_k)) for name in chosen}
     corpus = open_corpus(source.run)
-    found = extreme_sentences(source.run, corpus, pooling, experts, asked.sentences)
+    found = extreme_sentences(source.run, corpus, pooling, experts, options.sentences)
     texts: dict[int, str] = {}
     wanted: dict[Wanted, None] = {}
     for unit in (unit for units in found.values() for unit in units):
@@ -150,9 +149,9 @@ def _sentences(
             texts[shown.sentence_id] = shown.text
             wanted[Wanted(shown.sentence_id, unit.expert.unit, shown.response)] = None
     try:
-        return found, find_marks(source.run.plan, pooling, texts, list(wanted), asked.device), None
+        return found, find_marks(source.run.plan, pooling, texts, list(wanted), options.device), None
     except UserError as error:
-        raise UserError(f"{error} (`--sentences 0` makes a report without the model)") from error
+        raise UserError(f"{error} (`--sentences 0` makes the report without the model)") from error
 
 
 def _overlaps(index: Experts, chosen: Sequence[str]) -> contents.Overlaps:
@@ -181,7 +180,7 @@ def _detail(
         units=tuple((unit.expert, tuple(_groups(unit, marks))) for unit in units),
         nearest=tuple(shared.nearest(name, NEAREST)),
         curve=curve,
-        drawing=Markup(drawing),  # figures alone
+        drawing=Markup(drawing),  # made of numbers only
         chosen_k=contents.chosen_success(source, name)[0],
     )
 
@@ -211,7 +210,7 @@ def _marked(shown: Shown, span: Span | None) -> Sentence:
 def _render(
     source: contents.Source,
     best: contents.Best,
-    asked: ReportOptions,
+    options: ReportOptions,
     details: Sequence[Detail],
     shared: contents.Overlaps,
     marks: Marks | None,
@@ -219,7 +218,8 @@ def _render(
 ) -> str:
     rows = contents.concept_rows(source, best)
     shown = contents.known_columns(rows)
-    where = figures.whereabouts(source.index)
+    expert_map = figures.expert_map(source.index)
+    drawings = _drawings(source, best, expert_map, shared)
     script = (HERE / "page.js").read_text()
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -231,11 +231,11 @@ def _render(
     environment.filters["p"] = partial(_p_value, source.index.metadata["scoring"]["permutations"])
     environment.filters["of_interval"] = lambda each: f"{each.mean:.2f} ({each.low:.2f}–{each.high:.2f})"
     return environment.get_template("page.html.j2").render(
-        title=asked.title or f"Expert units of {_short(source.index.model.name)}",
+        title=options.title or f"Expert units of {_short(source.index.model.name)}",
         css=Markup((HERE / "page.css").read_text()),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        asked=asked,
+        options=options,
         source=source,
         metadata=contents.run_metadata(source),
         scoring=source.index.metadata["scoring"],
@@ -250,7 +250,7 @@ def _render(
         sentences_note=note,
         marks=marks,
         looked_at=LOOKED_AT,
-        where=where,
+        expert_map=expert_map,
         shared=shared,
         pairs=shared.pairs(PAIRS),
         shown_overlaps=min(figures.SHOWN_CONCEPTS, len(shared.names)),
@@ -260,22 +260,22 @@ def _render(
         samples=_sampled(source, details),
         ablation=source.ablation,
         parity=source.parity,
-        drawn={name: list(_drawn(name, *drawing)) for name, drawing in _drawings(source, best, where, shared).items()},
+        drawn={name: list(_drawn(name, *drawing)) for name, drawing in drawings.items()},
     )
 
 
 def _short(model: str) -> str:
-    """A model's name; of a local folder only the last part."""
+    """A model's name; of a local folder, only the last part."""
     return Path(model).name if Path(model).is_absolute() else model
 
 
 def _drawings(
-    source: contents.Source, best: contents.Best, where: figures.Whereabouts, shared: contents.Overlaps
+    source: contents.Source, best: contents.Best, expert_map: figures.ExpertMap, shared: contents.Overlaps
 ) -> dict[str, tuple[Iterable[Panel | Figure], tuple[float, float]]]:
-    """Every figure of the page: its panels, or it itself, and how large a panel is."""
+    """Every figure of the page: its panels, or the whole figure, and the size of a panel."""
     found: dict[str, tuple[Iterable[Panel | Figure], tuple[float, float]]] = {
         "distribution": (figures.distribution_panels(source.index, best), PANEL),
-        "where": (figures.whereabouts_panels(where), figures.whereabouts_size(where)),
+        "where": (figures.expert_map_panels(expert_map), figures.expert_map_size(expert_map)),
     }
     if len(shared.names) > 1:
         found["overlap"] = ([figures.overlap_figure(shared)], PANEL)
@@ -290,12 +290,12 @@ def _drawings(
 
 
 def _drawn(name: str, panels: Iterable[Panel | Figure], size: tuple[float, float]) -> Iterator[Markup]:
-    """The panels of a figure as SVG, each for itself, so that they go below each other where it is narrow.
+    """The panels of a figure as separate SVGs, so that they wrap on a narrow screen.
 
     Matplotlib escapes the names in them.
     """
     for at, panel in enumerate(panels):
-        figure = panel if isinstance(panel, Figure) else alone(panel, size)
+        figure = panel if isinstance(panel, Figure) else single_panel(panel, size)
         yield Markup(inline_svg(figure, f"{name} {at}"))
 
 
@@ -304,17 +304,17 @@ def _p_value(permutations: int, value: float | None) -> str:
 
 
 def _table(rows: Sequence[contents.ConceptRow], shown: Sequence[int], details: Sequence[Detail]) -> dict[str, Any]:
-    """The table of concepts for the page's script: what is shown, and by what it is sorted where that is another.
+    """The table of concepts for the page's script: each cell's text, and its sort key if that differs.
 
     Args:
-        shown: places of the columns that are.
+        shown: indices of the columns shown.
     """
-    places = {detail.name: at for at, detail in enumerate(details)}
+    positions = {detail.name: at for at, detail in enumerate(details)}
     return {
         "rows": [
             [
                 [each.shown if each.key == each.shown else [each.shown, each.key] for each in _cells(row, shown)],
-                places.get(row.name, -1),
+                positions.get(row.name, -1),
                 int(row.above),
             ]
             for row in rows
@@ -327,7 +327,7 @@ def _cells(row: contents.ConceptRow, shown: Sequence[int]) -> list[contents.Tabl
 
 
 def _as_json(document: Any) -> Markup:
-    """JSON for inside a script element: nothing in it can end that."""
+    """JSON for a script element, escaped so that nothing in it can end the element."""
     text = json.dumps(document, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
@@ -337,7 +337,7 @@ def _as_json(document: Any) -> Markup:
 def _sampled(
     source: contents.Source, details: Sequence[Detail]
 ) -> list[tuple[ConceptCurve, list[tuple[int, Success]]]]:
-    """Evaluated concepts with steered texts: the most successful at their chosen k, at a few steps of it."""
+    """The evaluated concepts with the highest success at their chosen k, and their texts at each k."""
 
     def success(curve: ConceptCurve) -> float:
         return max((point.success.share for point in curve.points if point.k == curve.chosen_k), default=-1.0)

@@ -1,6 +1,6 @@
-"""The sentences that a concept's experts respond to most, and those of its own that they respond to least.
+"""The sentences with the highest responses of a concept's experts, and its positives with the lowest.
 
-Reads stored responses, each block of units once; knows no model. Which token a response is from, see `marks`.
+Reads stored responses, each block of units once; knows no model. `marks` finds the token that a response comes from.
 """
 
 from __future__ import annotations
@@ -25,63 +25,63 @@ Label = Literal["positive", "negative", "neither"]
 LABELS: tuple[Label, ...] = ("negative", "neither", "positive")
 
 CONTRARY = 3
-"""At most so many positives of lowest, and negatives of highest response."""
+"""Maximum number of positives with the lowest, and of negatives with the highest response."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A sentence and what a unit's response to it is."""
+    """A sentence and a unit's response to it."""
 
     sentence_id: int
     text: str
     label: Label
-    """What it is for the concept."""
+    """Its label for the concept."""
     response: float
     """Pooled, as stored."""
 
 
 @dataclass(frozen=True, slots=True)
 class UnitSentences:
-    """Sentences of one expert of a concept."""
+    """Sentences for one expert of a concept."""
 
     expert: Expert
     highest: tuple[Shown, ...]
     """Of all mined sentences, the highest response first."""
     lowest_positives: tuple[Shown, ...]
-    """Of the concept's own, the lowest first."""
+    """Of the concept's positives, the lowest response first."""
     highest_negatives: tuple[Shown, ...]
 
 
 def extreme_sentences(
     run: OpenRun, corpus: Corpus, pooling: Pooling, experts: Mapping[str, Sequence[Expert]], count: int
 ) -> dict[str, tuple[UnitSentences, ...]]:
-    """Sentences of some experts, by concept, in the order given.
+    """Find sentences for some experts of each concept, in the given order.
 
-    Equal responses are in order of the rows in which they are stored. A block of responses is held at a time.
+    Equal responses are ordered by their rows in the store. Holds one block of responses in memory at a time.
 
     Args:
-        experts: of each concept, those to look at.
-        count: how many sentences of highest response.
+        experts: the experts of each concept to find sentences for.
+        count: number of sentences with the highest response.
 
     Raises:
-        UserError: what is stored is damaged.
+        UserError: the store is damaged.
     """
     plan, store = run.plan, Store(run)
     mined, _, rows_of = mined_and_held_out(run, corpus, store)
     ids = np.flatnonzero(mined.usable)
-    ids = ids[np.argsort(rows_of[ids], kind="stable")]  # by row, so that ties are
+    ids = ids[np.argsort(rows_of[ids], kind="stable")]  # by row, and so are ties
     wanted: dict[int, list[tuple[str, Expert]]] = defaultdict(list)
     for concept, chosen in experts.items():
         for expert in chosen:
             wanted[expert.unit // plan.layout.block_units].append((concept, expert))
     found: dict[tuple[str, int], UnitSentences] = {}
-    places = {concept.name: concept.concept_id for concept in corpus.concepts}
+    ids_by_name = {concept.name: concept.concept_id for concept in corpus.concepts}
     for block in track(sorted(wanted), "sentences", len(wanted)):
         units = plan.layout.block(block)
         responses = store.read_responses(pooling, units)
         for concept, expert in wanted[block]:
             values = responses[rows_of[ids], expert.unit - units.start]
-            labels = _labels(mined, places[concept])[ids]
+            labels = _labels(mined, ids_by_name[concept])[ids]
             found[concept, expert.rank] = _of_unit(corpus, expert, ids, values, labels, count)
     return {concept: tuple(found[concept, expert.rank] for expert in chosen) for concept, chosen in experts.items()}
 
@@ -104,8 +104,8 @@ def _of_unit(
     labels: NDArray[np.int8],
     count: int,
 ) -> UnitSentences:
-    def shown(among: NDArray[np.int64], sign: int, most: int) -> tuple[Shown, ...]:
-        chosen = among[first_by(sign * values[among].astype(np.float64), most)]
+    def shown(among: NDArray[np.int64], sign: int, max_count: int) -> tuple[Shown, ...]:
+        chosen = among[first_by(sign * values[among].astype(np.float64), max_count)]
         return tuple(
             Shown(int(ids[at]), corpus.texts(range(ids[at], ids[at] + 1))[0], LABELS[labels[at] + 1], float(values[at]))
             for at in chosen
@@ -121,7 +121,7 @@ def _of_unit(
 
 
 def first_by(keys: NDArray[np.float64], count: int) -> NDArray[np.int64]:
-    """Places of the `count` lowest keys, lowest first; equal ones in their order."""
+    """Indices of the `count` lowest keys, lowest first; equal keys by index."""
     count = min(count, len(keys))
     if not count:
         return np.empty(0, np.int64)

@@ -1,4 +1,7 @@
-"""Success and perplexity of one concept against k, drawn by hand: a page may hold hundreds, and matplotlib is slow."""
+"""Draws one concept's success and perplexity against k as plain SVG: a page may have hundreds, and matplotlib is slow.
+
+Knows no evaluation.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +11,16 @@ import numpy as np
 
 
 def small_curve(points: Sequence[tuple[int, float, float | None]]) -> str:
-    """Success and perplexity of one concept against k, as a small SVG: it is made for each concept, and so by hand.
+    """Success and perplexity of one concept against k, as a small SVG.
 
     Args:
         points: k, success, perplexity.
     """
     ks = [k for k, _, _ in points]
-    places = np.array([np.log10(1 + k) for k in ks])
-    span = (places.max() - places.min()) or 1.0
+    positions = np.array([np.log10(1 + k) for k in ks])
+    span = (positions.max() - positions.min()) or 1.0
     left, width, top, height = 34.0, 150.0, 16.0, 74.0
-    xs = left + (places - places.min()) / span * width
+    xs = left + (positions - positions.min()) / span * width
     fluent = np.array([np.nan if each is None else np.log10(max(each, 1e-6)) for _, _, each in points])
     low, high = (
         (np.floor(np.nanmin(fluent)), np.ceil(np.nanmax(fluent) + 1e-9)) if np.isfinite(fluent).any() else (0, 1)

@@ -1,8 +1,8 @@
-"""How figures look, and how they become bytes: the same every time. Knows no run and no page.
+"""The style of figures, and writing them reproducibly. Knows no run and no page.
 
-Ink is dark grey, the accents a dark blue and a lighter orange, which are told apart by every kind of eye and in grey
-print; lines are labelled where they end, so that no legend has to be read. Fonts are measured as DejaVu Sans, which
-comes with matplotlib, so that layout is the same on every machine.
+Ink is dark grey, the accents are a dark blue and a lighter orange, which colour-blind readers and grey print can
+distinguish. Lines are labelled at their ends instead of in a legend. Fonts are measured as DejaVu Sans, part of
+matplotlib, so the layout is the same on every machine.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ BLUE = "#17497d"
 ORANGE = "#d9802e"
 
 HEAT = LinearSegmentedColormap.from_list("heat", ["#f6f6f3", "#bcd0df", "#5f8fb4", "#17497d", "#08203d"])
-"""From paper to ink; lightness falls evenly."""
+"""From paper to ink, with evenly falling lightness."""
 
 PANEL = (3.3, 2.7)
-"""Inches of one panel: the width of a phone, or of a column of a paper."""
+"""Size of one panel in inches: as wide as a phone or a column of a paper."""
 
 SUFFIXES = (".svg", ".png", ".pdf")
 
 Panel = Callable[[Axes], None]
-"""Draws on axes that were made for it."""
+"""Draws on the axes it is given."""
 
 _STYLE: dict[str, Any] = {
     "font.family": "sans-serif",
@@ -51,7 +51,7 @@ _STYLE: dict[str, Any] = {
     "axes.titleweight": "bold",
     "xtick.labelsize": 7.5,
     "ytick.labelsize": 7.5,
-    "text.parse_math": False,  # names are data: a dollar sign begins no formula
+    "text.parse_math": False,  # names are data: a dollar sign does not start a formula
     "text.color": INK,
     "axes.labelcolor": INK,
     "axes.edgecolor": INK,
@@ -83,7 +83,7 @@ def styled(salt: str = "expertmine") -> Iterator[None]:
     """While open, matplotlib draws in this style, whatever the user's own settings are.
 
     Args:
-        salt: of the ids inside an SVG; figures of one page need different ones.
+        salt: for the ids inside an SVG; figures on one page need different salts.
     """
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
@@ -93,16 +93,16 @@ def styled(salt: str = "expertmine") -> Iterator[None]:
         yield
 
 
-def alone(panel: Panel, size: tuple[float, float] = PANEL) -> Figure:
+def single_panel(panel: Panel, size: tuple[float, float] = PANEL) -> Figure:
     """A figure of one panel; `size` in inches."""
     return side_by_side([panel], size)
 
 
 def side_by_side(panels: Sequence[Panel], size: tuple[float, float] = PANEL) -> Figure:
-    """A figure of some panels in a row.
+    """A figure of panels in a row.
 
     Args:
-        size: inches of each.
+        size: of each panel, in inches.
     """
     with styled():
         figure = Figure(figsize=(size[0] * len(panels), size[1]))
@@ -115,19 +115,19 @@ def save(figure: Figure, path: Location) -> Location:
     """Write a figure as SVG, PNG or PDF, by the path's suffix; the same figure gives the same bytes.
 
     Raises:
-        UserError: another suffix, or the disk refuses.
+        UserError: unknown suffix, or the file cannot be written.
     """
     if path.suffix not in SUFFIXES:
-        raise UserError(f"{path}: a figure is written as {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
+        raise UserError(f"{path}: unknown suffix for a figure; expected {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
     write_atomically(path, _bytes(figure, path.suffix[1:], "expertmine", "white"))
     return path
 
 
 def inline_svg(figure: Figure, name: str) -> str:
-    """A figure as SVG to put into a page: no ids but those it refers to, and colours that follow the page's.
+    """A figure as SVG for embedding in a page: only ids that it refers to, and colours from the page's variables.
 
     Args:
-        name: of the figure, unlike those of others on the page.
+        name: of the figure, unique on the page.
     """
     text = _bytes(figure, "svg", name, "none").decode()
     text = text[text.index("<svg") :]
@@ -145,8 +145,8 @@ def inline_svg(figure: Figure, name: str) -> str:
 
 
 def _bytes(figure: Figure, kind: str, salt: str, background: str) -> bytes:
-    nothing = {"svg": ("Date", "Creator", "Format", "Type"), "pdf": ("CreationDate", "Producer", "Creator")}
-    metadata: dict[str, Any] = {"Software": None} if kind == "png" else dict.fromkeys(nothing[kind])
+    omitted = {"svg": ("Date", "Creator", "Format", "Type"), "pdf": ("CreationDate", "Producer", "Creator")}
+    metadata: dict[str, Any] = {"Software": None} if kind == "png" else dict.fromkeys(omitted[kind])
     buffer = io.BytesIO()
     with styled(salt):
         figure.savefig(buffer, format=kind, metadata=metadata, facecolor=background)
@@ -154,7 +154,7 @@ def _bytes(figure: Figure, kind: str, salt: str, background: str) -> bytes:
 
 
 def steps_axis(axes: Axes, ladder: Sequence[int], label: str = "experts set, k") -> None:
-    """Make x a ladder of k: logarithmic, with room for 0, and a tick at each step."""
+    """Make x an axis of k: logarithmic with room for 0, and a tick at each value."""
     positive = [k for k in ladder if k > 0]
     if positive and 0 in ladder:
         axes.set_xscale("symlog", linthresh=min(positive), linscale=0.5)
@@ -162,26 +162,26 @@ def steps_axis(axes: Axes, ladder: Sequence[int], label: str = "experts set, k")
         axes.set_xscale("log")
     axes.xaxis.set_major_locator(FixedLocator(list(ladder)))
     axes.xaxis.set_minor_locator(NullLocator())
-    shown = _apart(axes, sorted(ladder))
+    shown = _labelled_steps(axes, sorted(ladder))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if round(value) in shown else ""))
     axes.set_xlabel(label)
 
 
-def _apart(axes: Axes, ladder: Sequence[int], gap: float = 0.105) -> set[int]:
-    """Steps whose labels have room beside each other: both ends first, then from the left."""
+def _labelled_steps(axes: Axes, ladder: Sequence[int], gap: float = 0.105) -> set[int]:
+    """Values of k whose labels do not overlap: both ends first, then from the left."""
     if len(ladder) < 3:
         return set(ladder)
-    places = axes.xaxis.get_transform().transform(np.array(ladder, np.float64))
-    width = (places[-1] - places[0]) or 1.0
+    positions = axes.xaxis.get_transform().transform(np.array(ladder, np.float64))
+    width = (positions[-1] - positions[0]) or 1.0
     shown = [0]
     for at in range(1, len(ladder) - 1):
-        if places[at] - places[shown[-1]] > gap * width and places[-1] - places[at] > gap * width:
+        if positions[at] - positions[shown[-1]] > gap * width and positions[-1] - positions[at] > gap * width:
             shown.append(at)
     return {ladder[at] for at in (*shown, len(ladder) - 1)}
 
 
 def log_values(axes: Axes, label: str) -> None:
-    """Make y logarithmic, its ticks written as plain numbers."""
+    """Make y logarithmic with plain numbers as ticks."""
     axes.set_yscale("log")
     low, high = axes.get_ylim()
     narrow = high / low < 30
@@ -201,16 +201,16 @@ def share_axis(axes: Axes, label: str) -> None:
 
 
 def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]], gap: float = 0.105) -> None:
-    """Write what lines are at their right ends, moved apart where they would lie on each other.
+    """Label lines at their right ends, and move labels apart where they would overlap.
 
     Args:
-        ends: x and y where a line ends, the words, their colour.
-        gap: least distance, as a share of the axes' height.
+        ends: x and y of a line's end, its label, its colour.
+        gap: minimum distance between labels, as a share of the axes' height.
     """
     ends = [end for end in ends if np.isfinite(end[1])]
     if not ends:
         return
-    axes.autoscale_view()  # matplotlib puts it off, and places are asked for now
+    axes.autoscale_view()  # matplotlib delays this, but positions are needed now
     to_share = axes.transData + axes.transAxes.inverted()
     heights = to_share.transform([(x, y) for x, y, _, _ in ends])[:, 1]
     order = np.argsort(heights, kind="stable")
