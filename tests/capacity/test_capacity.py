@@ -1,5 +1,5 @@
-"""Capacity on paper: clusters are read, shapes are counted without weights, more never takes longer, and scoring is
-told to within a factor of 3 of what it takes."""
+"""Estimates: clusters are parsed, dimensions counted without weights, more hardware is never slower, and scoring is
+estimated to within a factor of 3."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from expertmine.capacity.calibrate import measure, measure_kernels
 from expertmine.capacity.estimate import StageEstimate, Workload, estimate
 from expertmine.capacity.hardware import Hardware, assumed, parse_cluster
 from expertmine.capacity.unit_costs import MEASURED
-from expertmine.capacity.workloads import Shape, Sizes, model_dimensions, paper_workload, workload_of_run
+from expertmine.capacity.workloads import ModelDimensions, Sizes, model_dimensions, paper_workload, workload_of_run
 from expertmine.cli import app as cli
 from expertmine.errors import UserError
 from expertmine.mining import score
@@ -46,8 +46,8 @@ def workload(
     **responses: Any,
 ) -> Workload:
     sizes = Sizes(sentences, 20, concepts, 100, 200, own_negatives=own_negatives)
-    asked = PlanRequest("on paper", responses=ResponseSpec(**responses), scoring=scoring or {})
-    return paper_workload(Shape.on_paper(units, 1e9), sizes, asked)
+    request = PlanRequest("on paper", responses=ResponseSpec(**responses), scoring=scoring or {})
+    return paper_workload(ModelDimensions.on_paper(units, 1e9), sizes, request)
 
 
 def stage(load: Workload, hardware: Hardware, name: str) -> StageEstimate:
@@ -56,7 +56,7 @@ def stage(load: Workload, hardware: Hardware, name: str) -> StageEstimate:
 
 
 def printed_by(*arguments: object) -> str:
-    """What a command prints on standard output, run in this process: importing torch anew takes seconds."""
+    """The standard output of a command, run in this process, since importing torch again would take seconds."""
     done = CliRunner().invoke(cli.app, [str(each) for each in arguments], catch_exceptions=False)
     assert done.exit_code == 0
     return done.stdout
@@ -82,26 +82,26 @@ def test_a_cluster_is_read(said: str, name: str, value: float) -> None:
 
 
 @pytest.mark.parametrize("said, message", [
-    ("cpu=8,store-bandwidth=1GB/s", "'cpu' is nothing that a cluster has; did you mean cpus"),
+    ("cpu=8,store-bandwidth=1GB/s", "'cpu' is not a property of a cluster; did you mean cpus"),
     ("cpus=8,cpus=9,store-bandwidth=1GB/s", "cpus is given twice"),
     ("cpus=0,store-bandwidth=1GB/s", "cpus is '0'; expected a number of cores"),
     ("cpus=-1,store-bandwidth=1GB/s", "cpus is '-1'; expected a number of cores"),
     ("cpus,store-bandwidth=1GB/s", "cpus is ''; expected a number of cores"),
-    ("cpus=8,store-bandwidth=fast", "store-bandwidth is 'fast'; expected bytes a second such as 10GB/s"),
+    ("cpus=8,store-bandwidth=fast", "store-bandwidth is 'fast'; expected bytes per second such as 10GB/s"),
     ("cpus=8,store-bandwidth=0GB/s", "store-bandwidth is '0GB/s'"),
     ("cpus=8,store-bandwidth=1GB/s,latency=20", "latency is '20'; expected the time"),
     ("cpus=8,store-bandwidth=1GB/s,utilisation=1.2", "utilisation is '1.2'; expected the share"),
-    ("cpus=8", "store-bandwidth is not said; expected something like gpus=64"),
-    ("", "cpus is not said"),
+    ("cpus=8", "store-bandwidth is missing; expected something like gpus=64"),
+    ("", "cpus is missing"),
     ("cpus=8,store-bandwidth=1GB/s,gpus=1,gpus-each=2", "gpus-each is 2 and gpus is 1"),
 ])  # fmt: skip
-def test_what_is_no_cluster_is_refused(said: str, message: str) -> None:
+def test_an_invalid_cluster_is_refused(said: str, message: str) -> None:
     with pytest.raises(UserError) as refusal:
         parse_cluster(said)
     assert message in str(refusal.value)
 
 
-def test_shapes_of_known_models_are_those_of_their_papers() -> None:
+def test_dimensions_of_known_models_equal_their_papers() -> None:
     """Per block of a GPT-2: 3d and d of attention, 4d and d of the MLP; of a Llama: 4d, and d and two inner widths."""
     xl, llama = model_dimensions("gpt2-xl"), model_dimensions("llama-7b")
     assert xl.units == 48 * 9 * 1600
@@ -127,13 +127,13 @@ def test_a_configuration_has_the_units_of_its_model(name: str, tmp_path: Path) -
     assert found.parameters == sum(weight.numel() for weight in loaded.base_model.parameters()) - embedded
 
 
-def test_a_model_whose_units_hang_on_values_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"cannot be counted without its weights.*say --units and --parameters"):
+def test_a_model_whose_forward_pass_depends_on_values_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot be counted without its weights.*give --units and --parameters"):
         model_dimensions(str(save_model("mixtral", tmp_path / "mixtral")))
 
 
-def test_sizes_that_cannot_be_are_refused() -> None:
-    with pytest.raises(UserError, match="1,000 positives and 1,000 negatives, and there are 1,500 sentences"):
+def test_impossible_sizes_are_refused() -> None:
+    with pytest.raises(UserError, match="1,000 positives and 1,000 negatives, but there are only 1,500 sentences"):
         Sizes(1_500, 20, 10, 1_000, 1_000)
     with pytest.raises(UserError, match="--tokens-a-sentence is 0: expected more than 0"):
         Sizes(1_500, 0, 10, 10, 10)
@@ -209,7 +209,7 @@ def test_the_last_round_is_whole() -> None:
     assert stage(load, one_fewer, "score").idle == pytest.approx(1 - blocks / (2 * (blocks - 1)))
 
 
-def test_the_bottleneck_is_what_there_is_too_little_of() -> None:
+def test_the_bottleneck_is_the_scarcest_resource() -> None:
     load = workload(sentences=1_000_000, autocast="bfloat16")
     assert stage(load, Hardware(64, 512, store_bandwidth=1e7), "extract").bottleneck == "store bandwidth"
     assert stage(load, Hardware(1, 512, 1e11, gpu_flops=1e12), "extract").bottleneck == "GPUs"
@@ -220,7 +220,7 @@ def test_the_bottleneck_is_what_there_is_too_little_of() -> None:
 
 
 @given(WORKLOADS, HARDWARE)
-def test_advice_is_what_the_estimate_says_of_the_change(load: Workload, hardware: Hardware) -> None:
+def test_advice_agrees_with_the_estimate_of_the_change(load: Workload, hardware: Hardware) -> None:
     now, given_advice = estimate(load, hardware).seconds, advice(load, hardware)
     assert [change.seconds for change in given_advice.changes] == sorted(c.seconds for c in given_advice.changes)
     wider = replace(hardware, cpus=2 * hardware.cpus)
@@ -232,7 +232,7 @@ def test_advice_is_what_the_estimate_says_of_the_change(load: Workload, hardware
         assert not steps or steps[-1].seconds <= now / 2 < ([now] + [step.seconds for step in steps])[-2]
 
 
-def test_what_does_not_fit_is_said() -> None:
+def test_memory_that_does_not_fit_is_reported() -> None:
     load = paper_workload(model_dimensions("llama-7b"), Sizes(10_000, 20, 10, 100, 100), PlanRequest("llama-7b"))
     assert load.weights_bytes == pytest.approx(4 * 6.738e9, rel=0.001)
     small = replace(parse_cluster(CLUSTER), gpu_memory=16e9)
@@ -250,7 +250,7 @@ def test_a_planned_run_is_read_as_it_is(keep: int | None, planned: Path, tmp_pat
     corpus = make_corpus(tmp_path / "corpus", texts=400, concepts=12, positives=20, pool=60, held_out_percent=25)
     run = tmp_path / "run"
     plan = make_run(run, corpus, 512, keep=keep, permutations=3, resamples=5)
-    # Its model is made up; that of the planned run has a configuration.
+    # Its model is made up; the planned run's model has a configuration.
     score.plan(open_run(run))
     sets = score.Scorer(open_run(run)).rows.concepts
     edited = replace(plan, model=open_run(planned).plan.model)
@@ -274,17 +274,17 @@ def test_a_planned_run_is_read_as_it_is(keep: int | None, planned: Path, tmp_pat
     assert not found.own_negatives
 
 
-def test_what_is_done_takes_no_time(mined: Path) -> None:
+def test_finished_stages_take_no_time(mined: Path) -> None:
     load = workload_of_run(open_run(mined))
     assert load.left == {"extract": 0, "score": 0, "assess": 0}
     assert load.tokens == 0
     assert [each.stage for each in estimate(load, parse_cluster(CLUSTER)).stages] == ["reduce"]
 
 
-def test_kernels_are_measured_on_the_machine_at_hand() -> None:
+def test_kernels_are_measured_on_this_machine() -> None:
     small, large = measure_kernels("float16", 2_000), measure_kernels("float16", 50_000)
     assert (small.rows, large.rows) == (2_000, 50_000)
-    # A bitmap over the levels of 50,000 responses is several times that over those of 2,000.
+    # A bitmap over the levels of 50,000 responses is several times as large as one over 2,000.
     assert large.pair > small.pair > 0
     costs = measure("float16", "zstd", 50_000, MEASURED)
     assert costs.kernels["float16"][0].rows == 50_000
@@ -292,7 +292,7 @@ def test_kernels_are_measured_on_the_machine_at_hand() -> None:
     assert "this machine" in costs.kernels_source
 
 
-def test_costs_between_two_measurements_lie_between_them() -> None:
+def test_costs_are_interpolated_between_measurements() -> None:
     low, high = MEASURED.kernels["float16"][:2]
     between = MEASURED.kernels_of("float16", 30_000)
     for name in ("rank", "pair", "positive"):
@@ -311,7 +311,7 @@ def test_scoring_takes_what_the_estimate_says(concepts: int, positives: int, per
     scorer = score.Scorer(open_run(run))
     load = replace(
         paper_workload(
-            Shape.on_paper(plan.layout.units, 1e6),
+            ModelDimensions.on_paper(plan.layout.units, 1e6),
             Sizes(4_000, 20, concepts, positives, 500),
             PlanRequest("made up", scoring={"permutations": permutations, "resamples": 0}),
         ),
@@ -319,14 +319,14 @@ def test_scoring_takes_what_the_estimate_says(concepts: int, positives: int, per
         left={"extract": 0, "score": len(tasks), "assess": 0},
     )
     costs = measure("float16", "zstd", 4_000, MEASURED)
-    told = estimate(load, Hardware(cpus=1, store_bandwidth=1e12, latency=0.0), costs).stages[0]
+    found = estimate(load, Hardware(cpus=1, store_bandwidth=1e12, latency=0.0), costs).stages[0]
     taken = []
     for _ in range(2):
         started = time.process_time()
         assert len(list(serial.run(lambda: scorer, tasks))) == len(tasks)
         taken.append(time.process_time() - started)
-    assert told.stage == "score"
-    assert min(taken) / 3 < sum(told.work.values()) < 3 * min(taken), (told.work, taken)
+    assert found.stage == "score"
+    assert min(taken) / 3 < sum(found.work.values()) < 3 * min(taken), (found.work, taken)
 
 
 def test_a_job_on_paper_is_printed() -> None:
@@ -346,7 +346,7 @@ def test_a_job_on_paper_is_printed() -> None:
     (("--units", 100, "--parameters", 0), "--parameters is 0"),
     (("--model", "gpt2-xll"), "did you mean gpt2-xl"),
 ])  # fmt: skip
-def test_what_is_no_job_is_refused(arguments: tuple[Any, ...], message: str) -> None:
+def test_an_invalid_job_is_refused(arguments: tuple[Any, ...], message: str) -> None:
     with pytest.raises(UserError, match=message):
         printed_by("estimate", *arguments, "--sentences", 10_000, "--concepts", 10, "--cluster", CLUSTER)
 
@@ -358,10 +358,10 @@ def test_bad_input_ends_with_one_message_and_exit_code_2() -> None:
 
 def test_a_plan_is_estimated_on_a_cluster(tiny_model: Path, tiny_corpus: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    asked = ("plan", run, "--model", tiny_model, "--corpus", tiny_corpus, "--max-tokens", 64)
-    document = json.loads(printed_by(*asked, "--cluster", "cpus=1,store-bandwidth=1GB/s", "--json"))
+    command = ("plan", run, "--model", tiny_model, "--corpus", tiny_corpus, "--max-tokens", 64)
+    document = json.loads(printed_by(*command, "--cluster", "cpus=1,store-bandwidth=1GB/s", "--json"))
     bill, capacity = document["bill"], document["capacity"]
     extract = capacity["stages"][0]
     assert extract["work"]["forward passes"] == pytest.approx(bill["extract_seconds"])
     assert capacity["workload"]["tokens"] == bill["tokens"]
-    assert "bottleneck" in printed_by(*asked, "--cluster", CLUSTER)  # it is planned by now
+    assert "bottleneck" in printed_by(*command, "--cluster", CLUSTER)  # now it is already planned

@@ -124,7 +124,7 @@ def test_a_run_killed_in_the_middle_goes_on_to_the_same_bytes(
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_with_a_message_and_keeps_what_is_done(
+def test_ctrl_c_ends_with_a_message_and_keeps_finished_tasks(
     longer_run: tuple[Path, Path], ray_address: str, tmp_path: Path
 ) -> None:
     run = Path(shutil.copytree(longer_run[1], tmp_path / "run"))
@@ -134,7 +134,7 @@ def test_ctrl_c_ends_with_a_message_and_keeps_what_is_done(
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "stopped; what is done is kept" in stderr
+    assert "stopped; finished tasks are kept" in stderr
     assert "Traceback" not in stderr
     assert 0 < receipts_of(run) < receipts_of(longer_run[0])
     succeed("extract", run, "--executor", "serial")
@@ -156,7 +156,7 @@ def test_the_stages_one_by_one_on_stated_executors(
     assert [stage["done"] == stage["total"] for stage in stages] == [True] * 4
 
 
-def test_looking_at_a_corpus_and_at_experts(serial_run: Path, corpus: Path) -> None:
+def test_showing_a_corpus_and_experts(serial_run: Path, corpus: Path) -> None:
     shown = json.loads(succeed("concepts", "show", corpus, "--json"))
     assert [concept["concept"] for concept in shown["concepts"]] == ["animal", "tool"]
     assert "36 positive" in succeed("concepts", "show", corpus, "animal")
@@ -167,12 +167,12 @@ def test_looking_at_a_corpus_and_at_experts(serial_run: Path, corpus: Path) -> N
     assert str(expected[0]) in succeed("experts", serial_run, "tool", "-k", 5)
 
 
-def test_what_is_real_is_told(serial_run: Path) -> None:
+def test_chance_and_stability_are_printed(serial_run: Path) -> None:
     every = succeed("experts", serial_run).splitlines()
     assert every[0].split()[:2] == ["concept", "positives"] and len(every) == 3
     one = succeed("experts", serial_run, "animal", "-k", 3)
-    assert "when labels are shuffled (20 times, those of" in one
-    assert "stay among the 10 best when sentences are drawn anew (100 times; only the 100 best compete)" in one
+    assert "when labels are shuffled (20 times, labels of" in one
+    assert "stay among the 10 best when sentences are resampled (100 times, among the 100 best)" in one
     (metadata, _) = json.loads(succeed("experts", serial_run, "--json"))
     assert metadata["name"] == "animal" and 0 < metadata["best"]["p_value"] <= 1
     assert metadata["best"]["held_out_low"] <= metadata["best"]["held_out_high"]
@@ -181,7 +181,7 @@ def test_what_is_real_is_told(serial_run: Path) -> None:
     assert first["name"] == "transformer.h.*.attn.c_attn" and first["pairs"] == 2 * 2 * 96 == sum(first["bins"])
 
 
-def test_scoring_anew_with_other_settings(serial_run: Path, corpus: Path, tiny_model: Path, tmp_path: Path) -> None:
+def test_scoring_again_with_other_settings(serial_run: Path, corpus: Path, tiny_model: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(serial_run, tmp_path / "run"))
     mine = ("mine", run, "--model", tiny_model, "--corpus", corpus, "--max-tokens", 64)
     on = ("--extract-on", "serial", "--score-on", "serial")
@@ -189,10 +189,10 @@ def test_scoring_anew_with_other_settings(serial_run: Path, corpus: Path, tiny_m
     assert done.returncode == 0, done.stderr
     assert "39 shuffles of labels" in done.stderr and "extract:" not in done.stderr
     expertmine("plan", *mine[1:], "--resamples", 7)
-    assert "was planned again since" in expertmine("experts", run, "animal", "-k", 2).stderr
+    assert "was planned again after" in expertmine("experts", run, "animal", "-k", 2).stderr
     index = json.loads((run / "experts" / "index.json").read_text())
     assert (index["scoring"]["keep"], index["scoring"]["permutations"], index["scoring"]["resamples"]) == (4, 39, 100)
-    assert "is planned already" in expertmine(*mine, *on).stderr  # what is not said stays
+    assert "is already planned" in expertmine(*mine, *on).stderr  # options that are not given stay
 
 
 def test_several_poolings_have_an_index_each(corpus: Path, tiny_model: Path, tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_several_poolings_have_an_index_each(corpus: Path, tiny_model: Path, tmp
     planned = json.loads(succeed("plan", run, *options, "--json"))
     assert planned["plan"]["responses"]["poolings"] == ["mean", "max"]
     assert planned["bill"]["units"] == 576
-    assert "is planned already" in expertmine("plan", run, *options).stderr
+    assert "is already planned" in expertmine("plan", run, *options).stderr
     output = succeed("mine", run, *options, "--top-k", 20, "--extract-on", "serial", "--score-on", "serial")
     assert output.splitlines() == [f"{run / 'experts'}: expert index", f"{run / 'experts-max'}: expert index"]
     assert "tasks match their receipts" in succeed("verify", run)
@@ -293,7 +293,7 @@ def test_bad_input_ends_with_one_message_and_exit_code_2(
     assert "nothing to verify yet" in refused("verify", run)
 
 
-def test_damage_is_told_with_its_remedy(serial_run: Path, tmp_path: Path) -> None:
+def test_damage_is_reported_with_its_remedy(serial_run: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(serial_run, tmp_path / "run"))
     shard = next(path for path in sorted((run / "store.zarr" / "responses" / "max" / "c").rglob("*")) if path.is_file())
     shard.write_bytes(shard.read_bytes()[:-100])
@@ -339,7 +339,7 @@ def test_an_error_inside_a_worker_arrives_as_the_same_message(
         assert "corpus.json: not a corpus" in refused(stage, run, *on)
 
 
-def test_mining_a_grown_corpus_tells_what_is_new(
+def test_mining_a_grown_corpus_reports_new_sentences(
     serial_run: Path, tiny_model: Path, concept_files: Path, tmp_path: Path
 ) -> None:
     run = Path(shutil.copytree(serial_run, tmp_path / "run"))
@@ -353,9 +353,9 @@ def test_mining_a_grown_corpus_tells_what_is_new(
     done = expertmine(*mine)
     assert done.returncode == 0, done.stderr
     assert "2 to run" in done.stderr
-    assert "72 others are in the run already" in done.stderr
+    assert "72 others are already in the run" in done.stderr
     assert "extract: 2 of 2" in done.stderr
     assert "colour" in succeed("experts", run, "colour")
     again = expertmine(*mine)
-    assert "is planned already: 74 sentences" in again.stderr
+    assert "is already planned: 74 sentences" in again.stderr
     assert "extract:" not in again.stderr

@@ -47,7 +47,7 @@ def test_every_source_becomes_a_corpus_and_corpora_join(sources: Path) -> None:
     shown = json.loads(succeed("concepts", "show", joined, "--json"))
     assert {concept["concept"] for concept in shown["concepts"]} >= {"animal", "dog%1:05:00::", "football%1:06:00::"}
     assert shown["words"] == {"shortest": 2, "median": 3, "p90": 5, "longest": 8}
-    for wanted in ("most similar", "bark%2:32:00::", "positives of several concepts: ", "words a sentence: 2 to 8"):
+    for wanted in ("most similar", "bark%2:32:00::", "positives of several concepts: ", "words per sentence: 2 to 8"):
         assert wanted in succeed("concepts", "show", joined)
     one_concept = succeed("concepts", "show", joined, "animal")
     assert "2 positive (0 held out) of 3 to 3 words" in one_concept
@@ -70,7 +70,7 @@ def test_wordnet_with_its_options(tmp_path: Path) -> None:
     assert {"kind": "concept", "reason": "fewer than 100 positives"}.items() <= refused_json["counts"][0].items()
 
 
-def test_what_was_refused_is_said_and_listed(sources: Path) -> None:
+def test_refused_input_is_counted_and_listed(sources: Path) -> None:
     (sources / "k.txt").write_text(KEYS.replace("say%2:32:00::", "say%2:99:00::").replace("d000.s001.t001", "d9.s9.t9"))
     said = succeed(
         "concepts", "raganato", sources / "d.xml", sources / "k.txt", "--by", "synset", "--min-positives", 1,
@@ -104,7 +104,7 @@ def test_bad_input_ends_with_one_message_and_leaves_nothing(sources: Path) -> No
     assert "exists and is not a folder" in refused("concepts", "table", sources / "t.csv", "--out", data)
     assert "--no-labels" in refused("concepts", "table", sources / "t.csv", *out, "--label-column", "lable")
     succeed("concepts", "table", sources / "t.csv", *out)
-    assert "which is read" in refused("concepts", "split", sources / "corpus", *out)
+    assert "one of the corpora to read" in refused("concepts", "split", sources / "corpus", *out)
     assert "No such option" in expertmine("concepts", "table", sources / "t.csv", *out, "--negative", "x").stderr
 
 

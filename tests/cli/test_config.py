@@ -1,4 +1,4 @@
-"""Job files: what they may say, what counts more, and all that is refused in them."""
+"""Job files: their options, what overrides them, and what is refused in them."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def by_name(document: str) -> dict[str, tuple[Any, str]]:
     return {f"{row['section'] or ''}.{row['option']}".strip("."): (row["value"], row["origin"]) for row in rows}
 
 
-def test_what_is_typed_counts_more_than_the_file_and_the_file_more_than_the_default(printed: Run, job: Any) -> None:
+def test_typed_options_override_the_file_and_the_file_overrides_defaults(printed: Run, job: Any) -> None:
     path = job(JOB)
     found = by_name(printed("config", "--config", path, "--model", "embedded", "--workers", 3, "--json"))
     assert found["model"] == ("embedded", "command line")
@@ -106,10 +106,10 @@ def test_what_is_typed_counts_more_than_the_file_and_the_file_more_than_the_defa
     assert found["score.address"] == ("auto", f"{path}:13")
     assert found["max-tokens"] == (128, "default")
     assert found["generate.top-k"] == (7, f"{path}:16")
-    assert found["top-k"] == (None, "default")  # of the index, which is another thing
+    assert found["top-k"] == (None, "default")  # of the index; generate has another option top-k
 
 
-def test_typing_the_workers_of_all_stages_puts_aside_the_files_workers_of_one(printed: Run, job: Any) -> None:
+def test_typed_workers_of_all_stages_override_the_files_workers_of_one(printed: Run, job: Any) -> None:
     path = job(JOB)
     assert by_name(printed("config", "--config", path, "--json"))["score.workers"] == (4, f"{path}:14")
     typed = by_name(printed("config", "--config", path, "--workers", 3, "--json"))
@@ -130,7 +130,7 @@ class Called(Exception):
     """Says what a stage was called with."""
 
 
-def test_each_stage_takes_what_concerns_it(monkeypatch: pytest.MonkeyPatch, job: Any) -> None:
+def test_each_stage_takes_its_options(monkeypatch: pytest.MonkeyPatch, job: Any) -> None:
     def tell(*given: object) -> None:
         raise Called(*given)
 
@@ -179,10 +179,10 @@ def test_mine_runs_the_stages_where_the_sections_say(monkeypatch: pytest.MonkeyP
     typed = ("run", "--corpus", "corpus", "--ray-address", "r", "--dask-address", "d")
     assert called(*typed) == (("ray", Cluster("r")), ("dask", Cluster("d")))
     shared = called(*typed[:-2], "--score-on", "ray")
-    assert shared == (("ray", Cluster("r")), ("ray", Cluster("r")))  # one Ray for both unless told
+    assert shared == (("ray", Cluster("r")), ("ray", Cluster("r")))  # by default one Ray for both
 
 
-def test_a_whole_run_from_a_job_file_alone_is_the_one_that_was_typed(
+def test_a_run_from_a_job_file_equals_a_typed_one(
     printed: Run, job: Any, tiny_model: Path, tiny_corpus: Path, tmp_path: Path
 ) -> None:
     options = {
@@ -207,7 +207,7 @@ def test_a_whole_run_from_a_job_file_alone_is_the_one_that_was_typed(
     assert {each.name for each in folders[0].iterdir()} == {each.name for each in folders[1].iterdir()}
 
 
-def test_what_config_prints_as_yaml_is_a_job_file_that_says_the_same(printed: Run, job: Any) -> None:
+def test_config_prints_an_equivalent_job_file(printed: Run, job: Any) -> None:
     path = job(JOB + '  prompt: "a\\tcat: #1"\nserve: {max-body: 64kB, port: 0}\nevaluate-concept: {k: [1, 2]}\n')
     before = by_name(printed("config", "--config", path, "--json"))
     path.write_text(printed("config", "--config", path, "--yaml"))
@@ -265,10 +265,10 @@ def test_no_password_is_printed(printed: Run, refused: Run, job: Any) -> None:
     ("extract:\n  model: x\n", "line 2: unknown key 'model' in the section extract; did you mean model, outside of"),
     ("zzzzz: 1\n", "line 1: unknown key 'zzzzz'; expected run, corpus, model, "),
     ("config: other.yaml\n", "line 1: unknown key 'config'"),
-    ("model: a\nhookpoint: mlp\nmodel: b\n", "line 3: model is there twice, first in line 1"),
-    ("max_tokens: 3\nmax-tokens: 4\n", "line 2: max-tokens is there twice, first in line 1"),
-    ("extract-on: ray\nextract:\n  executor: serial\n", "line 3: extract.executor is what extract-on in line 1 says"),
-    ("gpus-each: 1\nextract:\n  gpus-each: 1\n", "line 3: extract.gpus-each is what gpus-each in line 1 says"),
+    ("model: a\nhookpoint: mlp\nmodel: b\n", "line 3: model occurs twice, first in line 1"),
+    ("max_tokens: 3\nmax-tokens: 4\n", "line 2: max-tokens occurs twice, first in line 1"),
+    ("extract-on: ray\nextract:\n  executor: serial\n", "line 3: extract.executor is the same option as extract-on in line 1"),
+    ("gpus-each: 1\nextract:\n  gpus-each: 1\n", "line 3: extract.gpus-each is the same option as gpus-each in line 1"),
     ("run: r\nworkers: two\n", "line 2: workers is 'two': Input should be a valid integer"),
     ("top-k: 0\n", "line 1: top-k is '0': Input should be greater than or equal to 1"),
     ("force: maybe\n", "line 1: force is 'maybe': expected true or false"),
@@ -278,19 +278,19 @@ def test_no_password_is_printed(printed: Run, refused: Run, job: Any) -> None:
     ("generate:\n  seed: -1\n", "line 2: generate.seed is '-1': Input should be greater than or equal to 0"),
     ("corpus: bad://x/y\n", "line 1: corpus: bad://x/y: "),
     ("model:\n", "line 1: model has no value"),
-    ("hookpoint: [mlp, ~]\n", "line 1: a list in a job file has plain values"),
+    ("hookpoint: [mlp, ~]\n", "line 1: expected only plain values in a list"),
     ("model:\n  a: 3\n", "line 1: model has options below it"),
-    ("extract:\n  workers:\n    a: 3\n", "line 3: options in a section have a value"),
+    ("extract:\n  workers:\n    a: 3\n", "line 3: an option in a section has options below it"),
     ("extract: ray\n", "line 1: extract is a section; expected options below it"),
     ("- model\n", "line 1: expected options as `name: value`"),
     ("? [a, b]\n: c\n", "line 1: expected the name of an option"),
     ("model: a\n---\nmodel: b\n", "several documents"),
     ("model: gpt2\n\thookpoint: x\n", "line 2: not YAML: found character '\\t'"),
     ("hookpoint: *.mlp.c_fc\n", "line 1: not YAML: expected alphabetic or numeric character, but found '.'; quote"),
-    ("model: a\x01b\n", "not YAML: it has characters that are not text"),
+    ("model: a\x01b\n", "not YAML: it has characters that are not valid text"),
     (b"model: a\nrun: \xff\n", "line 2: not UTF-8 text"),
 ])  # fmt: skip
-def test_what_is_wrong_in_a_job_file_is_told_with_its_line(
+def test_errors_in_a_job_file_are_reported_with_their_lines(
     content: str | bytes, expected: str, refused: Run, job: Any
 ) -> None:
     path = job(content)
@@ -305,9 +305,9 @@ def test_what_is_wrong_in_a_job_file_is_told_with_its_line(
     ("hookpoint: [mlp, !env HOME]\n", "the tag !env"),
     ("!!str model: gpt2\n", "the tag !!str"),
     ("!job {model: gpt2}\n", "the tag !job"),
-    ("a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\n", "line 1: &a: a job file has no anchors"),
-    ("model: gpt2\nrevision: *m\n", "line 2: *m: a job file has no anchors"),
-    ("model: " + "[" * 30_000, "a list in a job file has plain values"),
+    ("a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\n", "line 1: &a: anchors and aliases are not allowed"),
+    ("model: gpt2\nrevision: *m\n", "line 2: *m: anchors and aliases are not allowed"),
+    ("model: " + "[" * 30_000, "expected only plain values in a list"),
     ("model: " + "{" * 30_000, "expected the name of an option"),
     ("# " + "x" * MAX_BYTES, "more than 65,536 bytes"),
 ])  # fmt: skip
@@ -324,19 +324,19 @@ def test_the_tag_above_would_have_done_harm(tmp_path: Path) -> None:
     assert (tmp_path / "made").is_dir()
 
 
-def test_files_that_are_none(refused: Run, tmp_path: Path) -> None:
+def test_files_that_cannot_be_read(refused: Run, tmp_path: Path) -> None:
     assert "no such file; --config takes a job file" in refused("mine", "--config", tmp_path / "none.yaml")
     assert "cannot be read (Is a directory)" in refused("mine", "--config", tmp_path)
     assert "more than 65,536 bytes" in refused("mine", "--config", "/dev/zero")
 
 
 @pytest.mark.parametrize("content", ["", "# nothing\n", "---\n", "extract:\n  # workers: 3\n", "extract: {}\n"])
-def test_a_job_file_may_say_nothing(content: str, printed: Run, job: Any) -> None:
+def test_a_job_file_may_be_empty(content: str, printed: Run, job: Any) -> None:
     found = by_name(printed("config", "--config", job(content), "--json"))
     assert {origin for _, origin in found.values()} == {"default"}
 
 
-def test_values_are_text_however_they_look(printed: Run, job: Any) -> None:
+def test_values_are_always_text(printed: Run, job: Any) -> None:
     """YAML would make a number of 0123, a date of 2024-01-01 and false of no; a revision is none of these."""
     for text in ("0123", "2024-01-01", "no", "1e3", "'~'"):
         found = by_name(printed("config", "--config", job(f"revision: {text}\n"), "--json"))
@@ -345,18 +345,18 @@ def test_values_are_text_however_they_look(printed: Run, job: Any) -> None:
         assert by_name(printed("config", "--config", job(f"force: {text}\n"), "--json"))["force"][0] is truth
 
 
-def test_every_command_with_config_tells_it_in_its_help(printed: Run) -> None:
+def test_every_command_with_config_has_it_in_its_help(printed: Run) -> None:
     commands = ("units", "plan", "extract", "score", "reduce", "mine", "generate", "serve", "config")
     for words in (*((name,) for name in commands), ("evaluate", "concept"), ("evaluate", "parity")):
         assert "--config" in printed(*words, "--help"), words
 
 
-def test_options_of_other_commands_are_looked_at_too(refused: Run, job: Any) -> None:
+def test_options_of_other_commands_are_checked_too(refused: Run, job: Any) -> None:
     path = job("serve:\n  port: 70000\n")
     assert f"{path}, line 2: serve.port is '70000'" in refused("reduce", "run", "--config", path)
 
 
-def test_the_job_file_of_the_documentation_is_one(printed: Run, job: Any) -> None:
+def test_the_job_file_of_the_documentation_is_valid(printed: Run, job: Any) -> None:
     page = ROOT / "docs" / "configuration.md"
     content = page.read_text().split("```yaml\n")[1].split("```")[0].replace("s3://", "memory://")
     path = job(content)
@@ -375,6 +375,6 @@ def test_a_key_may_be_read_without_any_command(tmp_path: Path) -> None:
         ("first", "a", "1", 1),
         ("second", "part.b-c", ("2", "3"), 2),
     ]
-    assert str(read.trouble(read.settings["second"], " is wrong")) == f"{path}, line 2: part.b-c is wrong"
+    assert str(read.error(read.settings["second"], " is wrong")) == f"{path}, line 2: part.b-c is wrong"
     with pytest.raises(UserError, match="line 1: unknown key 'a'"):
         read_job(path, Vocabulary({"b": "b"}, {}))

@@ -1,4 +1,4 @@
-"""The front door: what `make demo` runs, on fewer concepts."""
+"""The demo that `make demo` runs, on fewer concepts."""
 
 from __future__ import annotations
 

@@ -148,7 +148,7 @@ def bleu_by_hand(text: str, others: Sequence[str], n: int) -> float:
 
 
 @pytest.mark.parametrize("n", [3, 4])
-def test_self_bleu_is_that_by_hand(n: int) -> None:
+def test_self_bleu_equals_a_computation_by_hand(n: int) -> None:
     texts = [
         "the cat sat on the mat",
         "the cat sat on a red mat today",
@@ -258,14 +258,14 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Pat
 SMALL = CellSettings(samples=4, max_new_tokens=5)
 
 
-def test_concepts_are_drawn_among_those_that_can_be_judged(evaluated: Path) -> None:
+def test_concepts_are_drawn_among_those_with_enough_sentences(evaluated: Path) -> None:
     found = concept.evaluate(evaluated, (), 10, (5, 20), SMALL)
     assert [curve.concept for curve in found.curves] == ["man.n.01", "metallic_element.n.01", "woman.n.01"]
     assert [[point.k for point in curve.points] for curve in found.curves] == [[0, 5, 20]] * 3
     assert found == read_result(evaluated, "max", ConceptEvaluation)
 
 
-def test_a_cell_is_what_its_texts_are_like(evaluated: Path) -> None:
+def test_a_cell_measures_its_texts(evaluated: Path) -> None:
     """One point of a curve, measured again by hand from the same texts."""
     found = concept.evaluate(evaluated, ["metallic_element.n.01"], 1, (30,), replace(SMALL, samples=12, seed=3))
     point = found.curves[0].points[1].success
@@ -282,7 +282,7 @@ def test_a_cell_is_what_its_texts_are_like(evaluated: Path) -> None:
     assert found.curves[0].lemmas == len(metals)
 
 
-def test_a_cell_is_steered_as_its_settings_say_and_read_by_the_model_they_name(evaluated: Path) -> None:
+def test_a_cell_uses_its_steering_and_its_judge_model(evaluated: Path) -> None:
     steering = Steering(0, "p90", 0.5, "last", (1,))
     settings = replace(SMALL, samples=12, seed=5, steering=steering, judge_model="embedded")
     found = concept.evaluate(evaluated, ["man.n.01"], 1, (15,), settings)
@@ -299,7 +299,7 @@ def test_a_cell_is_steered_as_its_settings_say_and_read_by_the_model_they_name(e
     assert found == read_result(evaluated, "max", ConceptEvaluation)
 
 
-def test_all_that_decides_what_a_cell_finds_is_in_its_key(evaluated: Path) -> None:
+def test_everything_that_decides_a_cells_result_is_in_its_key(evaluated: Path) -> None:
     index = Experts.load(evaluated)
     base = CellSettings()
 
@@ -327,7 +327,7 @@ def test_all_that_decides_what_a_cell_finds_is_in_its_key(evaluated: Path) -> No
     assert key(base, cell) not in {*others, key_of(measured.decisive(Experts.load(evaluated), base), cell)}
 
 
-def test_what_is_done_is_not_done_again(evaluated: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finished_tasks_do_not_run_again(evaluated: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = replace(SMALL, seed=7)
     first = concept.evaluate(evaluated, ["metallic_element.n.01"], 1, (5,), settings)
     calls: list[int] = []
@@ -341,7 +341,7 @@ def test_what_is_done_is_not_done_again(evaluated: Path, monkeypatch: pytest.Mon
     assert len(calls) == 3
 
 
-def test_an_evaluation_that_was_stopped_goes_on(evaluated: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_evaluation_resumes(evaluated: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = replace(SMALL, seed=11)
     real, calls = Generator.write, []
 
@@ -410,7 +410,7 @@ def test_an_ablation_takes_the_concepts_and_the_k_that_were_evaluated(evaluated:
     (evaluated / "experts" / "steering.json").unlink()
 
 
-def test_words_that_begin_what_was_written() -> None:
+def test_words_that_begin_a_continuation() -> None:
     for text in (" she was", " She was", " her,", " he's", " his;", " he.", " he:"):
         assert begins_with(text, (*SHE, *HE)), text
     for text in ("she was", " shed", " the he", " hers ", "", " he", " this"):

@@ -202,7 +202,7 @@ def test_what_cannot_be_exported_is_refused(
 
 
 @pytest.mark.parametrize("form", ["csv", "parquet"])
-def test_tables_are_the_index_cut_to_what_is_asked(form: export.TableFormat, mined: Path, tmp_path: Path) -> None:
+def test_tables_have_the_requested_part_of_the_index(form: export.TableFormat, mined: Path, tmp_path: Path) -> None:
     experts, read = Experts.load(mined), {"csv": pyarrow.csv.read_csv, "parquet": pq.read_table}[form]
     assert export.export_table(experts, tmp_path / "all", form) == 80
     whole = read(tmp_path / "all")
@@ -225,4 +225,4 @@ def test_the_command_writes_each_format(mined: Path, tmp_path: Path) -> None:
     assert len(list((tmp_path / "s").rglob("expertise.csv"))) == 1
     found = json.loads(succeed("export", mined / "experts", "--format", "csv", "--out", tmp_path / "t.csv", "--json"))
     assert found["rows"] == 80 and pd.read_csv(tmp_path / "t.csv").shape == (80, 16)
-    assert "leave --units and -k out" in refused("export", mined, "--format", "selfcond", "--out", tmp_path, "-k", 3)
+    assert "remove --units and -k" in refused("export", mined, "--format", "selfcond", "--out", tmp_path, "-k", 3)

@@ -431,5 +431,5 @@ def test_the_command_packs_and_commands_read_its_pack_like_a_run(mined: Path, tm
     assert "an expert of 1 of 1 concepts" in succeed("unit", out, Experts.load(out)["tool"][0].unit)
     assert "1 concepts × 3 experts" in succeed("pack", out, "--out", tmp_path / "smaller", "--top-k", 3)
     assert "expected user/name" in refused("pack", mined, "--out", tmp_path / "new", "--push", "birds")
-    assert "--private is of a repository" in refused("pack", mined, "--out", tmp_path / "new", "--private")
+    assert "--private needs a repository" in refused("pack", mined, "--out", tmp_path / "new", "--private")
     assert "no folder ann/nothing" in refused("nearest", "ann/nothing", "tool")

@@ -1,4 +1,4 @@
-"""The report: safe to open, true to what is stored, and the same every time."""
+"""The report: safe to open, true to the stored data, and the same every time."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_hostile_names_and_sentences_are_text(hostile_page: str) -> None:
     assert opened == hostile_page.count("</template>") == 3
 
 
-def test_the_policy_allows_the_pages_own_script_alone(hostile_page: str) -> None:
+def test_the_policy_allows_only_the_pages_own_script(hostile_page: str) -> None:
     import base64
     import hashlib
 
@@ -199,7 +199,7 @@ def test_sentences_are_those_of_an_independent_sort(page: str, mined: Path) -> N
     assert looked_at == 2 * 3 * 3
 
 
-def test_the_marked_token_is_that_of_highest_response(page: str, mined: Path, tiny_model: Path) -> None:
+def test_the_marked_token_has_the_highest_response(page: str, mined: Path, tiny_model: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_model), AutoTokenizer.from_pretrained(tiny_model)
@@ -222,7 +222,7 @@ def test_the_marked_token_is_that_of_highest_response(page: str, mined: Path, ti
     assert looked_at == 2 * 3 * (5 + 3 + 3)
 
 
-def test_a_response_that_is_another_now_is_not_marked(mined: Path, tmp_path: Path) -> None:
+def test_a_response_that_differs_from_its_stored_value_is_not_marked(mined: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(mined, tmp_path / "run"))
     plan = open_run(run).plan
     store = Store(open_run(run))
@@ -239,7 +239,7 @@ def test_a_response_that_is_another_now_is_not_marked(mined: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("pooling", ["mean", "last"])
-def test_other_poolings_mark_what_they_pool(pooling: str, tiny_model: Path, tiny_corpus: Path, tmp_path: Path) -> None:
+def test_other_poolings_mark_their_tokens(pooling: str, tiny_model: Path, tiny_corpus: Path, tmp_path: Path) -> None:
     plan_new(tmp_path / "run", tiny_model, tiny_corpus, poolings=(pooling,))
     run_all(tmp_path / "run", ("serial", Cluster()), ("serial", Cluster()), top_k=10)
     written = write_report(tmp_path / "run", tmp_path / "report.html")

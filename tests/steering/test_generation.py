@@ -152,7 +152,7 @@ def test_setting_an_expert_changes_the_experts_output_by_its_routing_weight_only
     torch.testing.assert_close(outputs[1], expected, rtol=1e-5, atol=1e-6)
 
 
-def test_a_tuples_first_element_is_set_and_the_rest_handed_on() -> None:
+def test_a_tuples_first_element_is_set_and_the_rest_passed_on() -> None:
     model, seen = BUILDERS["gpt2"](), []
     attention = model.get_submodule("transformer.h.0.attn")
     with steer(model, forced_to(2.0, "transformer.h.0.attn", [1]), 1, check=False), torch.no_grad():
@@ -187,7 +187,7 @@ def test_a_hookpoint_of_another_model_is_refused() -> None:
         pass
 
 
-def test_an_encoder_is_mined_but_not_generated_with(mined: Path, tmp_path: Path) -> None:
+def test_an_encoder_can_be_mined_but_cannot_generate(mined: Path, tmp_path: Path) -> None:
     shutil.copytree(mined / "experts", tmp_path / "experts")
     loaded = load_model(str(save_model("bert", tmp_path / "model")))
     metadata = json.loads((tmp_path / "experts" / "index.json").read_text())
@@ -317,7 +317,7 @@ def test_closing_a_stream_ends_its_batch_and_takes_the_hooks_away(generator: Gen
     assert generator(request) == generator(request)
 
 
-def test_what_is_drawn_is_distributed_as_the_model_says(generator: Generator, loaded: LoadedModel) -> None:
+def test_samples_have_the_models_distribution(generator: Generator, loaded: LoadedModel) -> None:
     """Frequencies of the first token among many draws, against softmax over the kept tokens."""
     ids = torch.tensor([loaded.tokenizer("the")["input_ids"]])
     with torch.no_grad():
@@ -339,7 +339,7 @@ def test_each_row_chooses_among_its_own_number_of_tokens() -> None:
     assert [len(part.unique()) for part in drawn.split(1000)] == [3, 50, 10]
 
 
-def test_a_row_is_done_at_its_own_length_or_when_its_request_is_told() -> None:
+def test_a_row_is_done_at_its_own_length_or_when_its_request_is_stopped() -> None:
     stopper = Stopper([2, 5, 5], 4, [0, 0, 1], lambda request: request == 1)
     ids = torch.zeros(3, 6, dtype=torch.long)
     assert stopper(ids, ids).tolist() == [True, False, True]
@@ -383,7 +383,7 @@ def test_texts_that_end_by_themselves_end_there(writer: Generator) -> None:
         assert 0 not in ids[1:]
 
 
-def test_what_the_model_would_do_of_itself_changes_nothing(writer: Generator) -> None:
+def test_the_models_own_generation_settings_change_nothing(writer: Generator) -> None:
     """Checkpoints have generation settings of their own; the request's settings apply all the same."""
     expected = writer.write(TEXTS)
     own = writer.loaded.model.generation_config
@@ -395,7 +395,7 @@ def test_what_the_model_would_do_of_itself_changes_nothing(writer: Generator) ->
         own.repetition_penalty, own.min_length, own.temperature, own.top_k = 1.0, 0, 1.0, 50  # type: ignore[union-attr]
 
 
-def test_half_a_character_at_the_end_is_no_text(writer: Generator) -> None:
+def test_half_a_character_at_the_end_is_dropped(writer: Generator) -> None:
     batch = _Batch(writer, [GenerationRequest(prompt="caf")])
     ids = writer.loaded.tokenizer("caf\u00e9\u2014")["input_ids"]
     start = len(writer.loaded.tokenizer("caf")["input_ids"])
@@ -461,7 +461,7 @@ def test_impossible_settings_are_refused(changes: dict[str, object], message: st
         GenerationRequest(("animal",), **changes)  # type: ignore[arg-type]
 
 
-def test_a_model_that_was_moved_is_found_where_one_says(mined: Path, tiny_model: Path, tmp_path: Path) -> None:
+def test_a_model_that_has_moved_is_loaded_from_its_new_folder(mined: Path, tiny_model: Path, tmp_path: Path) -> None:
     shutil.copytree(mined / "experts", tmp_path / "index")
     metadata = json.loads((tmp_path / "index" / "index.json").read_text())
     metadata["model"]["name"] = "/nowhere/of/old"

@@ -190,7 +190,7 @@ def test_a_batch_that_does_not_fit_the_rows_is_refused(gpt2: PreTrainedModel) ->
     assert not any(module._forward_hooks for module in gpt2.modules())
 
 
-def test_under_autocast_units_are_set_in_its_type(gpt2: PreTrainedModel) -> None:
+def test_under_autocast_units_are_set_in_autocasts_type(gpt2: PreTrainedModel) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         before = responses(gpt2, MLP, IDS)
         with steer(gpt2, A, 2, check=False):
@@ -201,7 +201,7 @@ def test_under_autocast_units_are_set_in_its_type(gpt2: PreTrainedModel) -> None
         assert responses(gpt2, MLP, IDS).dtype == torch.float32
 
 
-def test_a_module_that_a_pass_goes_around_is_told(gpt2: PreTrainedModel) -> None:
+def test_a_module_that_a_pass_bypasses_is_reported(gpt2: PreTrainedModel) -> None:
     """Such as a layer that is skipped: steering that does nothing must not look like steering."""
     block = gpt2.get_submodule("transformer.h.0.mlp")
     block.forward = lambda hidden: hidden  # type: ignore[method-assign]
@@ -265,7 +265,7 @@ def test_blocks_follow_each_other_and_layers_are_chosen_among(mined: Path) -> No
         chosen_experts(experts, Steering(1, layers=(7,)))
 
 
-def test_controls_are_drawn_by_lot_and_are_no_experts(mined: Path) -> None:
+def test_controls_are_random_and_not_experts(mined: Path) -> None:
     index = Experts.load(mined)
     for name in index:
         best = {each.unit for each in index[name]}

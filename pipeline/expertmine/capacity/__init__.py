@@ -1,1 +1,1 @@
-"""What a job would take on given hardware."""
+"""Estimates what a job would take on given hardware. Runs no job."""

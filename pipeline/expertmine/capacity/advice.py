@@ -1,6 +1,6 @@
-"""What would make a job faster on a cluster, and what would halve its time: each change is estimated, none is guessed.
+"""Finds changes that would make a job faster, or halve its time; the effect of each is estimated.
 
-Knows no more than `expertmine.capacity.estimate` does.
+Knows no more than `expertmine.capacity.estimate`.
 """
 
 from __future__ import annotations
@@ -16,36 +16,36 @@ from expertmine.specs.plan import Stage
 from expertmine.telemetry.formats import size
 
 KEPT = 16
-"""Units of a block whose statistics are kept, best and worst each, where fewer are proposed."""
+"""The proposed `--keep`: best and worst units per block whose statistics are kept."""
 MAX_STEPS = 8
-"""Changes one on top of the other that are tried to halve the time."""
+"""Maximum number of changes to combine in order to halve the time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Something that could be done about it."""
+    """A change to the job or the cluster."""
 
     what: str
     seconds: float
-    """That the whole job would take."""
+    """Time of the whole job with the change."""
     gives_up: str = ""
-    """What there would be no longer; nothing where the index is the same."""
+    """The part of the result that is lost; empty if the index stays the same."""
 
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """What would make a job faster."""
+    """Changes that would make a job faster."""
 
     changes: tuple[Change, ...]
-    """Each by itself, the best first."""
+    """Single changes, the best first."""
     halving: tuple[Change, ...]
-    """One on top of the other until the time is halved, with nothing given up; empty where that cannot be."""
+    """Combined changes that halve the time without giving anything up; empty if there are none."""
     giving_up: tuple[Change, ...]
-    """The same, whatever is given up; empty where it need not be, or does not help either."""
+    """Combined changes that halve the time but give something up; empty if not needed, or if there are none."""
 
 
 def advice(load: Workload, hardware: Hardware, costs: UnitCosts = MEASURED) -> Advice:
-    """What would help, and what halves the time."""
+    """Estimate single changes, and search for a combination that halves the time."""
     half = estimate(load, hardware, costs).seconds / 2
     changes = sorted((change for change, _, _ in _options(load, hardware, costs)), key=lambda change: change.seconds)
     halving = _steps(load, hardware, costs, half, giving_up=False)
@@ -54,7 +54,7 @@ def advice(load: Workload, hardware: Hardware, costs: UnitCosts = MEASURED) -> A
 
 
 def _steps(load: Workload, hardware: Hardware, costs: UnitCosts, until: float, giving_up: bool) -> tuple[Change, ...]:
-    """The best change, then the best on top of it, and so on until so many seconds; none when that is not reached."""
+    """Add the best change again and again until the job takes at most `until` seconds; empty if that is not reached."""
     taken: list[Change] = []
     for _ in range(MAX_STEPS):
         given_up = {step.what for step in taken if step.gives_up}
@@ -72,13 +72,13 @@ def _steps(load: Workload, hardware: Hardware, costs: UnitCosts, until: float, g
 
 def _options(load: Workload, hardware: Hardware, costs: UnitCosts) -> list[tuple[Change, Workload, Hardware]]:
     return [
-        (Change(what, estimate(other, there, costs).seconds, gives_up), other, there)
-        for what, gives_up, other, there in _changed(load, hardware)
+        (Change(what, estimate(new_load, new_hardware, costs).seconds, gives_up), new_load, new_hardware)
+        for what, gives_up, new_load, new_hardware in _changed(load, hardware)
     ]
 
 
 def _changed(load: Workload, hardware: Hardware) -> Iterator[tuple[str, str, Workload, Hardware]]:
-    """Each change: what it is, what it gives up, and the workload and the hardware that it makes."""
+    """Each change: its name, what it gives up, and the new workload and hardware."""
     if hardware.gpus and load.left["extract"]:
         yield f"{2 * hardware.gpus} GPUs", "", load, replace(hardware, gpus=2 * hardware.gpus)
         if hardware.gpus_each <= 1:
@@ -87,8 +87,8 @@ def _changed(load: Workload, hardware: Hardware) -> Iterator[tuple[str, str, Wor
     yield f"{2 * hardware.cpus} CPUs", "", load, replace(hardware, cpus=2 * hardware.cpus)
     wider = 2 * hardware.store_bandwidth
     yield f"a store of {size(wider)}/s", "", load, replace(hardware, store_bandwidth=wider)
-    sooner = hardware.latency / 2
-    yield f"a store that answers in {1000 * sooner:g} ms", "", load, replace(hardware, latency=sooner)
+    shorter = hardware.latency / 2
+    yield f"a store with {1000 * shorter:g} ms latency", "", load, replace(hardware, latency=shorter)
     if load.left["extract"]:
         if load.autocast == "none" and load.weights == "float32" and hardware.gpu_flops is None:
             cast = replace(load, autocast="bfloat16", forward_seconds=None)
@@ -99,7 +99,7 @@ def _changed(load: Workload, hardware: Hardware) -> Iterator[tuple[str, str, Wor
         yield "--dtype float16", "float32's last bits", replace(load, dtype="float16"), hardware
     if load.scoring.keep is None and load.layout.block_units > 2 * KEPT:
         kept = replace(load, scoring=replace(load.scoring, keep=KEPT))
-        yield f"--keep {KEPT}", f"experts of a concept beyond the best {KEPT}", kept, hardware
+        yield f"--keep {KEPT}", f"experts beyond the best {KEPT} per concept", kept, hardware
     if load.layout.units > 1:
         yield "half the units (--hookpoint)", "the other units", _with_half_the_units(load), hardware
     if load.shuffles:
@@ -108,7 +108,7 @@ def _changed(load: Workload, hardware: Hardware) -> Iterator[tuple[str, str, Wor
         yield "--resamples 0", "intervals and stability", replace(load, left={**load.left, "assess": 0}), hardware
     if load.own_negatives:
         shared = replace(load, own_negatives=False)
-        yield "a pool of negatives that concepts share", "negatives of each concept's own", shared, hardware
+        yield "a pool of negatives shared by all concepts", "each concept's own negatives", shared, hardware
 
 
 def _with_half_the_units(load: Workload) -> Workload:

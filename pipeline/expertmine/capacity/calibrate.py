@@ -1,6 +1,6 @@
-"""Measure the unit costs of the machine at hand, in a second or two, on made-up responses. Knows no job and no cluster.
+"""Measures this machine's unit costs in a second or two, on made-up responses. Knows no job and no cluster.
 
-CPU time of one thread: what else runs on the machine counts little.
+Measures the CPU time of one thread, so other programs on the machine have little influence.
 """
 
 from __future__ import annotations
@@ -22,33 +22,33 @@ from expertmine_kernels import ConceptRows, expertise
 MAX_ROWS = 1_000_000
 ROUNDS = 5
 _RESPONSES = 2_000_000
-"""Made-up responses, of as many units as that gives."""
+"""Number of made-up responses; sets the number of units."""
 _POOL, _SMALL, _LARGE = 100, 100, 800
-"""Sentences of the pool of negatives, and positives of small and of large sets."""
+"""Sentences in the pool of negatives, and positives in small and in large sets."""
 _FEW = 50
-"""Sets of labels; more of them where units are long, so that ranking does not drown them."""
+"""Number of sets of labels; more with many rows, so that ranking does not dominate."""
 
 
 def measure(dtype: StoredType, codec: Codec, rows: int, costs: UnitCosts) -> UnitCosts:
-    """Unit costs with what this machine takes in place of what was measured elsewhere.
+    """Replace the costs of kernels and compression by measurements on this machine.
 
     Args:
-        rows: sentences that a unit is ranked over; of more than MAX_ROWS, those of so many are measured.
-        costs: that what is not measured here is taken from: all but kernels and compression.
+        rows: sentences that a unit is ranked over; at most MAX_ROWS are measured.
+        costs: source of all other costs.
     """
-    here = f"measured on this machine ({platform.machine()})"
+    source = f"measured on this machine ({platform.machine()})"
     kernels = {**costs.kernels, dtype: (measure_kernels(dtype, rows),)}
-    encode = Cost(_encoded_a_second(dtype, codec), costs.encode[codec].unit, here)
-    # Reading is not measured: it is taken to be faster or slower in the same measure.
+    encode = Cost(_encoding_speed(dtype, codec), costs.encode[codec].unit, source)
+    # Reading is not measured, but scaled by the same ratio as writing.
     decode = replace(costs.decode, value=costs.decode.value * encode.value / costs.encode[codec].value)
-    return replace(costs, kernels=kernels, kernels_source=here, encode={**costs.encode, codec: encode}, decode=decode)
+    return replace(costs, kernels=kernels, kernels_source=source, encode={**costs.encode, codec: encode}, decode=decode)
 
 
 def measure_kernels(dtype: StoredType, rows: int) -> KernelCosts:
-    """What kernels take for units of so many sentences, or of `MAX_ROWS`: three sizes of work, and their differences.
+    """Measure kernels at three sizes of work; the differences give the cost of each part.
 
     Args:
-        rows: 2,000 at least are measured.
+        rows: sentences per unit; 2,000 to `MAX_ROWS` are measured.
     """
     rows = min(max(rows, 2_000), MAX_ROWS)
     units = max(4, _RESPONSES // rows)
@@ -56,42 +56,43 @@ def measure_kernels(dtype: StoredType, rows: int) -> KernelCosts:
     responses = _made_up(rows, units, dtype)
     few, many = _sets(rows, _FEW, _SMALL), _sets(rows, _FEW + more, _SMALL)
     large = _sets(rows, larger, _LARGE)
-    expertise(responses[:, :1], few)  # compiled before it is timed
+    expertise(responses[:, :1], few)  # compiles before timing
     of_few, of_many, of_large = (
         _shortest(lambda sets=sets: expertise(responses, sets)) / units  # type: ignore[misc]
         for sets in (few, many, large)
     )
-    a_set = max((of_many - of_few) / more, 1e-9)
-    ranking = max(of_few - _FEW * a_set, 1e-10 * rows)
-    positive = max(((of_large - ranking) / larger - a_set) / (_LARGE - _SMALL), 1e-10)
+    per_set = max((of_many - of_few) / more, 1e-9)
+    ranking = max(of_few - _FEW * per_set, 1e-10 * rows)
+    positive = max(((of_large - ranking) / larger - per_set) / (_LARGE - _SMALL), 1e-10)
     return KernelCosts(
         rows=rows,
         rank=ranking / rows,
-        pair=max(a_set - _SMALL * positive, 1e-9),
+        pair=max(per_set - _SMALL * positive, 1e-9),
         positive=positive,
     )
 
 
-def _encoded_a_second(dtype: StoredType, codec: Codec) -> float:
+def _encoding_speed(dtype: StoredType, codec: Codec) -> float:
+    """Bytes per second."""
     responses = _made_up(2048, 2 * WIDEST_BLOCK, dtype)
     seconds = _shortest(lambda: encoded_size(responses, WIDEST_BLOCK, Compression(codec)))
     return responses.nbytes / seconds
 
 
 def _made_up(rows: int, units: int, dtype: StoredType) -> NDArray[np.floating]:
-    """(rows, units) normal responses, unit-major in memory as the store's are."""
+    """(rows, units) normal responses, unit-major in memory as in the store."""
     return np.random.default_rng(0).standard_normal((units, rows), np.float32).astype(dtype).T
 
 
 def _sets(rows: int, count: int, positives: int) -> ConceptRows:
-    """Sets of positives drawn by lot, with one pool of negatives."""
+    """Sets of random positives with one pool of negatives."""
     rng = np.random.default_rng(1)
     drawn = [_POOL + rng.choice(rows - _POOL, positives, replace=False) for _ in range(count)]
     return ConceptRows.from_pools(drawn, [np.arange(_POOL)], [0] * count, [[]] * count)
 
 
 def _shortest(work: Callable[[], object]) -> float:
-    """CPU seconds of the shortest of some rounds."""
+    """CPU seconds of the fastest round."""
     found = []
     for _ in range(ROUNDS):
         started = time.process_time()

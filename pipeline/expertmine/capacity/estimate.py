@@ -1,11 +1,11 @@
-"""What a job will take on a cluster: time by stage, bytes, memory, and what holds each stage up.
+"""Estimates a job on a cluster: time by stage, bytes, memory, and the bottleneck of each stage.
 
-Adds up unit costs (`expertmine.capacity.unit_costs`); runs nothing and opens nothing. It does not know where the
-workload came from (`expertmine.capacity.workloads`) nor what else the machines do: the times assume an otherwise idle
-cluster whose processes never die.
+Adds up unit costs (`expertmine.capacity.unit_costs`); runs nothing and opens no files. Does not know where the workload
+comes from (`expertmine.capacity.workloads`) or what else the machines do: it assumes an otherwise idle cluster without
+failures.
 
-Within a stage things go on side by side, so it takes as long as the slowest of them: its *lanes*. Tasks are whole; a
-lane of 65 tasks on 64 processes takes as long as one of 128.
+The parts of a stage run in parallel, as *lanes*, so the stage takes as long as its slowest lane. Tasks are not divided:
+65 tasks on 64 processes take as long as 128.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from expertmine.specs.plan import Stage
 from expertmine.specs.settings import ASSESSED, Autocast, Codec, ScoringSpec, StoredType, WeightsType
 
 REQUESTS_AT_ONCE = 10
-"""Requests to the store that one reading process has under way, as zarr's default is."""
-REQUESTS_A_CHUNK = 2
-"""Where the chunk lies in its shard, and then the chunk."""
+"""Concurrent requests to the store per reading process, zarr's default."""
+REQUESTS_PER_CHUNK = 2
+"""One request for the chunk's position in its shard, one for the chunk."""
 PAIR_BYTES = sum(np.dtype(dtype).itemsize for dtype in STATISTICS.values())
-"""Of all statistics of a pair."""
+"""Bytes of all statistics of a pair."""
 FORWARD = "forward passes"
-"""What the work of GPUs goes by."""
+"""Name of the GPUs' work."""
 AP_BYTES = np.dtype(STATISTICS["ap"]).itemsize
 
 StageName = Literal["extract", "score", "select", "assess", "reduce"]
@@ -41,7 +41,7 @@ StageName = Literal["extract", "score", "select", "assess", "reduce"]
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """All of a job that its cost depends on."""
+    """Everything about a job that its cost depends on."""
 
     layout: Layout
     poolings: int
@@ -50,75 +50,75 @@ class Workload:
     autocast: Autocast
     weights: WeightsType
     left: Mapping[Stage, int]
-    """Tasks of extracting, scoring and assessing that are still to be done."""
+    """Remaining tasks of the stages extract, score and assess."""
     tokens: int
-    """Of the sentences still to be run, special ones included."""
+    """Tokens of the sentences still to run, special tokens included."""
     parameters: int
-    """That a token is multiplied with in the transformer blocks; two operations each."""
+    """Parameters of the transformer blocks that a token is multiplied with; two operations each."""
     weights_bytes: int
-    """Of the whole model in memory."""
+    """Memory of the whole model."""
     pass_bytes: int
-    """That a forward pass holds beside the weights."""
+    """Memory of a forward pass in addition to the weights."""
     concepts: int
     positives: float
-    """Mined ones of a concept, on average."""
+    """Mean number of mined positives per concept."""
     negatives: float
     held_out_positives: float
     held_out_negatives: float
     own_negatives: bool
     """Whether each concept has negatives of its own; otherwise all share one pool."""
     shuffles: int
-    """Sets of shuffled labels, all together."""
+    """Total number of sets of shuffled labels."""
     scoring: ScoringSpec
     compressed: float | None = None
-    """Bytes stored for each byte of responses, where that was seen; None for what the codec did elsewhere."""
+    """Bytes stored per byte of responses, if measured; None for the codec's usual ratio."""
     forward_seconds: float | None = None
-    """That one process of this machine takes for all forward passes, where that was timed; counts without GPUs only."""
+    """Time of all forward passes in one process of this machine, if measured; used only without GPUs."""
 
     @property
     def work(self) -> Work:
-        """What a unit is scored on."""
+        """The work of scoring a unit."""
         return Work(self.layout.padded_shape[0], self.concepts, 2 * self.concepts + self.shuffles, self.dtype)
 
     @property
     def pairs(self) -> int:
-        """(concept, unit) pairs, of all poolings."""
+        """(concept, unit) pairs over all poolings."""
         return self.concepts * self.layout.units * self.poolings
 
     @property
     def response_bytes(self) -> int:
-        """Of all partitions, before compression."""
+        """Bytes of the responses of all partitions, before compression."""
         rows, columns = self.layout.padded_shape
         return rows * columns * np.dtype(self.dtype).itemsize * self.poolings
 
     @property
     def expertise_bytes(self) -> int:
-        """Of all statistics, before compression."""
+        """Bytes of all statistics, before compression."""
         return expertise_bytes(self.layout, self.concepts, self.poolings, self.scoring.keep)
 
     def share(self, stage: Stage) -> float:
-        """How much of a stage is still to be done."""
+        """The share of a stage that remains."""
         total = {"extract": self.layout.partitions}.get(stage, self.layout.blocks * self.poolings)
         return self.left[stage] / total
 
 
 @dataclass(frozen=True, slots=True)
 class StageEstimate:
-    """What one stage takes."""
+    """The estimate of one stage."""
 
     stage: StageName
     seconds: float
-    """From its begin to its end."""
+    """From start to end."""
     lanes: Mapping[str, float]
-    """Seconds that each thing that goes on would take by itself; the slowest decides."""
+    """Seconds of each part that runs in parallel; the slowest decides."""
     work: Mapping[str, float]
-    """Core seconds, or GPU seconds, by what they are for."""
+    """Core seconds or GPU seconds by kind of work."""
     tasks: int
     workers: int
 
     @property
     def bottleneck(self) -> str:
-        """The slowest lane, and where that is cores, what they are at most."""
+        """The slowest lane; if that is CPUs, with their largest kind of work."""
         lane = max(self.lanes, key=lambda name: self.lanes[name])
         if lane not in ("CPUs", "one process"):
             return lane
@@ -126,14 +126,14 @@ class StageEstimate:
 
     @property
     def idle(self) -> float:
-        """Share of the workers' time in which they have no task left: the last round is seldom full."""
+        """Share of the workers' time without a task, because the last round is rarely full."""
         rounds = math.ceil(self.tasks / self.workers) if self.tasks else 0
         return 1 - self.tasks / (rounds * self.workers) if rounds else 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What a process needs beside what there is for it; bytes."""
+    """The memory that a process needs and the memory it is given, in bytes."""
 
     what: str
     needed: float
@@ -147,19 +147,19 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What a job takes on a cluster."""
+    """The estimate of a job on a cluster."""
 
     stages: tuple[StageEstimate, ...]
     memory: tuple[Memory, ...]
     stored_bytes: float
-    """Responses, compressed."""
+    """Compressed responses."""
     expertise_bytes: float
-    """Before compression, which real ones shrink by little."""
+    """Statistics before compression, which reduces them little."""
     gpu_hours: float
-    """In which GPUs are held, for as long as extraction lasts."""
+    """GPU hours allocated for extraction."""
     gpu_hours_at_work: float
     core_hours: float
-    """Of cores at work, or waiting for the store."""
+    """Hours of cores that work or wait for the store."""
 
     @property
     def seconds(self) -> float:
@@ -167,12 +167,12 @@ class Estimate:
 
     @property
     def bottleneck(self) -> StageEstimate:
-        """The stage that takes longest."""
+        """The slowest stage."""
         return max(self.stages, key=lambda stage: stage.seconds)
 
 
 def estimate(load: Workload, hardware: Hardware, costs: UnitCosts = MEASURED) -> Estimate:
-    """Add up what is left of a job."""
+    """Estimate the rest of a job."""
     stages: list[StageEstimate] = []
     if load.left["extract"]:
         stages.append(_extract(load, hardware, costs))
@@ -198,7 +198,7 @@ def _rounds(tasks: int, workers: int) -> int:
 
 
 def _forward_seconds(load: Workload, hardware: Hardware, costs: UnitCosts) -> float:
-    """Of one GPU, or one core, for all forward passes."""
+    """Seconds of one GPU, or of one core, for all forward passes."""
     operations = 2.0 * load.parameters * load.tokens
     if hardware.gpus:
         return operations / (hardware.peak(load.autocast, load.weights) * hardware.utilisation)
@@ -209,7 +209,7 @@ def _forward_seconds(load: Workload, hardware: Hardware, costs: UnitCosts) -> fl
 
 
 def _extract(load: Workload, hardware: Hardware, costs: UnitCosts) -> StageEstimate:
-    """Tokenise, run, and write go on side by side in a process with a GPU, and share its core without one."""
+    """Tokenising, running and writing are parallel in a process with a GPU; without a GPU they share its core."""
     tasks, workers = load.left["extract"], hardware.extractors
     objects = 2 + load.layout.objects_per_partition * load.poolings
     written = load.response_bytes * load.share("extract")
@@ -231,7 +231,7 @@ def _extract(load: Workload, hardware: Hardware, costs: UnitCosts) -> StageEstim
 
 
 def _reading(load: Workload, costs: UnitCosts) -> tuple[float, float]:
-    """Core seconds to read all responses once, and chunks that are read."""
+    """Core seconds to read all responses once, and the number of chunks."""
     chunks = load.layout.partitions * load.layout.blocks * load.poolings
     return load.response_bytes / costs.decode.value + chunks * costs.chunk.value, chunks
 
@@ -242,13 +242,13 @@ def _kernels(load: Workload, costs: UnitCosts) -> dict[str, float]:
     negative = costs.own_negative.value * kernel.positive
 
     def sets(count: int, positives: float, negatives: float) -> float:
-        """A set of labels costs its positives; negatives count for each that does not share them, and once a pool."""
+        """Core seconds of sets of labels: positives count per set, negatives per set or once for a shared pool."""
         one = kernel.pair + kernel.positive * positives
         pool = kernel.pair + negative * negatives
         return count * (one + pool) if load.own_negatives else count * one + pool
 
     held_out = sets(load.concepts, load.held_out_positives, load.held_out_negatives) if load.held_out_positives else 0.0
-    # A shuffle's positives are taken out of the sentences that it shares with others.
+    # A shuffle's positives are removed from the negatives that it shares with others.
     shuffled = load.shuffles * (kernel.pair + (kernel.positive + negative) * load.positives)
     units = load.layout.units * load.poolings
     return {
@@ -267,17 +267,17 @@ def _of_blocks(
     objects: int,
     written: float,
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Lanes and work of a stage whose tasks are blocks of units, each of which reads all responses to its units.
+    """Lanes and work of a stage whose tasks are blocks of units and read all responses of their units.
 
     Args:
-        work: core seconds of the whole stage beside reading.
-        objects: that a task writes.
-        written: bytes that the whole stage writes.
+        work: core seconds of the whole stage, without reading.
+        objects: objects written per task.
+        written: bytes written by the whole stage.
     """
     share, tasks = load.share(stage), load.left[stage]
     reading, chunks = _reading(load, costs)
     work = {name: seconds * share for name, seconds in {"reading": reading, **work}.items()}
-    waiting = share * chunks * REQUESTS_A_CHUNK / REQUESTS_AT_ONCE + tasks * objects
+    waiting = share * chunks * REQUESTS_PER_CHUNK / REQUESTS_AT_ONCE + tasks * objects
     work["waiting for the store"] = waiting * hardware.latency
     moved = share * (load.response_bytes * _compressed(load, costs) + written)
     lanes = {
@@ -299,23 +299,23 @@ def _score(load: Workload, hardware: Hardware, costs: UnitCosts) -> StageEstimat
 def _assess(load: Workload, hardware: Hardware, costs: UnitCosts) -> StageEstimate:
     tasks, objects, blocks = load.left["assess"], 2, load.layout.blocks
     assessed = min(ASSESSED, load.layout.units)
-    # Where a concept's best units lie is not known: as if by lot.
+    # Which blocks a concept's best units are in is not known; assume random ones.
     with_any = load.concepts * load.poolings * blocks * (1 - (1 - 1 / blocks) ** assessed)
     drawn = (
         load.positives + load.negatives + load.held_out_positives + load.held_out_negatives
     ) * load.scoring.resamples
     work = {
-        "drawing sentences anew": with_any * drawn * costs.draw.value,
+        "drawing resamples": with_any * drawn * costs.draw.value,
         "resamples": load.concepts * load.poolings * assessed * drawn * costs.resample.value,
         "the rest": with_any * costs.assess.value + blocks * load.poolings * objects * costs.written.value,
     }
     lanes, work = _of_blocks(load, hardware, costs, "assess", work, objects, 0.0)
-    begin = 0.0 if load.left["score"] else costs.begin.value  # the same processes go on
+    begin = 0.0 if load.left["score"] else costs.begin.value  # scoring has started the processes
     return StageEstimate("assess", max(lanes.values()) + begin, lanes, work, tasks, hardware.cpus)
 
 
 def _select(load: Workload, hardware: Hardware, costs: UnitCosts) -> StageEstimate:
-    """Choosing what is assessed goes over every pair, in the process that drives the stage."""
+    """Choosing the units to assess reads every pair, in the process that runs the stage."""
     objects = load.layout.blocks * load.poolings
     return _in_one_process("select", load.pairs * costs.select.value, objects, load.pairs * AP_BYTES, hardware)
 
@@ -328,7 +328,7 @@ def _reduce(load: Workload, hardware: Hardware, costs: UnitCosts) -> StageEstima
 
 
 def _in_one_process(stage: StageName, seconds: float, objects: int, bytes_: float, hardware: Hardware) -> StageEstimate:
-    """Some work over all statistics that one process does, and that no more machines make faster."""
+    """Work on all statistics in one process, which more machines do not make faster."""
     work = {"statistics of all pairs": seconds, "waiting for the store": objects * hardware.latency}
     lanes = {"one process": sum(work.values()), "store bandwidth": bytes_ / hardware.store_bandwidth}
     return StageEstimate(stage, max(lanes.values()), lanes, work, 1, 1)

@@ -1,8 +1,7 @@
-"""What one unit of each kind of work costs a core, and where that was measured. Knows no job and no cluster.
+"""The cost of one unit of each kind of work, and where it was measured. Knows no job and no cluster.
 
-The figures are of one core of an x86-64 server processor (AVX-512), in CPU time, so that what else ran beside them
-counts little. Other processors differ; `expertmine.capacity.calibrate` measures kernels and compression on the
-machine at hand.
+The figures are CPU time of one core of an x86-64 server processor (AVX-512), so other load had little influence. Other
+processors differ; `expertmine.capacity.calibrate` measures kernels and compression on the current machine.
 """
 
 from __future__ import annotations
@@ -17,15 +16,15 @@ from expertmine.specs.settings import Autocast, Codec, StoredType
 
 @dataclass(frozen=True, slots=True)
 class KernelCosts:
-    """What kernels take of a unit whose responses to so many sentences are ranked."""
+    """Costs of the kernels for units ranked over a number of sentences."""
 
     rows: int
     rank: float
-    """Seconds a (sentence, unit) to rank responses."""
+    """Seconds per (sentence, unit) to rank responses."""
     pair: float
-    """Seconds a (set of labels, unit), whatever its size: a bitmap over the unit's levels is cleared and counted."""
+    """Seconds per (set of labels, unit) of any size: a bitmap over the unit's levels is cleared and counted."""
     positive: float
-    """Seconds a positive of a (set of labels, unit); positives are drawn by lot here, which is the worst for caches."""
+    """Seconds per positive of a (set of labels, unit), for random positives, the worst case for caches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +34,7 @@ class Cost:
     value: float
     unit: str
     source: str
-    """Where it was measured, or that it is assumed."""
+    """How it was measured, or that it is assumed."""
 
 
 _KERNELS = "CPU time of one core of a server processor (AVX-512), normal responses"
@@ -46,7 +45,7 @@ _FORWARD = "docs/extraction.md: extraction of a GPT-2 of 6 layers × 384, two co
 
 @dataclass(frozen=True)
 class UnitCosts:
-    """What work costs one core, or one process; all that is not said to be assumed was measured."""
+    """Costs of work on one core or in one process, measured unless the source says assumed."""
 
     kernels: Mapping[StoredType, Sequence[KernelCosts]] = field(
         default_factory=lambda: {
@@ -63,16 +62,16 @@ class UnitCosts:
         }
     )
     kernels_source: str = _KERNELS
-    own_negative: Cost = Cost(0.7, "of a positive, a negative that only one concept has", "docs/scoring.md, kernels")
+    own_negative: Cost = Cost(0.7, "of a positive, per negative of one concept alone", "docs/scoring.md, kernels")
     operations: Mapping[Autocast, Cost] = field(
         default_factory=lambda: {
-            # 4,718 and 11,399 tokens a second, 2 × 10.6 million operations each, on two cores.
+            # 4,718 and 11,399 tokens per second, 2 × 10.6 million operations each, on two cores.
             "none": Cost(50e9, "operations/s of a core, forward pass in float32", _FORWARD),
             "bfloat16": Cost(120e9, "operations/s of a core, forward pass in bfloat16", _FORWARD),
-            "float16": Cost(120e9, "operations/s of a core, forward pass in float16", "assumed to be as bfloat16"),
+            "float16": Cost(120e9, "operations/s of a core, forward pass in float16", "assumed equal to bfloat16"),
         }
     )
-    tokenise: Cost = Cost(50e-6, "s a sentence", "CPU time of tokenising 2,048 sentences of 18 tokens")
+    tokenise: Cost = Cost(50e-6, "s per sentence", "CPU time of tokenising 2,048 sentences of 18 tokens")
     encode: Mapping[Codec, Cost] = field(
         default_factory=lambda: {
             "zstd": Cost(190e6, "bytes/s into shards, checksums included", _STORE),
@@ -81,25 +80,25 @@ class UnitCosts:
         }
     )
     decode: Cost = Cost(500e6, "bytes/s out of shards", _STORE)
-    chunk: Cost = Cost(0.35e-3, "s a chunk that is read, beside its bytes", "CPU time of Store, chunks of 4 kB")
+    chunk: Cost = Cost(0.35e-3, "s per chunk read, in addition to its bytes", "CPU time of Store, chunks of 4 kB")
     scores: Cost = Cost(420e6, "bytes/s of statistics, encoded and written", _STAGES)
-    written: Cost = Cost(2.5e-3, "s an object that is written, beside its bytes", _STAGES)
-    resample: Cost = Cost(0.3e-9, "s a (sentence, resample) of an assessed unit", "CPU time of the kernel")
-    draw: Cost = Cost(1.4e-9, "s a (sentence, resample) of a concept and block", "CPU time of the kernel")
-    assess: Cost = Cost(0.2e-3, "s a (concept, block) that has assessed units", _STAGES)
-    select: Cost = Cost(0.1e-6, "s a pair, to choose what is assessed, in one process", _STAGES)
-    reduce: Cost = Cost(0.3e-6, "s a pair, to write the index, in one process", _STAGES)
-    begin: Cost = Cost(8.0, "s between stages: processes start, kernels compile", "docs/scoring.md, the demo")
+    written: Cost = Cost(2.5e-3, "s per object written, in addition to its bytes", _STAGES)
+    resample: Cost = Cost(0.3e-9, "s per (sentence, resample) of an assessed unit", "CPU time of the kernel")
+    draw: Cost = Cost(1.4e-9, "s per (sentence, resample) of a concept and block", "CPU time of the kernel")
+    assess: Cost = Cost(0.2e-3, "s per (concept, block) with assessed units", _STAGES)
+    select: Cost = Cost(0.1e-6, "s per pair to choose the units to assess, in one process", _STAGES)
+    reduce: Cost = Cost(0.3e-6, "s per pair to write the index, in one process", _STAGES)
+    begin: Cost = Cost(8.0, "s between stages to start processes and compile kernels", "docs/scoring.md, the demo")
     compressed: Mapping[Codec, Cost] = field(
         default_factory=lambda: {
-            "zstd": Cost(0.85, "bytes stored for each byte of responses", "docs/extraction.md"),
-            "lz4": Cost(0.91, "bytes stored for each byte of responses, with bitshuffle", "docs/extraction.md"),
-            "none": Cost(1.0, "bytes stored for each byte of responses", "docs/extraction.md"),
+            "zstd": Cost(0.85, "bytes stored per byte of responses", "docs/extraction.md"),
+            "lz4": Cost(0.91, "bytes stored per byte of responses, with bitshuffle", "docs/extraction.md"),
+            "none": Cost(1.0, "bytes stored per byte of responses", "docs/extraction.md"),
         }
     )
 
     def kernels_of(self, dtype: StoredType, rows: int) -> KernelCosts:
-        """For so many sentences: between two measurements along the logarithm, beyond them as the nearest."""
+        """Costs for a number of sentences, interpolated along its logarithm; outside the measurements, the nearest."""
         points = self.kernels[dtype]
         if rows <= points[0].rows:
             return points[0]
@@ -112,4 +111,4 @@ class UnitCosts:
 
 
 MEASURED = UnitCosts()
-"""Figures of the project's own measurements."""
+"""The project's own measurements."""

@@ -1,7 +1,7 @@
-"""How it comes to be known what a job has to do: from a run that is planned, or from numbers on paper.
+"""Makes workloads to estimate, from a planned run or from numbers alone.
 
-A model is known by its shape: built from its configuration without weights, so that none needs to be there. Runs no
-sentence.
+A model's dimensions come from its configuration; the model is built without weights, so none are needed. Runs no
+sentence through a model.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from expertmine.specs.plan import Stage
 from expertmine.specs.settings import PlanRequest, ResponseSpec, ScoringSpec
 
 SAMPLE_PARTITIONS = 4
-"""Partitions of a run whose sentences tell how many tokens one has, where none was extracted yet."""
+"""Partitions sampled for the mean number of tokens per sentence if none has been extracted yet."""
 
 
 def _gpt2(layers: int, width: int) -> dict[str, Any]:
@@ -52,42 +52,42 @@ KNOWN: Mapping[str, dict[str, Any]] = {
     "llama-7b": _llama(32, 4096, 11_008),
     "llama-13b": _llama(40, 5120, 13_824),
 }
-"""Configurations of models that can be named without being there."""
+"""Configurations of models that can be named without a download."""
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
-    """What of a model decides what it costs."""
+class ModelDimensions:
+    """The sizes of a model that its cost depends on."""
 
     units: int
     widest: int
     """Channels of the widest hookpoint."""
     parameters: int
-    """Of all but embeddings, which a token is not multiplied with."""
+    """Parameters without embeddings, which are looked up and not multiplied."""
     all_parameters: int
 
     @classmethod
-    def on_paper(cls, units: int, parameters: float) -> Shape:
-        """The shape of a model of which no more is known; embeddings count for nothing then.
+    def on_paper(cls, units: int, parameters: float) -> ModelDimensions:
+        """The dimensions of a model of which only these numbers are known; assumes no embeddings.
 
         Raises:
-            UserError: parameters that are none.
+            UserError: the number of parameters is out of range.
         """
         if not 1 <= parameters < float("inf"):
             raise UserError(f"--parameters is {parameters:g}: expected a number such as 6.5e9")
-        # As wide as a block's widest map mostly is among the units of some thirty blocks.
+        # The usual share of the widest hookpoint in a model of about thirty blocks.
         return cls(units, max(1, units // 128), round(parameters), round(parameters))
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """What of a corpus decides what it costs."""
+    """The sizes of a corpus that its cost depends on."""
 
     sentences: int
     tokens_a_sentence: float
     concepts: int
     positives: int
-    """Of a concept."""
+    """Per concept."""
     negatives: int
     held_out_percent: float = 0.0
     own_negatives: bool = False
@@ -101,22 +101,22 @@ class Sizes:
             raise UserError(f"--held-out is {self.held_out_percent:g}: expected 0 to less than 100 per cent")
         if self.positives + self.negatives > self.sentences:
             raise UserError(
-                f"a concept has {self.positives:,} positives and {self.negatives:,} negatives, and there are "
-                f"{self.sentences:,} sentences in all; expected no fewer"
+                f"a concept has {self.positives:,} positives and {self.negatives:,} negatives, but there are only "
+                f"{self.sentences:,} sentences; expected at least as many"
             )
 
 
-def model_dimensions(name: str, revision: str | None = None, patterns: tuple[str, ...] = ()) -> Shape:
-    """The shape of a model, from its configuration alone.
+def model_dimensions(name: str, revision: str | None = None, patterns: tuple[str, ...] = ()) -> ModelDimensions:
+    """The dimensions of a model, from its configuration alone.
 
     Args:
         name: ``embedded``, one of `KNOWN`, a ``config.json``, a folder with one, or a Hugging Face model id.
-        patterns: that choose hookpoints, as `expertmine.model.hookpoints.find_hookpoints` takes them.
+        patterns: of hookpoints, as for `expertmine.model.hookpoints.find_hookpoints`.
 
     Raises:
-        UserError: there is no such configuration, or it needs weights or code to know what the model does.
+        UserError: there is no such configuration, or the units cannot be counted without weights or code.
     """
-    return _shape(_config(name, revision), name, patterns)
+    return _dimensions(_config(name, revision), name, patterns)
 
 
 def _config(name: str, revision: str | None) -> PreTrainedConfig:
@@ -129,27 +129,27 @@ def _config(name: str, revision: str | None) -> PreTrainedConfig:
         near = difflib.get_close_matches(name, KNOWN, n=2)
         hint = f"did you mean {' or '.join(near)}?" if near else f"expected {', '.join(KNOWN)},"
         raise UserError(
-            f"model {name!r} has no configuration that can be read; {hint} or a config.json, a folder with one, or a "
-            "Hugging Face model id; --units and --parameters do without"
+            f"the configuration of model {name!r} cannot be read; {hint} or a config.json, a folder with one, or a "
+            "Hugging Face model id; --units and --parameters work without a configuration"
         ) from error
     return config  # type: ignore[no-any-return]
 
 
-def _shape(config: PreTrainedConfig, name: str, patterns: tuple[str, ...]) -> Shape:
+def _dimensions(config: PreTrainedConfig, name: str, patterns: tuple[str, ...]) -> ModelDimensions:
     config = copy.deepcopy(config)
-    config.pad_token_id = None  # where there is one, some look for it among the tokens, which have no values here
+    config.pad_token_id = None  # some models search for it among the tokens, which have no values on the meta device
     try:
         with torch.device("meta"):
             model: PreTrainedModel = auto_class(config).from_config(config)
         hookpoints = find_hookpoints(model, patterns)
     except (ValueError, RuntimeError) as error:
         raise UserError(
-            f"the units of {name!r} cannot be counted without its weights, because what it runs hangs on values (the "
-            "experts that a token is routed to, for one); say --units and --parameters"
+            f"the units of {name!r} cannot be counted without its weights, because its forward pass depends on values "
+            "(such as the experts that a token is routed to); give --units and --parameters"
         ) from error
     inside = model.base_model
     embedded = {weight for each in inside.modules() if isinstance(each, nn.Embedding) for weight in each.parameters()}
-    return Shape(
+    return ModelDimensions(
         units=hookpoints[-1].units.stop,
         widest=max(hookpoint.width for hookpoint in hookpoints),
         parameters=sum(weight.numel() for weight in inside.parameters() if weight not in embedded),
@@ -157,10 +157,10 @@ def _shape(config: PreTrainedConfig, name: str, patterns: tuple[str, ...]) -> Sh
     )
 
 
-def paper_workload(shape: Shape, sizes: Sizes, request: PlanRequest) -> Workload:
-    """A job of which there are only numbers, planned as `expertmine plan` would plan it.
+def paper_workload(dimensions: ModelDimensions, sizes: Sizes, request: PlanRequest) -> Workload:
+    """The workload of a job described only by numbers, planned as `expertmine plan` would plan it.
 
-    Concepts are all of one size here, so that with ``--null shared`` one concept's shuffles serve all.
+    All concepts have the same size, so with ``--null shared`` one concept's shuffles serve all.
 
     Raises:
         UserError: settings out of range, or a scoring process may not hold one unit.
@@ -169,7 +169,7 @@ def paper_workload(shape: Shape, sizes: Sizes, request: PlanRequest) -> Workload
     shuffles = scoring.permutations * (1 if scoring.null == "shared" else sizes.concepts)
     work = Work(sizes.sentences, sizes.concepts, 2 * sizes.concepts + shuffles, spec.dtype)
     itemsize = torch.finfo(TYPES[spec.dtype]).bits // 8 * len(spec.poolings)
-    layout = make_layout(sizes.sentences, shape.units, itemsize, widest_block(work, request.scoring_memory))
+    layout = make_layout(sizes.sentences, dimensions.units, itemsize, widest_block(work, request.scoring_memory))
     blocks = layout.blocks * len(spec.poolings)
     held_out = sizes.held_out_percent / 100
     return Workload(
@@ -189,24 +189,24 @@ def paper_workload(shape: Shape, sizes: Sizes, request: PlanRequest) -> Workload
         own_negatives=sizes.own_negatives,
         shuffles=shuffles,
         scoring=scoring,
-        **_model_costs(shape, spec),
+        **_model_costs(dimensions, spec),
     )
 
 
-def _model_costs(shape: Shape, spec: ResponseSpec) -> dict[str, int]:
-    weights = shape.all_parameters * torch.finfo(TYPES[spec.weights]).bits // 8
+def _model_costs(dimensions: ModelDimensions, spec: ResponseSpec) -> dict[str, int]:
+    weights = dimensions.all_parameters * torch.finfo(TYPES[spec.weights]).bits // 8
     return {
-        "parameters": shape.parameters,
+        "parameters": dimensions.parameters,
         "weights_bytes": weights,
-        "pass_bytes": pass_bytes(shape.widest, spec.batch_tokens),
+        "pass_bytes": pass_bytes(dimensions.widest, spec.batch_tokens),
     }
 
 
 def workload_of_run(run: OpenRun, bill: Bill | None = None) -> Workload:
-    """What is left to be done of a run that is planned.
+    """The remaining workload of a planned run.
 
     Args:
-        bill: of what was planned just now; None where the plan was there, and the run's own tasks tell instead.
+        bill: from planning the run just now; None if it was planned before, then its extracted tasks are used.
 
     Raises:
         UserError: the corpus is damaged, or the configuration of its model cannot be read.
@@ -228,7 +228,7 @@ def workload_of_run(run: OpenRun, bill: Bill | None = None) -> Workload:
         autocast=spec.autocast,
         weights=spec.weights,
         left={stage: len(tasks) for stage, tasks in left.items()},
-        tokens=round(sentences * _tokens_a_sentence(run)) if bill is None else bill.tokens,
+        tokens=round(sentences * _tokens_per_sentence(run)) if bill is None else bill.tokens,
         concepts=plan.corpus.concepts,
         positives=float(positives.mean()),
         negatives=float(negatives.mean()),
@@ -243,8 +243,8 @@ def workload_of_run(run: OpenRun, bill: Bill | None = None) -> Workload:
     )
 
 
-def _tokens_a_sentence(run: OpenRun) -> float:
-    """As extracted partitions have it, or else a few that are not."""
+def _tokens_per_sentence(run: OpenRun) -> float:
+    """The mean over extracted partitions; if there are none, over a sample of partitions."""
     plan = run.plan
     done = list(read_receipts(run, "extract"))
     if done:

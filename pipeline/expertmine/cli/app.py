@@ -1,6 +1,6 @@
 """The command line: parse, compose, print. No logic of its own.
 
-Bad input ends with one message and exit code 2; Ctrl-C with exit code 130, and the same command goes on from there.
+Bad input ends with one message and exit code 2, Ctrl-C with exit code 130; the same command then resumes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from expertmine.telemetry.logs import LogFormat, configure
 from expertmine.telemetry.progress import console
 
 INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells have it."""
+"""Exit code after Ctrl-C, by the convention of shells."""
 
 # torch, transformers, ray and dask take seconds to import: commands import what they need.
 
@@ -59,15 +59,15 @@ def log(
         LogFormat,
         typer.Option(
             envvar="EXPERTMINE_LOG_FORMAT",
-            help="Lines of the log: `json` has one object a line; without --log-file on standard error, in place of "
-            "progress bars.",
+            help="Format of log lines. `json`: one object per line; without --log-file they go to standard error "
+            "instead of progress bars.",
         ),
     ] = "text",
     log_file: Annotated[
         Path | None,
         typer.Option(
             envvar="EXPERTMINE_LOG_FILE",
-            help="Log every event to this file, behind what it has. [default: warnings to standard error]",
+            help="Append every event to this log file. [default: warnings to standard error]",
             show_default=False,
         ),
     ] = None,
@@ -78,9 +78,9 @@ def log(
 @app.command()
 def demo(
     out: Annotated[Where, typer.Option(parser=location, metavar="RUN", help="Run folder.")] = Path("demo-run"),
-    concepts: Annotated[int, typer.Option(help="How many WordNet concepts to mine.", min=20)] = 240,
+    concepts: Annotated[int, typer.Option(help="Number of WordNet concepts to mine.", min=20)] = 240,
 ) -> None:
-    """The whole job on the embedded model and WordNet: mine, look at experts, steer.
+    """Run the whole job on the embedded model and WordNet: mine, show experts, steer.
 
     Example: `expertmine demo --out demo-run`
     """
@@ -118,7 +118,7 @@ cli_index.register(app)
 def main() -> None:
     """Entry point of the ``expertmine`` command."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # forked workers would warn about it
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns of missing masks where none is needed
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns about missing masks that are not needed
     try:
         app()
     except UserError as error:
@@ -126,5 +126,5 @@ def main() -> None:
         sys.exit(2)
     except SystemExit as stop:
         if stop.code == INTERRUPTED:  # typer turns a KeyboardInterrupt into this, silently
-            show.problem("stopped; what is done is kept, and the same command goes on from there")
+            show.problem("stopped; finished tasks are kept, run the same command again to resume")
         raise

@@ -1,4 +1,4 @@
-"""``expertmine concepts``: build a corpus from any source, join, split and look at corpora. Parse, compose, print."""
+"""``expertmine concepts``: build, join, split and show corpora. Parse, compose, print."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 # pyarrow and WordNet take a moment to load: commands import what they need.
 
-app = typer.Typer(help="Build a corpus of concepts, or look at one.", no_args_is_help=True)
+app = typer.Typer(help="Build a corpus of concepts, or show one.", no_args_is_help=True)
 
 which = partial(typer.Option, rich_help_panel="Which concepts")
 labels = partial(typer.Option, rich_help_panel="Positives and negatives")
@@ -63,42 +63,42 @@ CorpusArgument = Annotated[
     Where, typer.Argument(parser=location, metavar="CORPUS", help="Corpus folder; may be s3://….", show_default=False)
 ]
 HeldOut = Annotated[
-    float, typer.Option("--held-out", help="Per cent of each concept's sentences that mining will not see.")
+    float, typer.Option("--held-out", help="Per cent of each concept's sentences to hold out from mining.")
 ]
 ByOption = Annotated[
     By,
-    which(help="What becomes a concept: a sense key, a synset, or a synset with all below it."),
+    which(help="A concept is a sense key, a synset, or a synset with all hyponyms (closure)."),
 ]
-WithWordNet = Annotated[WordNetText | None, which("--with-wordnet", help="Take in WordNet's own sentences too.")]
+WithWordNet = Annotated[WordNetText | None, which("--with-wordnet", help="Add WordNet's own sentences.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @dataclass(frozen=True)
 class DrawOptions:
-    """What is drawn, from any source."""
+    """Sizes and seeds of random samples, for any source."""
 
-    limit: Annotated[int | None, which(help="Keep this many concepts, drawn by seed.", min=1)] = None
+    limit: Annotated[int | None, which(help="Keep this many concepts, chosen at random.", min=1)] = None
     negatives_size: Annotated[
-        int, labels(help="Sentences of the pool, and of each sample of negatives of a concept's own.", min=1)
+        int, labels(help="Size of the pool, and of each concept's own sample of negatives.", min=1)
     ] = 1000
-    seed: Annotated[int, typer.Option(help="Of every draw.", min=0, max=2**32 - 1)] = 0
+    seed: Annotated[int, typer.Option(help="Seed of every random choice.", min=0, max=2**32 - 1)] = 0
 
 
 @dataclass(frozen=True)
 class OwnDataOptions(DrawOptions):
-    """For sources that list their concepts, and perhaps their negatives."""
+    """For sources that list their concepts and maybe their negatives."""
 
     negatives: Annotated[
         list[str] | None,
         labels(
             metavar="KIND",
             help="`listed`: the source's own; `pool`: a sample of all sentences, shared by all concepts; `own`: a "
-            "sample for each concept; `others`: every other sentence. Repeatable: they add up.  [default: listed]",
+            "sample per concept; `others`: every other sentence. Repeatable; kinds are combined.  [default: listed]",
         ),
     ] = None
-    min_positives: Annotated[int, labels(help="Fewest positives of a concept.", min=1)] = 1
-    max_positives: Annotated[int | None, labels(help="Most positives of a concept.", min=1)] = None
-    cap: Annotated[int | None, labels(help="Draw at most this many of a concept's positives.", min=1)] = None
+    min_positives: Annotated[int, labels(help="Minimum positives per concept.", min=1)] = 1
+    max_positives: Annotated[int | None, labels(help="Maximum positives per concept.", min=1)] = None
+    cap: Annotated[int | None, labels(help="Sample at most this many positives per concept.", min=1)] = None
 
     def labelling(self) -> Labelling:
         from expertmine.concepts.labelling import Labelling
@@ -111,24 +111,25 @@ class OwnDataOptions(DrawOptions):
 
 @dataclass(frozen=True)
 class SenseOptions(DrawOptions):
-    """For sources of senses: which of them, and against what."""
+    """For sources of senses: which senses, and which negatives."""
 
     concept: Annotated[
         list[str] | None,
-        which(help="This synset, such as bird.n.01, or sense key, and no others; repeatable.  [default: all]"),
+        which(help="Only this synset, such as bird.n.01, or sense key; repeatable.  [default: all]"),
     ] = None
     pos: Annotated[
         list[str] | None,
         which(metavar="PART", help="noun, verb, adjective or adverb; repeatable.  [default: all]"),
     ] = None
-    under: Annotated[str | None, which(help="Only this synset and what lies below it.")] = None
-    min_depth: Annotated[int, which(help="Levels below --under, or below WordNet's tops, at least.", min=0)] = 0
-    max_depth: Annotated[int | None, which(help="The same, at most.", min=0)] = None
+    under: Annotated[str | None, which(help="Only this synset and its hyponyms.")] = None
+    min_depth: Annotated[int, which(help="Minimum level below --under, or below WordNet's roots.", min=0)] = 0
+    max_depth: Annotated[int | None, which(help="Maximum level below --under, or below WordNet's roots.", min=0)] = None
     min_positives: Annotated[
-        int | None, which(help="Fewest sentences that make a concept.  [default: 100; 1 with --concept]", min=1)
+        int | None, which(help="Minimum positives per concept.  [default: 100; 1 with --concept]", min=1)
     ] = None
     max_positives: Annotated[
-        int | None, which(help="Most sentences that make one.  [default: 5000 of a closure; any with --concept]", min=1)
+        int | None,
+        which(help="Maximum positives per concept.  [default: 5000 for closures, else none]", min=1),
     ] = None
     dictionary: Annotated[Path | None, which("--dict", help="A WNDB folder instead of the embedded WordNet 3.0.")] = (
         None
@@ -137,12 +138,12 @@ class SenseOptions(DrawOptions):
         list[str] | None,
         labels(
             metavar="KIND",
-            help="`pool`: a sample of all sentences, shared by all concepts; `own`: a sample for each concept; "
-            "`others`: every other sentence; `sisters`: those of synsets under the same hypernym; `homographs`: those "
-            "with other senses of the same words. Repeatable: they add up.  [default: pool]",
+            help="`pool`: a sample of all sentences, shared by all concepts; `own`: a sample per concept; `others`: "
+            "every other sentence; `sisters`: sentences of synsets with the same hypernym; `homographs`: sentences "
+            "with other senses of the same words. Repeatable; kinds are combined.  [default: pool]",
         ),
     ] = None
-    cap: Annotated[int, labels(help="Draw at most this many of a concept's positives.", min=1)] = 1000
+    cap: Annotated[int, labels(help="Sample at most this many positives per concept.", min=1)] = 1000
 
     def labelling(self, by: By) -> Labelling:
         from expertmine.concepts.labelling import Labelling
@@ -170,7 +171,7 @@ def from_json(
     options: OwnDataOptions,
     held_out: HeldOut = 0,
 ) -> None:
-    """A corpus from the concept files of the reference implementation.
+    """Build a corpus from the concept files of the reference implementation.
 
     Example: `expertmine concepts json concepts/ --out corpus`
     """
@@ -190,22 +191,21 @@ def from_json(
 def from_table(
     paths: Annotated[
         list[Path],
-        typer.Argument(help="CSV, TSV or JSON lines (.gz too), or Parquet.", show_default=False),
+        typer.Argument(help="Tables in CSV, TSV or JSON lines (also .gz), or Parquet.", show_default=False),
     ],
     out: Out,
     options: OwnDataOptions,
-    text_column: Annotated[str, typer.Option(help="Column of the text.")] = "text",
-    concept_column: Annotated[str, typer.Option(help="Column of the concept's name.")] = "concept",
-    label_column: Annotated[str, typer.Option(help="Column of the label.")] = "label",
+    text_column: Annotated[str, typer.Option(help="Column with the text.")] = "text",
+    concept_column: Annotated[str, typer.Option(help="Column with the concept's name.")] = "concept",
+    label_column: Annotated[str, typer.Option(help="Column with the label.")] = "label",
     labels_: Annotated[
-        bool, typer.Option("--labels/--no-labels", help="Without labels every row is a positive.")
+        bool, typer.Option("--labels/--no-labels", help="Whether there are labels; without, every row is a positive.")
     ] = True,
     held_out: HeldOut = 0,
 ) -> None:
-    """A corpus from your own tables: a text, a concept and a label (0 or 1) a row.
+    """Build a corpus from your own tables: a text, a concept and a label (0 or 1) per row.
 
-    Columns `group` and `description` are read where there are some. A table of positives alone takes `--no-labels
-    --negatives pool`.
+    Columns `group` and `description` are optional. For a table of positives only, use `--no-labels --negatives pool`.
 
     Example: `expertmine concepts table mine.csv --out corpus --held-out 20`
     """
@@ -227,13 +227,14 @@ def from_wordnet(
     out: Out,
     options: SenseOptions,
     by: Annotated[
-        Literal["synset", "closure"], which(help="A synset alone, or with all hyponyms and instances below it.")
+        Literal["synset", "closure"],
+        which(help="A concept is a single synset, or a synset with all hyponyms."),
     ] = "closure",
-    text: Annotated[WordNetText, typer.Option(help="Which of WordNet's texts are the sentences.")] = "both",
-    lemma: Annotated[bool, typer.Option("--lemma/--no-lemma", help="Put the word before its definition.")] = False,
+    text: Annotated[WordNetText, typer.Option(help="WordNet texts to use as sentences.")] = "both",
+    lemma: Annotated[bool, typer.Option("--lemma/--no-lemma", help="Put the word in front of its definition.")] = False,
     held_out: HeldOut = 33,
 ) -> None:
-    """A corpus from WordNet: nouns and verbs with all that lies below them, against a shared pool of other sentences.
+    """Build a corpus from WordNet: synsets with their hyponyms, against a shared pool of other sentences.
 
     Example: `expertmine concepts wordnet --under animal.n.01 --max-depth 3 --out corpus`
     """
@@ -245,12 +246,12 @@ def from_wordnet(
 @app.command("raganato")
 @with_groups
 def from_raganato(
-    data: Annotated[Path, typer.Argument(metavar="DATA.xml", help="Sentences; .gz too.", show_default=False)],
-    keys: Annotated[Path, typer.Argument(metavar="KEYS.txt", help="Sense keys; .gz too.", show_default=False)],
+    data: Annotated[Path, typer.Argument(metavar="DATA.xml", help="File of sentences; also .gz.", show_default=False)],
+    keys: Annotated[Path, typer.Argument(metavar="KEYS.txt", help="File of sense keys; also .gz.", show_default=False)],
     out: Out,
     options: AnnotatedOptions,
 ) -> None:
-    """A corpus from an annotated one in the all-words layout: OneSeC, SemCor. Read as a stream, of any size.
+    """Build a corpus from an annotated corpus in the all-words format, such as OneSeC or SemCor, of any size.
 
     Example: `expertmine concepts raganato semcor.data.xml.gz semcor.gold.key.txt.gz --by closure --out corpus`
     """
@@ -266,11 +267,11 @@ def from_raganato(
 @app.command("lexical-sample")
 @with_groups
 def from_lexical_sample(
-    paths: Annotated[list[Path], typer.Argument(help="Files of <lexelt>; .gz too.", show_default=False)],
+    paths: Annotated[list[Path], typer.Argument(help="Files with <lexelt>; also .gz.", show_default=False)],
     out: Out,
     options: AnnotatedOptions,
 ) -> None:
-    """A corpus from a lexical sample: contexts of a word, each with its senses.
+    """Build a corpus from a lexical sample: contexts of words, each with its senses.
 
     Example: `expertmine concepts lexical-sample onesec/*.xml --negatives homographs --out corpus`
     """
@@ -292,15 +293,15 @@ def merge_corpora(
     out: Out,
     same_name: Annotated[
         SameName,
-        typer.Option(help="Concepts of one name: an error, or one concept with the sentences of all."),
+        typer.Option(help="Concepts with the same name are an error (refuse), or become one concept (join)."),
     ] = "refuse",
-    min_positives: Annotated[int, typer.Option(help="Fewest positives of a concept, after joining.", min=1)] = 1,
+    min_positives: Annotated[int, typer.Option(help="Minimum positives per concept, after joining.", min=1)] = 1,
     held_out: Annotated[
-        float | None, typer.Option(help="Per cent to hold out, drawn anew.  [default: the most that one of them has]")
+        float | None, typer.Option(help="Per cent to hold out, chosen again.  [default: the highest of the corpora]")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the held-out draw.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the held-out split.", min=0)] = 0,
 ) -> None:
-    """Join corpora into one that holds shared sentences once.
+    """Join corpora into one, with shared sentences stored once.
 
     Example: `expertmine concepts merge semcor wordnet --same-name join --out both`
     """
@@ -316,9 +317,9 @@ def split_corpus(
     corpus: CorpusArgument,
     out: Out,
     held_out: Annotated[float, typer.Option(help="Per cent of each concept's sentences to hold out.")] = 20,
-    seed: Annotated[int, typer.Option(help="Of the draw.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the split.", min=0)] = 0,
 ) -> None:
-    """Hold other sentences out: the same corpus, split anew.
+    """Split a corpus again: the same corpus with other sentences held out.
 
     Example: `expertmine concepts split corpus --held-out 30 --seed 1 --out corpus-1`
     """
@@ -330,12 +331,12 @@ def split_corpus(
 @app.command("show")
 def show_corpus(
     corpus: CorpusArgument,
-    concept: Annotated[str | None, typer.Argument(help="One concept.", show_default=False)] = None,
-    refused: Annotated[bool, typer.Option("--refused", help="List what was refused, and why.")] = False,
-    all_: Annotated[bool, typer.Option("--all", help="List every concept, not only the largest.")] = False,
+    concept: Annotated[str | None, typer.Argument(help="A concept to show.", show_default=False)] = None,
+    refused: Annotated[bool, typer.Option("--refused", help="List refused input with the reasons.")] = False,
+    all_: Annotated[bool, typer.Option("--all", help="List all concepts, not only the largest.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """What a corpus holds: counts, lengths, overlaps and what was refused; or one concept and its sentences.
+    """Show a corpus: counts, lengths, overlaps and refused input; or one concept and its sentences.
 
     Example: `expertmine concepts show corpus bird.n.01`
     """
@@ -352,11 +353,15 @@ def show_corpus(
 
 
 def _other_than(out: Where, path: Where) -> Corpus:
-    """A corpus to be read; not the one to be written, which could not be built again if that failed."""
+    """Open a corpus to read; refuses the output folder, since a failed write would lose the corpus.
+
+    Raises:
+        UserError: it is the output folder, or not a corpus.
+    """
     from expertmine.corpus.reader import Corpus
 
     if same(out, path):
-        raise UserError(f"--out is {path}, which is read; give the new corpus a folder of its own")
+        raise UserError(f"--out is {path}, one of the corpora to read; give the new corpus a folder of its own")
     return Corpus.open(path)
 
 
@@ -369,7 +374,7 @@ def _sense_draft(
     refusals: Refusals,
     with_lemma: bool = False,
 ) -> Draft:
-    """A draft of annotated texts, and of WordNet's own where `text` says which."""
+    """A draft from annotated texts, and from WordNet's own texts if `text` is given."""
     from expertmine.concepts.senses import Selection, sense_draft
     from expertmine.concepts.wordnet import WordNet, wordnet_texts
 

@@ -1,8 +1,7 @@
-"""``--config`` and ``expertmine config``: a job file's options among those of the command line. Parse, compose, print.
+"""``--config`` and ``expertmine config``: options from a job file. Parse, compose, print.
 
-The commands of a run are asked which options they take; what a job file may say follows from that alone. It
-becomes the defaults of the command that runs, so that its values are converted as those that are typed, and what is
-typed counts more.
+The keys of a job file are derived from the options of the commands. Its values become the defaults of the command that
+runs, so they are converted like typed values, and typed options override them.
 """
 
 from __future__ import annotations
@@ -26,15 +25,15 @@ Option: TypeAlias = TyperOption | TyperArgument
 WHOLE = "mine"
 """The command that runs all stages: its options are the keys outside of sections."""
 STAGES = ("units", "plan", "extract", "score", "reduce")
-"""Commands whose options those of `mine` stand for as well."""
+"""Commands that also take the options of `mine`."""
 SHARED = ("run",)
-"""Keys outside of sections that every other command takes too."""
+"""Keys outside of sections that every other command also takes."""
 _JOB = "expertmine.job"
 _NAME = "config"
 
 
 def _take(ctx: typer.Context, value: str | None) -> str | None:
-    """Let the job file be the defaults of the options that are parsed after this one."""
+    """Make the job file's values the defaults of the options that are parsed after this one."""
     if value is not None and not ctx.resilient_parsing:
         commands = _Commands.of(ctx)
         job = read_job(location(value), commands.vocabulary())
@@ -49,7 +48,7 @@ ConfigFile = Annotated[
     typer.Option(
         f"--{_NAME}",
         metavar="FILE",
-        help="Job file: options of this and other commands in YAML; those given here count more.",
+        help="Job file with options of this and other commands in YAML; options on the command line override it.",
         is_eager=True,
         callback=_take,
     ),
@@ -57,7 +56,7 @@ ConfigFile = Annotated[
 
 
 def takes_config(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the option ``--config``; the command itself sees nothing of it."""
+    """Add the option ``--config`` to a command; it is not passed to the command itself."""
     parameters = [*_parameters(command), Parameter(_NAME, Parameter.KEYWORD_ONLY, default=None, annotation=ConfigFile)]
 
     @wraps(command)
@@ -69,15 +68,15 @@ def takes_config(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def config_of(whole: Callable[..., None]) -> Callable[..., None]:
-    """The command ``config``, which takes every option of the command that runs all stages, and prints them."""
+    """The command ``config``, which takes all options of the command that runs all stages, and prints them."""
     as_json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-    as_yaml = Annotated[bool, typer.Option("--yaml", help="Print a job file that says the same.")]
+    as_yaml = Annotated[bool, typer.Option("--yaml", help="Print an equivalent job file.")]
     own = [
         Parameter("ctx", Parameter.KEYWORD_ONLY, annotation=typer.Context),
         Parameter("as_json", Parameter.KEYWORD_ONLY, default=False, annotation=as_json),
         Parameter("as_yaml", Parameter.KEYWORD_ONLY, default=False, annotation=as_yaml),
     ]
-    # Nothing is required of one who only looks.
+    # Nothing is required just to print settings.
     options = [
         parameter.replace(default=None) if parameter.default is Parameter.empty else parameter
         for parameter in _parameters(whole)
@@ -85,7 +84,7 @@ def config_of(whole: Callable[..., None]) -> Callable[..., None]:
     ]
 
     def config(ctx: typer.Context, as_json: bool, as_yaml: bool, **_: Any) -> None:
-        """What the commands of a run would take from a job file, the command line and the defaults; runs nothing.
+        """Show the settings from a job file, the command line and the defaults; runs nothing.
 
         Example: `expertmine config --config job.yaml --workers 4`
         """
@@ -101,7 +100,7 @@ def config_of(whole: Callable[..., None]) -> Callable[..., None]:
 
 
 def _parameters(command: Callable[..., None]) -> list[Parameter]:
-    """Of a command, by name, with types in place of their names."""
+    """The parameters of a command, with resolved types."""
     hints = get_type_hints(command, include_extras=True)
     return [
         parameter.replace(kind=Parameter.KEYWORD_ONLY, annotation=hints[name])
@@ -117,19 +116,19 @@ def _with_parameters(command: Callable[..., None], parameters: list[Parameter]) 
 
 @dataclass(frozen=True, slots=True)
 class _Commands:
-    """The commands that take a job file, and how their options are called in it.
+    """The commands that take a job file, and the names of their options in it.
 
-    An option of a stage is the same setting as the option of `mine` that is called like it, or like it with the stage
-    before it: `address` of `extract` is `extract-address`. Options of other commands are settings of their own, called
+    An option of a stage is the same setting as the option of `mine` with the same name, or with the stage as a prefix:
+    `address` of `extract` is `extract-address`. Options of other commands are separate settings, such as
     ``generate.seed`` or ``evaluate-concept.seed``.
     """
 
     options: dict[tuple[str, ...], list[Option]]
-    """Of each command, by its words; `mine` first, and without ``config``, which has its options."""
+    """Options by the words of their command; `mine` first, without ``config``, which has the same options."""
     stage_keys: dict[str, tuple[str, str]]
-    """Stage and option that ``extract-address`` and the like stand for."""
+    """Stage and option by key, such as ``extract-address``."""
     whole: dict[str, str]
-    """The setting of each name that an option of `mine` has."""
+    """The setting of each option name of `mine`."""
 
     @classmethod
     def of(cls, ctx: typer.Context) -> _Commands:
@@ -159,10 +158,10 @@ class _Commands:
         return Vocabulary(top, sections)
 
     def check(self, job: Job, ctx: typer.Context) -> None:
-        """Convert every value by every option that takes it, also those of other commands.
+        """Convert every value by every option that takes it, also options of other commands.
 
         Raises:
-            UserError: naming file, line, key and what was expected.
+            UserError: a value is invalid; names file, line, key and what was expected.
         """
         for words, options in self.options.items():
             for option in options:
@@ -172,13 +171,13 @@ class _Commands:
                 try:
                     option.process_value(ctx, _as_parsed(option, entry.value))
                 except typer.BadParameter as error:
-                    said = f" is {_shown(entry.value)}: {error.message.removeprefix('Value error, ').rstrip('.')}"
-                    raise job.trouble(entry, without_password(said)) from None
+                    reason = f" is {_shown(entry.value)}: {error.message.removeprefix('Value error, ').rstrip('.')}"
+                    raise job.error(entry, without_password(reason)) from None
                 except UserError as error:
-                    raise job.trouble(entry, f": {error}") from None
+                    raise job.error(entry, f": {error}") from None
 
     def defaults(self, job: Job, ctx: typer.Context) -> dict[str, Any]:
-        """What the command of a context takes from the file, by the names of its parameters."""
+        """The file's values for the command of a context, by the names of its parameters."""
         words = (WHOLE,) if _words(ctx) == (_NAME,) else _words(ctx)
         found: dict[str, Any] = {}
         for option in self.options[words]:
@@ -189,11 +188,11 @@ class _Commands:
         return found
 
     def settings(self, ctx: typer.Context) -> list[Setting]:
-        """Everything: what `mine` takes, what only single stages do, and the other sections of the file."""
+        """All settings: options of `mine`, options of single stages only, and other sections in the file."""
         job: Job | None = ctx.meta.get(_JOB)
         found: dict[str, Setting] = {}
         for words, options in self.options.items():
-            if words[0] not in (WHOLE, *STAGES) and not _says(job, "-".join(words)):
+            if words[0] not in (WHOLE, *STAGES) and not _has_section(job, "-".join(words)):
                 continue
             for option in options:
                 setting, *shared = self._settings_of(words, option)
@@ -214,31 +213,31 @@ class _Commands:
         if source is not None and source.name == "COMMANDLINE":
             return Setting(*where, ctx.params[option.name or ""], "command line")
         if source is not None and source.name == "DEFAULT":
-            entry = None  # what was typed has put the file's aside
+            entry = None  # a typed option has replaced the file's value
         if entry is not None and job is not None:
             value = option.process_value(ctx, _as_parsed(option, entry.value))
             return Setting(*where, value, f"{job.where}:{entry.line}")
-        said = re.search(r"\[default: (.*?)\]\s*$", getattr(option, "help", None) or "")
-        return Setting(*where, option.default, "default", said[1] if said else "")
+        described = re.search(r"\[default: (.*?)\]\s*$", getattr(option, "help", None) or "")
+        return Setting(*where, option.default, "default", described[1] if described else "")
 
     def _entry(self, job: Job, words: tuple[str, ...], option: Option) -> Entry | None:
         return next((job.settings[name] for name in self._settings_of(words, option) if name in job.settings), None)
 
     def _settings_of(self, words: tuple[str, ...], option: Option) -> list[str]:
-        """The settings that an option takes its value from, the one that is meant for it first."""
+        """The settings that an option takes its value from, the most specific first."""
         names = _names(option)
         if words[0] in (WHOLE, *STAGES):
-            called = [f"{words[0]}-{name}" for name in names] + names
-            return [self.whole[name] for name in called if name in self.whole] or names[:1]
+            candidates = [f"{words[0]}-{name}" for name in names] + names
+            return [self.whole[name] for name in candidates if name in self.whole] or names[:1]
         return [f"{'-'.join(words)}.{names[0]}", *(name for name in names if name in SHARED)]
 
     def _unless_typed(self, ctx: typer.Context, option: Option, value: Any) -> Any:
-        """A value of the file for one stage, which yields when the option for all stages is typed."""
+        """The file's value for one stage, unless the option for all stages is typed."""
         stage, _, rest = (option.name or "").partition("_")
         if stage not in STAGES or rest not in {other.name for other in ctx.command.params}:
             return value
 
-        def unless_typed() -> Any:  # asked when what was typed has been parsed
+        def unless_typed() -> Any:  # called after the command line has been parsed
             source = ctx.get_parameter_source(rest)
             return None if source is not None and source.name == "COMMANDLINE" else value
 
@@ -246,7 +245,7 @@ class _Commands:
 
 
 _OF_PRINTING = frozenset({"json"})
-"""Settings that say how something is printed, not what is done."""
+"""Settings that only change how results are printed."""
 
 
 def _taking_config(command: Any, words: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], list[Option]]]:
@@ -258,16 +257,16 @@ def _taking_config(command: Any, words: tuple[str, ...]) -> Iterator[tuple[tuple
 
 
 def _words(ctx: Any) -> tuple[str, ...]:
-    """Of the command that a context is of, without the program's name."""
+    """The words of a context's command, without the program's name."""
     return () if ctx.parent is None else (*_words(ctx.parent), ctx.info_name)
 
 
-def _says(job: Job | None, section: str) -> bool:
+def _has_section(job: Job | None, section: str) -> bool:
     return job is not None and any(name.startswith(f"{section}.") for name in job.settings)
 
 
 def _names(option: Option) -> list[str]:
-    """What an option is called in a job file, its long names first; an argument by what it is for."""
+    """The names of an option in a job file, long names first; of an argument, its parameter's name."""
     if isinstance(option, TyperArgument):
         return [(option.name or "").replace("_", "-")]
     return [name.lstrip("-") for name in sorted(option.opts, key=lambda name: not name.startswith("--"))]
@@ -277,10 +276,10 @@ _TRUTHS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "
 
 
 def _as_parsed(option: Option, value: Value) -> Any:
-    """A value of the file as the parser of the command line would hand it on.
+    """The file's value in the form in which the command line's parser would pass it on.
 
     Raises:
-        typer.BadParameter: a flag that is neither true nor false, or a list where one value is expected.
+        typer.BadParameter: a flag is neither true nor false, or there is a list where one value is expected.
     """
     if getattr(option, "multiple", False) or option.nargs == -1:
         return [value] if isinstance(value, str) else list(value)

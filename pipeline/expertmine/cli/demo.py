@@ -1,4 +1,4 @@
-"""The whole job on what the project ships: WordNet's concepts, the embedded model, a local Ray and Dask."""
+"""``expertmine demo``: the whole job on WordNet's concepts and the embedded model, with a local Ray and Dask."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from expertmine.storage.locations import Location
 
 SHOWN = ("bird.n.01", "disease.n.01", "food.n.02", "musician.n.01", "clothing.n.01", "weather.n.01")
 OF_PARITY = ("man.n.01", "woman.n.01")
-"""Whose experts `evaluate parity` sets."""
+"""The concepts that `evaluate parity` needs."""
 LADDER = (30, 100, 200)
 HELD_OUT_PERCENT = 33
 
 
 def run_demo(run: Location, count: int) -> None:
-    """Mine `count` WordNet concepts or more, and show six of them: experts, and text along a ladder of k.
+    """Mine at least `count` WordNet concepts, and show experts and steered text for six of them.
 
     Raises:
-        UserError: the run folder holds something else.
+        UserError: the run folder has other contents.
     """
     _heading(f"1. Concepts from WordNet, the model {EMBEDDED!r}, and the bill")
     with TemporaryDirectory() as corpus:
@@ -51,7 +51,7 @@ def run_demo(run: Location, count: int) -> None:
     experts = Experts.load(run)
     _show_experts(experts)
 
-    _heading("4. do(c, k): what the model writes when a concept's k best experts are set to their expected value")
+    _heading("4. do(c, k): text generated with a concept's k best experts set to their expected values")
     requests = [
         GenerationRequest((concept,), Steering(k), count=2, max_new_tokens=30, seed=seed)
         for seed, concept in enumerate(SHOWN)
@@ -59,7 +59,7 @@ def run_demo(run: Location, count: int) -> None:
     ]
     _show_texts(requests, list(run_generate(run, requests, "ray")))
 
-    _heading(f"The run is in {run}: {len(experts)} concepts. Try next")
+    _heading(f"The run is in {run}, with {len(experts)} concepts. Try next:")
     for command in (
         f"expertmine experts {run} bird.n.01 -k 20",
         f'expertmine generate {run} --concept disease.n.01 -k 30 --prompt "she suffered from" -n 5',
@@ -72,7 +72,7 @@ def run_demo(run: Location, count: int) -> None:
 
 
 def _wordnet_concepts(count: int) -> Draft:
-    """Noun closures of WordNet: those to be shown, and others drawn by lot."""
+    """Noun closures of WordNet: the concepts to show, and others at random."""
     wordnet = WordNet.load()
     texts = list(wordnet_texts(wordnet))
 

@@ -19,48 +19,47 @@ if TYPE_CHECKING:
     from expertmine.evaluate.cells import CellSettings
     from expertmine.evaluate.tasks import Executor, Runtime
 
-app = typer.Typer(help="Measure whether steering does what it should.", no_args_is_help=True)
+app = typer.Typer(help="Measure the effects of steering.", no_args_is_help=True)
 
 Concepts = Annotated[
-    list[str] | None, typer.Option("--concept", help="A concept; repeatable. [default: some drawn by lot]")
+    list[str] | None, typer.Option("--concept", help="A concept; repeatable. [default: some at random]")
 ]
-Count = Annotated[int, typer.Option("--count", help="Concepts to draw.", min=1)]
-NewTokens = Annotated[int, typer.Option("--max-new-tokens", help="Longest generation, in tokens.", min=1)]
+Count = Annotated[int, typer.Option("--count", help="Number of random concepts.", min=1)]
+NewTokens = Annotated[int, typer.Option("--max-new-tokens", help="Maximum length of a generation, in tokens.", min=1)]
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluationOptions:
-    """What every evaluation is asked."""
+    """The options of every evaluation."""
 
-    samples: Annotated[int, typer.Option("-n", "--samples", help="Generations a cell.", min=1)] = 100
+    samples: Annotated[int, typer.Option("-n", "--samples", help="Generations per concept and k.", min=1)] = 100
     judge_model: Annotated[
         str | None,
-        typer.Option("--judge-model", help="Measure perplexity by this model. [default: the steered one, unsteered]"),
+        typer.Option("--judge-model", help="Measure perplexity with this model. [default: the same model, unsteered]"),
     ] = None
     pooling: Annotated[
-        Pooling | None, typer.Option("--pooling", help="Experts by this pooling. [default: the run's first]")
+        Pooling | None, typer.Option("--pooling", help="Use the experts of this pooling. [default: the run's first]")
     ] = None
-    seed: Annotated[int, typer.Option("--seed", help="Of every random choice.", min=0, max=2**32 - 1)] = 0
-    executor: Annotated[str, typer.Option("--executor", help="In this process (serial), or on Ray actors (ray).")] = (
+    seed: Annotated[int, typer.Option("--seed", help="Seed of every random choice.", min=0, max=2**32 - 1)] = 0
+    executor: Annotated[str, typer.Option("--executor", help="Run in this process (serial) or on Ray actors.")] = (
         "serial"
     )
     address: Annotated[
         str | None,
-        typer.Option("--address", help="A running Ray cluster; `auto` for this machine's. [default: one of its own]"),
+        typer.Option("--address", help="A running Ray cluster; `auto` for this machine's. [default: start one]"),
     ] = None
     workers: Annotated[
-        int | None, typer.Option("--workers", help="Actors. [default: what the machine or cluster has]", min=1)
+        int | None,
+        typer.Option("--workers", help="Number of actors. [default: as many as fit the cluster]", min=1),
     ] = None
     figure: Annotated[
         Path | None,
-        typer.Option(
-            "--figure", help="Where the figure goes, .svg, .png or .pdf. [default: beside the result, as .svg]"
-        ),
+        typer.Option("--figure", help="File for the figure: .svg, .png or .pdf. [default: .svg next to the result]"),
     ] = None
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False
 
     def settings(self, forcing: ForcingOptions, max_new_tokens: int) -> CellSettings:
-        """Of generation and measurement.
+        """Settings of generation and measurement.
 
         Raises:
             UserError: a value out of range.
@@ -73,7 +72,7 @@ class EvaluationOptions:
         """Where tasks run.
 
         Raises:
-            UserError: an executor that there is not.
+            UserError: an unknown executor.
         """
         from expertmine.evaluate.tasks import Runtime
 
@@ -91,16 +90,16 @@ def concept(
     options: EvaluationOptions,
     concept: Concepts = None,
     count: Count = 30,
-    k: Annotated[list[int] | None, typer.Option("-k", help="Experts to set; repeatable. [default: a ladder]")] = None,
+    k: Annotated[list[int] | None, typer.Option("-k", help="Experts to set; repeatable. [default: 0 to 300]")] = None,
     max_new_tokens: NewTokens = 40,
     fluency: Annotated[
-        float, typer.Option(help="Perplexity that the chosen k may have, as a multiple of that at k = 0.", min=1)
+        float, typer.Option(help="Perplexity allowed for the chosen k, as a multiple of that at k = 0.", min=1)
     ] = 3.0,
 ) -> None:
-    """Success and fluency against k, and the k that is best for each concept. Resumes.
+    """Measure success and fluency against k, and choose the best k per concept. Resumes.
 
-    Success is the share of generations that an independent classifier assigns to the concept, and the share that have
-    one of its words. The k that is chosen is kept in the run's index; `generate` and `serve` take it by default.
+    Success is the share of generations that an independent classifier assigns to the concept, and the share with one
+    of its words. The chosen k is saved in the run's index; `generate` and `serve` use it by default.
 
     Example: `expertmine evaluate concept run --concept bird.n.01 -k 10 -k 30 -k 100`
     """
@@ -123,14 +122,14 @@ def ablation(
     concept: Concepts = None,
     count: Count = 30,
     k: Annotated[
-        int | None, typer.Option("-k", help="Units to set. [default: what `evaluate concept` chose for each]", min=1)
+        int | None, typer.Option("-k", help="Units to set. [default: chosen by `evaluate concept`]", min=1)
     ] = None,
     max_new_tokens: NewTokens = 40,
 ) -> None:
-    """Do experts matter more than chance? The same number of other units set instead. Resumes.
+    """Compare experts with the same number of other units: do experts matter more than chance? Resumes.
 
-    Others are units drawn by lot from all or from the experts' own hookpoints, experts of lower rank, and the worst.
-    Without --concept, concepts that `evaluate concept` was asked about; their texts are drawn anew.
+    The other units are random units of the model, random units of the experts' hookpoints, experts of lower rank, and
+    the worst units. By default it uses concepts that `evaluate concept` has evaluated, with new texts.
 
     Example: `expertmine evaluate ablation run --count 30`
     """
@@ -150,26 +149,26 @@ def parity(
     run: Run,
     forcing: ForcingOptions,
     options: EvaluationOptions,
-    man: Annotated[str, typer.Option(help="Concept set where a context leans to she.")] = "man.n.01",
-    woman: Annotated[str, typer.Option(help="Concept set where a context leans to he.")] = "woman.n.01",
+    man: Annotated[str, typer.Option(help="Concept to set if a context leans to she.")] = "man.n.01",
+    woman: Annotated[str, typer.Option(help="Concept to set if a context leans to he.")] = "woman.n.01",
     occupations: Annotated[
-        Path | None, typer.Option(help="File of occupations, one a line. [default: the paper's 51]")
+        Path | None, typer.Option(help="File of occupations, one per line. [default: the paper's 51]")
     ] = None,
     contexts: Annotated[
-        int | None, typer.Option(help="Contexts to draw by lot. [default: all, 17 for each occupation]", min=1)
+        int | None, typer.Option(help="Number of random contexts. [default: all, 17 per occupation]", min=1)
     ] = None,
     k: Annotated[
         list[int] | None, typer.Option("-k", help="Experts to set; repeatable. [default: the paper's]")
     ] = None,
     estimate: Annotated[
         list[str] | None,
-        typer.Option(help="`sampled` (generations, the reference's word rule) or `exact`. [default: both]"),
+        typer.Option(help="`sampled` (count generations) or `exact` (next-token probability). [default: both]"),
     ] = None,
     max_new_tokens: NewTokens = 15,
 ) -> None:
-    """Section 5 of the paper: how many experts make *she* as likely as *he*, over 867 contexts. Resumes.
+    """Measure how many experts make *she* as likely as *he* (section 5 of the paper), over 867 contexts. Resumes.
 
-    The exact estimate alone takes half a minute where sampling takes an hour.
+    The exact estimate takes half a minute, sampling an hour.
 
     Example: `expertmine evaluate parity run --estimate exact`
     """

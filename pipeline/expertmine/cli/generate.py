@@ -1,4 +1,4 @@
-"""The command that writes steered text."""
+"""``expertmine generate``: steered text. Parse, compose, print."""
 
 from __future__ import annotations
 
@@ -26,32 +26,32 @@ from expertmine.specs.choices import DEFAULT_K
 @takes_config
 @with_groups
 def generate(
-    run: Annotated[str, typer.Argument(help="Run folder, expert index, or pack.", show_default=False)],
+    run: Annotated[str, typer.Argument(help="Run folder, expert index or pack.", show_default=False)],
     forcing: ForcingOptions,
     choice: ChoiceOptions,
     concept: Annotated[
         list[str] | None,
-        typer.Option(help="Concept to steer to; repeatable: all at once. None leaves the model as it is."),
+        typer.Option(help="Concept to steer towards; repeatable, all at once. [default: none, unsteered]"),
     ] = None,
     k: Annotated[
         int | None,
-        typer.Option("-k", help=f"Experts to set. [default: what evaluation chose, or {DEFAULT_K}]", min=0),
+        typer.Option("-k", help=f"Experts to set. [default: chosen by evaluation, or {DEFAULT_K}]", min=0),
     ] = None,
-    prompt: Annotated[str, typer.Option(help="Text to go on from.")] = "",
-    count: Annotated[int, typer.Option("-n", help="Continuations.", min=1)] = 5,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest continuation, in tokens.", min=1)] = 40,
-    temperature: Annotated[float, typer.Option(help="Of sampling; 0 takes the likeliest token.")] = 1.0,
-    top_k: Annotated[int, typer.Option(help="Tokens that sampling chooses among; 0 for all.", min=0)] = 10,
-    top_p: Annotated[float, typer.Option(help="Probability that these add up to.")] = 1.0,
+    prompt: Annotated[str, typer.Option(help="Text to continue.")] = "",
+    count: Annotated[int, typer.Option("-n", help="Number of continuations.", min=1)] = 5,
+    max_new_tokens: Annotated[int, typer.Option(help="Maximum length of a continuation, in tokens.", min=1)] = 40,
+    temperature: Annotated[float, typer.Option(help="Sampling temperature; 0 always takes the likeliest token.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Sample among this many of the likeliest tokens; 0 for all.", min=0)] = 10,
+    top_p: Annotated[float, typer.Option(help="Sample among the likeliest tokens with this total probability.")] = 1.0,
     pooling: WhichPooling = None,
     model: Annotated[
-        str | None, typer.Option(help="Where the model is, if not where it was mined; its weights must be the same.")
+        str | None, typer.Option(help="Location of the model if it has moved since mining; same weights.")
     ] = None,
     seed: Seed = 0,
-    executor: Annotated[ExtractExecutor, typer.Option(help="In this process, or as a Ray actor.")] = "serial",
+    executor: Annotated[ExtractExecutor, typer.Option(help="Run in this process or in a Ray actor.")] = "serial",
     as_json: AsJson = False,
 ) -> None:
-    """Write text while the experts of a concept are set: do(c, k).
+    """Generate text while the experts of a concept are set: do(c, k).
 
     Example: `expertmine generate run --concept bird.n.01 -k 50 -n 5`
     """
@@ -64,7 +64,7 @@ def generate(
     steering = replace(forcing.steering(k or 0), block=choice.block, conflicts=choice.conflicts)
     if k is None:
         steering = replace(steering, k=usual_k(Experts.load(run, pooling), concepts, steering, choice.units)[0])
-    asked = GenerationRequest(
+    request = GenerationRequest(
         concepts=concepts,
         steering=steering,
         units=choice.units,
@@ -76,5 +76,5 @@ def generate(
         top_p=top_p,
         seed=seed,
     )
-    (texts,) = run_generate(run, [asked], executor, pooling, model)
-    show.texts(asked, texts, as_json)
+    (texts,) = run_generate(run, [request], executor, pooling, model)
+    show.texts(request, texts, as_json)

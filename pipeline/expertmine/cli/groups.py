@@ -1,4 +1,4 @@
-"""Options that several commands share, as dataclasses: declared once, taken by a command as one argument."""
+"""Groups of options as dataclasses: declared once, and passed to a command as one argument. Knows no command."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any, get_type_hints
 
 
 def with_groups(command: Callable[..., None]) -> Callable[..., None]:
-    """Make typer see the fields of a command's dataclass arguments as options of the command.
+    """Make the fields of a command's dataclass arguments options of the command.
 
-    Fields carry the same ``Annotated`` types as options do, and a default.
+    Fields have the same ``Annotated`` types as options, and a default.
     """
     hints = get_type_hints(command, include_extras=True)
     groups: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""Commands on an expert index: look up, compare, export, pack. Parse, compose, print."""
+"""Commands for an expert index: look up, compare, export, pack. Parse, compose, print."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from expertmine.storage.locations import location
 if TYPE_CHECKING:
     from expertmine.index.experts import Experts
 
-# The store takes a moment to load, and the hub's client too: commands import what they need.
+# The store and the hub's client take a moment to import: commands import what they need.
 
 COMPARED_K = 100
-"""Experts a concept that are compared unless told."""
+"""Default number of experts to compare."""
 
 IndexSource = Annotated[
     str,
@@ -31,20 +31,20 @@ IndexSource = Annotated[
 ]
 K = Annotated[
     int | None,
-    typer.Option("-k", help="Only so many best experts of each concept count. [default: all in the index]", min=1),
+    typer.Option("-k", help="Use only the k best experts per concept. [default: all in the index]", min=1),
 ]
 ComparedK = Annotated[
     int | None,
-    typer.Option("-k", help=f"Experts of each concept to compare. [default: {COMPARED_K}, or all there are]", min=1),
+    typer.Option("-k", help=f"Experts per concept to compare. [default: {COMPARED_K}, or all in the index]", min=1),
 ]
-Count = Annotated[int, typer.Option("-n", help="How many to list.", min=1)]
+Count = Annotated[int, typer.Option("-n", help="Number of lines to list.", min=1)]
 Concepts = Annotated[
     list[str] | None, typer.Option("--concept", help="A concept; repeatable. [default: all]", show_default=False)
 ]
 
 
 def register_lookups(app: typer.Typer) -> None:
-    """Add the commands that only look at an index to an application."""
+    """Add the commands that show the experts of an index to an application."""
     for command in (experts, distribution):
         app.command()(command)
 
@@ -58,20 +58,20 @@ def register(app: typer.Typer) -> None:
 def experts(
     run: Run,
     concept: Annotated[
-        str | None, typer.Argument(help="Concept name; none for all of them.", show_default=False)
+        str | None, typer.Argument(help="Concept name. [default: all concepts]", show_default=False)
     ] = None,
-    k: Annotated[int, typer.Option("-k", help="How many.", min=1)] = 10,
+    k: Annotated[int, typer.Option("-k", help="Number of experts to list.", min=1)] = 10,
     pooling: WhichPooling = None,
     as_json: AsJson = False,
 ) -> None:
-    """The best units of a concept; or of every concept its best, and whether that is more than chance.
+    """List the best units of a concept; or the best unit of every concept, with what chance would give.
 
     Example: `expertmine experts run bird.n.01 -k 20`
     """
     from expertmine.index.experts import Experts
 
     index = Experts.load(run, pooling)
-    show_experts.tell_if_stale(run, index)
+    show_experts.warn_if_stale(run, index)
     if concept is None:
         show_experts.every_concept(index, as_json)
     else:
@@ -81,13 +81,13 @@ def experts(
 def distribution(
     run: Run,
     concept: Annotated[
-        str | None, typer.Argument(help="Concept name; none for all together.", show_default=False)
+        str | None, typer.Argument(help="Concept name. [default: all concepts together]", show_default=False)
     ] = None,
-    by: Annotated[Grouping, typer.Option("--by", help="What the rows are.")] = "layer",
+    by: Annotated[Grouping, typer.Option("--by", help="What each row is.")] = "layer",
     pooling: WhichPooling = None,
     as_json: AsJson = False,
 ) -> None:
-    """How average precision is distributed over the model's layers, kinds of module, or hookpoints.
+    """Show the distribution of average precision over layers, kinds of module, or hookpoints.
 
     Example: `expertmine distribution run bird.n.01 --by hookpoint`
     """
@@ -95,9 +95,9 @@ def distribution(
     from expertmine.index.experts import Experts
 
     index = Experts.load(run, pooling)
-    show_experts.tell_if_stale(run, index)
+    show_experts.warn_if_stale(run, index)
     if concept is not None:
-        index.concept_metadata(concept)  # refuses one that is not there
+        index.concept_metadata(concept)  # raises UnknownConcept
     show_experts.distribution(grouped(index.distribution, concept, by), concept, by, as_json)
 
 
@@ -107,7 +107,7 @@ def unit(
         str | None,
         typer.Argument(
             metavar="UNIT",
-            help="Unit id, or hookpoint:channel; none for the units that serve most concepts.",
+            help="Unit id, or hookpoint:channel. [default: the units of most concepts]",
             show_default=False,
         ),
     ] = None,
@@ -116,7 +116,7 @@ def unit(
     pooling: WhichPooling = None,
     as_json: AsJson = False,
 ) -> None:
-    """Which concepts a unit serves: all that have it among their experts. Or which units serve most concepts.
+    """List the concepts that a unit is an expert of; or the units that are experts of the most concepts.
 
     Example: `expertmine unit run transformer.h.4.mlp.c_fc:979`
     """
@@ -126,8 +126,8 @@ def unit(
     if which is None:
         show_index.most_shared(lookup.most_shared(index, count, k), as_json)
         return
-    place = lookup.find_unit(index, which)
-    show_index.unit(index, place, lookup.concepts_of(index, place.unit, k), count, as_json)
+    address = lookup.find_unit(index, which)
+    show_index.unit(index, address, lookup.concepts_of(index, address.unit, k), count, as_json)
 
 
 def hookpoint(
@@ -140,7 +140,7 @@ def hookpoint(
     pooling: WhichPooling = None,
     as_json: AsJson = False,
 ) -> None:
-    """The experts at hookpoints: how many there are, and which concepts have most of theirs there.
+    """Count the experts at hookpoints, and list the concepts with the most experts there.
 
     Example: `expertmine hookpoint run 'transformer.h.3.*' -k 50`
     """
@@ -158,7 +158,7 @@ def compare(
     pooling: WhichPooling = None,
     as_json: AsJson = False,
 ) -> None:
-    """How alike two concepts are: the experts that they share, and how these rank for each.
+    """Compare two concepts: the experts that they share, and their ranks for each concept.
 
     Example: `expertmine compare run bird.n.01 fish.n.01 -k 100`
     """
@@ -177,7 +177,7 @@ def nearest(
     pooling: WhichPooling = None,
     as_json: AsJson = False,
 ) -> None:
-    """The concepts that share most experts with one.
+    """List the concepts that share the most experts with a concept.
 
     Example: `expertmine nearest run bird.n.01 -k 100`
     """
@@ -191,23 +191,23 @@ def nearest(
 def export(
     run: IndexSource,
     out: Annotated[
-        Path, typer.Option("--out", help="Folder of a selfcond export; file of a table.", show_default=False)
+        Path, typer.Option("--out", help="Folder for a selfcond export, or file for a table.", show_default=False)
     ],
     form: Annotated[
         Literal["selfcond", "csv", "parquet"],
         typer.Option(
             "--format",
-            help="`selfcond`: every unit's expertise as Suau et al.'s code writes it, which needs the run and its "
-            "store; `csv` and `parquet`: a table of the index.",
+            help="`selfcond`: every unit's expertise in the format of Suau et al.'s code; needs the run and its store. "
+            "`csv`, `parquet`: a table of the index.",
         ),
     ],
     concept: Concepts = None,
-    units: Annotated[Units | None, typer.Option("--units", help="Which units a table has. [default: experts]")] = None,
+    units: Annotated[Units | None, typer.Option("--units", help="Units in the table. [default: experts]")] = None,
     k: K = None,
     pooling: WhichPooling = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write expertise for other programs.
+    """Export expertise for other programs.
 
     Example: `expertmine export run --format selfcond --out expertise --concept bird.n.01`
     """
@@ -216,7 +216,7 @@ def export(
     chosen = concept or ()
     if form == "selfcond":
         if units is not None or k is not None:
-            raise UserError("--format selfcond writes every unit of the model; leave --units and -k out")
+            raise UserError("--format selfcond writes every unit of the model; remove --units and -k")
         from expertmine.run.open_run import open_run
         from expertmine.run.selfcond import export_selfcond
 
@@ -230,24 +230,22 @@ def pack(
     run: IndexSource,
     out: Annotated[Path, typer.Option("--out", help="Folder to write.", show_default=False)],
     top_k: Annotated[
-        int | None, typer.Option("--top-k", help="Experts a concept. [default: all in the index]", min=1)
+        int | None, typer.Option("--top-k", help="Experts per concept. [default: all in the index]", min=1)
     ] = None,
     concept: Concepts = None,
-    title: Annotated[str | None, typer.Option(help="Heading of the card.")] = None,
-    license_: Annotated[
-        str | None, typer.Option("--license", help="Licence of the pack, such as cc-by-4.0; yours to know.")
-    ] = None,
+    title: Annotated[str | None, typer.Option(help="Heading of the model card.")] = None,
+    license_: Annotated[str | None, typer.Option("--license", help="Licence of the pack, such as cc-by-4.0.")] = None,
     base_model: Annotated[
-        str | None, typer.Option(help="Hub id of the model, where it was mined from a folder.")
+        str | None, typer.Option(help="Hub id of the model, if it was mined from a local folder.")
     ] = None,
     push: Annotated[
-        str | None, typer.Option(metavar="USER/NAME", help="Publish it in this repository of the Hugging Face hub.")
+        str | None, typer.Option(metavar="USER/NAME", help="Publish the pack in this Hugging Face repository.")
     ] = None,
-    private: Annotated[bool, typer.Option("--private", help="Make that repository a private one.")] = False,
+    private: Annotated[bool, typer.Option("--private", help="Create the repository as private.")] = False,
     pooling: WhichPooling = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a small folder of an index, with a card that says what it is: to keep, to give away, or to publish.
+    """Make a small, self-describing copy of an index, with a model card, to keep, share or publish.
 
     Example: `expertmine pack run --out birds --top-k 100 --concept bird.n.01 --license cc-by-4.0`
     """
@@ -258,7 +256,7 @@ def pack(
     if push is not None:
         hub.require_id(push)
     elif private:
-        raise UserError("--private is of a repository to publish in; name one with --push")
+        raise UserError("--private needs a repository to publish in; name one with --push")
     request = PackRequest(top_k, tuple(concept or ()), title, license_, base_model, push)
     packed = write_pack(_open(run, pooling), out, request)
     address = None if push is None else hub.publish(out, FILES, push, private)
@@ -269,5 +267,5 @@ def _open(run: str, pooling: Pooling | None) -> Experts:
     from expertmine.index.experts import Experts
 
     index = Experts.load(run, pooling)
-    show_experts.tell_if_stale(location(run), index)
+    show_experts.warn_if_stale(location(run), index)
     return index

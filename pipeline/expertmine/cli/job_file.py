@@ -1,8 +1,8 @@
-"""The job file: options of all commands in one YAML file, read safely and held against the keys that there are.
+"""The job file: options of all commands in one YAML file, read safely and checked against the known keys.
 
-Knows nothing of commands, or of what an option takes: it is handed the keys, and gives every value as the text that one
-would have typed, with its line. Nothing is constructed from YAML: only the parser's events are read, so that a value is
-text however it looks, and tags, anchors and aliases are refused rather than obeyed.
+Knows nothing of commands or of the types of options: it is given the keys, and returns every value as text, as if it
+were typed, with its line. No objects are constructed from YAML: only the parser's events are read, so every value is
+text, and tags, anchors and aliases are refused.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from expertmine.storage.files import with_retries
 from expertmine.storage.locations import Location
 
 MAX_BYTES = 1 << 16
-"""Largest job file that is read."""
+"""Maximum size of a job file."""
 
 Value = str | tuple[str, ...]
-"""Text, or a list of texts, of an option."""
+"""The text of an option, or a list of texts."""
 
 _NOTHING = frozenset({"", "~", "null", "Null", "NULL"})
-"""Plain scalars that YAML takes for no value."""
+"""Plain scalars that mean no value in YAML."""
 
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """The keys that a job file may have, each with the setting that it stands for: several may mean the same one."""
+    """The known keys of a job file and their settings; several keys may mean the same setting."""
 
     top: Mapping[str, str]
-    """Setting of each key outside of sections."""
+    """Setting by key, outside of sections."""
     sections: Mapping[str, Mapping[str, str]]
-    """The same of the keys in each section."""
+    """Setting by section and key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Entry:
     """One option in a job file."""
 
     key: str
-    """As it is found there: ``model``, or ``extract.workers`` in a section."""
+    """As in the file: ``model``, or ``extract.workers`` in a section."""
     value: Value
     line: int
     """Counted from 1."""
@@ -52,35 +52,35 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What a job file says."""
+    """The contents of a job file."""
 
     where: Location
     settings: Mapping[str, Entry]
-    """By the setting that a key stands for, in the file's order."""
+    """Entries by setting, in the file's order."""
 
-    def trouble(self, entry: Entry, what: str) -> UserError:
-        """An error about one of its options."""
-        return UserError(f"{self.where}, line {entry.line}: {entry.key}{what}")
+    def error(self, entry: Entry, reason: str) -> UserError:
+        """An error about one of the file's options."""
+        return UserError(f"{self.where}, line {entry.line}: {entry.key}{reason}")
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One option as it stands."""
+    """The value of one option, and its origin."""
 
     section: str | None
     """Of the job file; None outside of sections."""
     key: str
     value: Any
-    """Text, number, truth, place, a list of these, or None for what is decided when the command runs."""
+    """Text, number, bool, location, a list of these, or None if it is decided when the command runs."""
     origin: str
     """``command line``, ``default``, or the file and line."""
     decided: str = ""
-    """What that decision will be, in words."""
+    """How it will be decided, in words."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Node:
-    """A value of the file with its line; None is an empty one, a dict a section."""
+    """A value of the file with its line; None if empty, a dict for a section."""
 
     line: int
     value: Value | dict[str, _Node] | None
@@ -90,19 +90,19 @@ def read_job(where: Location, vocabulary: Vocabulary) -> Job:
     """Read a job file.
 
     Raises:
-        UserError: it cannot be read, is no YAML or more than plain YAML, or has keys that are unknown, twice or empty;
-            names the line, and for an unknown key the nearest.
+        UserError: the file cannot be read, is not plain YAML, or has unknown, repeated or empty keys; names the line,
+            and suggests the nearest known key.
     """
     settings: dict[str, Entry] = {}
 
     def add(setting: str, key: str, node: _Node) -> None:
         if node.value is None:
-            raise _wrong(where, node.line, f"{key} has no value; give one, or leave the key out")
+            raise _wrong(where, node.line, f"{key} has no value; give one, or remove the key")
         if isinstance(node.value, dict):
             raise _wrong(where, node.line, f"{key} has options below it; expected a value, or a list of values")
         if setting in settings:
             first = settings[setting]
-            raise _wrong(where, node.line, f"{key} is what {first.key} in line {first.line} says already; keep one")
+            raise _wrong(where, node.line, f"{key} is the same option as {first.key} in line {first.line}; keep one")
         settings[setting] = Entry(key, node.value, node.line)
 
     for key, node in _document(where, _text(where)).items():
@@ -119,7 +119,7 @@ def read_job(where: Location, vocabulary: Vocabulary) -> Job:
 
 
 def without_password(text: str) -> str:
-    """The same text, but for what stands before the host in a URL."""
+    """The text with user and password in URLs replaced by asterisks."""
     return re.sub(r"://[^/@\s]+@", "://***@", text)
 
 
@@ -128,15 +128,15 @@ def _wrong(where: Location, line: int, what: str) -> UserError:
 
 
 def _section(where: Location, key: str, node: _Node) -> dict[str, _Node]:
-    if node.value is None:  # all of it commented out
+    if node.value is None:  # all options are commented out
         return {}
     if not isinstance(node.value, dict):
-        raise _wrong(where, node.line, f"{key} is a section; expected options below it, each with its value")
+        raise _wrong(where, node.line, f"{key} is a section; expected options below it, each with a value")
     return node.value
 
 
 def _unknown(key: str, section: str | None, vocabulary: Vocabulary) -> str:
-    """What is wrong with a key that does not exist, and the nearest, here or elsewhere in the file."""
+    """The message for an unknown key, with the nearest known keys, here or elsewhere in the file."""
     here = vocabulary.top if section is None else vocabulary.sections[section]
     found = {name: name for name in here}
     if section is None:
@@ -164,7 +164,7 @@ def _text(where: Location) -> str:
     except OSError as error:
         raise UserError(f"{where}: cannot be read ({error.strerror or error})") from None
     if len(content) > MAX_BYTES:
-        raise UserError(f"{where}: more than {MAX_BYTES:,} bytes; expected a job file, which is a page of options")
+        raise UserError(f"{where}: more than {MAX_BYTES:,} bytes; expected a job file with a page of options")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -173,10 +173,10 @@ def _text(where: Location) -> str:
 
 
 def _document(where: Location, text: str) -> dict[str, _Node]:
-    """The one mapping of the file.
+    """The mapping in the file.
 
     Raises:
-        UserError: it has none, more than one, or what a job file does not need.
+        UserError: there is no mapping or more than one, or the file is not plain YAML.
     """
     try:
         events = _Events(where, yaml.parse(text, Loader=yaml.SafeLoader))
@@ -186,20 +186,20 @@ def _document(where: Location, text: str) -> dict[str, _Node]:
         found = events.node(0)
         events.take()
         if not isinstance(events.take(), yaml.StreamEndEvent):
-            raise UserError(f"{where}: several documents, divided by `---`; expected one")
+            raise UserError(f"{where}: has several documents, separated by `---`; expected one")
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        # The parser's own message quotes the file; what is in it is nobody else's business.
+        # The parser's own message quotes the file, which may contain secrets.
         quote = "; quote what begins with *" if error.context == "while scanning an alias" else ""
         raise _wrong(
             where, mark.line + 1 if mark else 1, f"not YAML: {error.problem or error.context}{quote}"
         ) from None
     except yaml.YAMLError:
-        raise UserError(f"{where}: not YAML: it has characters that are not text") from None
+        raise UserError(f"{where}: not YAML: it has characters that are not valid text") from None
     if found.value is None:
         return {}
     if not isinstance(found.value, dict):
-        raise _wrong(where, found.line, "expected options as `name: value`, one a line")
+        raise _wrong(where, found.line, "expected options as `name: value`, one per line")
     return found.value
 
 
@@ -212,7 +212,7 @@ def _as_written(tag: str) -> str:
 
 
 class _Events:
-    """The parser's events, taken one after the other and put together no deeper than a job file goes."""
+    """The parser's events, assembled into nodes no deeper than a job file needs."""
 
     def __init__(self, where: Location, events: Iterable[Any]) -> None:
         self._where = where
@@ -223,10 +223,10 @@ class _Events:
         return next(self._events)
 
     def node(self, depth: int) -> _Node:
-        """The value that comes next.
+        """Read the next value.
 
         Args:
-            depth: how many mappings are around it; options are in the first, or in the second.
+            depth: number of mappings around it; options are in the first or in the second.
         """
         event = self.take()
         line: int = event.start_mark.line + 1
@@ -236,7 +236,7 @@ class _Events:
         if isinstance(event, yaml.SequenceStartEvent):
             return _Node(line, tuple(self._items(line)))
         if depth == 2:
-            raise _wrong(self._where, line, "options in a section have a value, or a list of values, and nothing below")
+            raise _wrong(self._where, line, "an option in a section has options below it; expected a value or a list")
         return _Node(line, dict(self._pairs(depth)))
 
     def _require_plain(self, event: Any, line: int) -> None:
@@ -245,20 +245,20 @@ class _Events:
             raise _wrong(
                 self._where,
                 line,
-                f"{sign}{event.anchor}: a job file has no anchors and aliases; write it out, or quote it",
+                f"{sign}{event.anchor}: anchors and aliases are not allowed; write the value out, or quote it",
             )
         if event.tag is not None:
             raise _wrong(
                 self._where,
                 line,
-                f"the tag {_as_written(event.tag)}: a job file has no tags; leave it out, or quote it",
+                f"the tag {_as_written(event.tag)}: tags are not allowed; remove it, or quote it",
             )
 
     def _items(self, line: int) -> Iterator[str]:
         while not isinstance(event := self.take(), yaml.SequenceEndEvent):
             self._require_plain(event, event.start_mark.line + 1)
             if not isinstance(event, yaml.ScalarEvent) or _is_nothing(event):
-                raise _wrong(self._where, line, "a list in a job file has plain values, and nothing below them")
+                raise _wrong(self._where, line, "expected only plain values in a list")
             yield event.value
 
     def _pairs(self, depth: int) -> Iterator[tuple[str, _Node]]:
@@ -270,7 +270,7 @@ class _Events:
                 raise _wrong(self._where, line, "expected the name of an option before the colon")
             key = event.value.replace("_", "-")
             if key in lines:
-                raise _wrong(self._where, line, f"{key} is there twice, first in line {lines[key]}; keep one")
+                raise _wrong(self._where, line, f"{key} occurs twice, first in line {lines[key]}; keep one")
             lines[key] = line
-            # Trouble with a value is told with the line of its key.
+            # An error in a value is reported with the line of its key.
             yield key, _Node(line, self.node(depth + 1).value)

@@ -1,4 +1,4 @@
-"""The options that several commands of a run share."""
+"""The options shared by several commands of a run. Knows no command."""
 
 from __future__ import annotations
 
@@ -35,25 +35,25 @@ if TYPE_CHECKING:
 
     Where: TypeAlias = Location
 else:
-    Where = Path  # typer takes no unions; the places themselves come from `location`
+    Where = Path  # typer accepts no unions; `location` makes the values
 """Type of an option for a folder that may be on an object store; goes with ``parser=location``."""
 
 Run = Annotated[
     Where, typer.Argument(parser=location, metavar="RUN", help="Run folder; may be s3://….", show_default=False)
 ]
 TopK = Annotated[
-    int | None, typer.Option("--top-k", help=f"Experts to keep a concept. [default: {DEFAULT_TOP_K}]", min=1)
+    int | None, typer.Option("--top-k", help=f"Experts to keep per concept. [default: {DEFAULT_TOP_K}]", min=1)
 ]
 WhichPooling = Annotated[
-    Pooling | None, typer.Option("--pooling", help="Experts by this pooling. [default: the run's first]")
+    Pooling | None, typer.Option("--pooling", help="Use the experts of this pooling. [default: the run's first]")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Seed = Annotated[int, typer.Option(help="Of every random choice.", min=0, max=2**32 - 1)]
+Seed = Annotated[int, typer.Option(help="Seed of every random choice.", min=0, max=2**32 - 1)]
 
 
 @dataclass(frozen=True, slots=True)
 class UnitOptions:
-    """Which units of which model."""
+    """The model and its hookpoints."""
 
     model: Annotated[str, typer.Option("--model", help="`embedded`, a local folder, or a Hugging Face model id.")] = (
         "embedded"
@@ -63,83 +63,85 @@ class UnitOptions:
         list[str] | None,
         typer.Option(
             "--hookpoint",
-            help="Units to look at: `linear` (every linear map of the blocks, the default), `attention` or `mlp` "
-            "(those of them there), `residual` (each block's output), or a glob over module names. Repeatable.",
+            help="Units to mine: `linear` (every linear map of the blocks, the default), `attention` or `mlp` (the "
+            "linear maps there), `residual` (each block's output), or a glob over module names. Repeatable.",
         ),
     ] = None
 
 
 @dataclass(frozen=True, slots=True)
 class ResponseOptions:
-    """What is stored of them."""
+    """How responses are computed and stored."""
 
     pooling: Annotated[
         str,
         typer.Option(
             "--pooling",
-            help="How a sentence's tokens become one response: max, mean, last, or several with commas, from one pass; "
-            "or reference, as Suau et al.'s code has it (filled up to --max-tokens, filling and all).",
+            help="How a sentence's tokens become one response: max, mean, last, or several separated by commas, from "
+            "one pass; or reference, as in Suau et al.'s code (padded to --max-tokens, padding included).",
         ),
     ] = "max"
-    dtype: Annotated[StoredType, typer.Option("--dtype", help="Type of a stored response.")] = "float16"
-    max_tokens: Annotated[int, typer.Option("--max-tokens", help="Longest sentence, in tokens.")] = 128
-    too_long: Annotated[TooLong, typer.Option("--too-long", help="What happens to longer ones.")] = "drop"
+    dtype: Annotated[StoredType, typer.Option("--dtype", help="Type of stored responses.")] = "float16"
+    max_tokens: Annotated[int, typer.Option("--max-tokens", help="Maximum length of a sentence, in tokens.")] = 128
+    too_long: Annotated[TooLong, typer.Option("--too-long", help="Drop or truncate longer sentences.")] = "drop"
     special_tokens: Annotated[
-        bool, typer.Option("--special-tokens", help="Pool the tokens that the tokenizer adds, such as BOS, as well.")
+        bool, typer.Option("--special-tokens", help="Also pool tokens that the tokenizer adds, such as BOS.")
     ] = False
-    weights: Annotated[WeightsType, typer.Option("--weights", help="Type in which the model is loaded.")] = "float32"
+    weights: Annotated[WeightsType, typer.Option("--weights", help="Type of weights in memory.")] = "float32"
     autocast: Annotated[
-        Autocast, typer.Option("--autocast", help="Lower precision for the operations that bear it: faster.")
+        Autocast, typer.Option("--autocast", help="Lower precision where operations tolerate it: faster.")
     ] = "none"
     batch_tokens: Annotated[
-        int | None, typer.Option("--batch-tokens", help=f"Tokens a forward pass. [default: {BATCH_TOKENS}]")
+        int | None, typer.Option("--batch-tokens", help=f"Tokens per forward pass. [default: {BATCH_TOKENS}]")
     ] = None
-    threads: Annotated[int, typer.Option("--threads", help="CPU threads of an extracting process.", min=1)] = 1
+    threads: Annotated[int, typer.Option("--threads", help="CPU threads per extracting process.", min=1)] = 1
     codec: Annotated[Codec, typer.Option("--codec", help="Compression of stored responses.")] = "zstd"
-    level: Annotated[int, typer.Option("--level", help="Of the codec, 1 (fast) to 9 (small).")] = 1
+    level: Annotated[int, typer.Option("--level", help="Compression level, 1 (fast) to 9 (small).")] = 1
     shuffle: Annotated[
-        Shuffle, typer.Option("--shuffle", help="Parts of neighbouring values that the codec sees side by side.")
+        Shuffle, typer.Option("--shuffle", help="Group the bytes or bits of neighbouring values before compression.")
     ] = "noshuffle"
 
 
 @dataclass(frozen=True, slots=True)
 class ScoringOptions:
-    """What is computed of them; what is not given is as the run was planned."""
+    """How responses are scored; options that are not given stay as the run was planned."""
 
     keep: Annotated[
         str | None,
         typer.Option(
             "--keep",
-            help="Of which units statistics beside average precision are stored: `all`, or a number: so many best and "
-            "worst of each block, and --top-k no more than that. [default: all]",
+            help="Units whose statistics are stored in addition to average precision: `all`, or a number N for the N "
+            "best and N worst per block; --top-k is then at most N. [default: all]",
         ),
     ] = None
     permutations: Annotated[
         int | None,
         typer.Option(
             "--permutations",
-            help="Shuffles of labels that show what chance does; 19 at least for a threshold. [default: 20]",
+            help="Shuffles of labels to estimate chance; a threshold needs at least 19. [default: 20]",
             min=0,
         ),
     ] = None
     null: Annotated[
         Null | None,
         typer.Option(
-            "--null", help="Whose labels: one concept's for all of like size, or each one's own. [default: shared]"
+            "--null",
+            help="Labels to shuffle: one concept's for all concepts of similar size (shared), or each concept's own. "
+            "[default: shared]",
         ),
     ] = None
     resamples: Annotated[
         int | None,
         typer.Option(
-            "--resamples", help="Times that sentences are drawn anew for the best units. [default: 100]", min=0
+            "--resamples", help="Times that sentences are resampled for the best units. [default: 100]", min=0
         ),
     ] = None
     scoring_seed: Annotated[
-        int | None, typer.Option("--scoring-seed", help="Of shuffling and drawing. [default: 0]", min=0)
+        int | None, typer.Option("--scoring-seed", help="Seed of shuffles and resamples. [default: 0]", min=0)
     ] = None
 
     def given(self) -> dict[str, Any]:
-        """Those that were given, as fields of a `ScoringSpec`.
+        """The options that were given, as fields of a `ScoringSpec`.
 
         Raises:
             UserError: `--keep` is neither a number nor `all`.
@@ -147,7 +149,7 @@ class ScoringOptions:
         found: dict[str, Any] = {}
         if self.keep is not None:
             if self.keep != "all" and not self.keep.isdecimal():
-                raise UserError(f"--keep is {self.keep!r}: expected `all`, or a number of units a block")
+                raise UserError(f"--keep is {self.keep!r}: expected `all`, or a number of units per block")
             found["keep"] = None if self.keep == "all" else int(self.keep)
         others = (("permutations", self.permutations), ("null", self.null), ("resamples", self.resamples))
         found |= {name: value for name, value in (*others, ("seed", self.scoring_seed)) if value is not None}
@@ -156,19 +158,21 @@ class ScoringOptions:
 
 @dataclass(frozen=True, slots=True)
 class ForcingOptions:
-    """To what the experts of a concept are set, and where."""
+    """The values that experts are set to, and where."""
 
     forcing: Annotated[Forcing, typer.Option("--forcing", help="Value that experts are set to.")] = "mean"
     strength: Annotated[
-        float, typer.Option("--strength", help="How far towards that value: 0 not at all, 1 all the way.")
+        float, typer.Option("--strength", help="How far experts move towards that value: 0 not at all, 1 all the way.")
     ] = 1.0
-    tokens: Annotated[Tokens, typer.Option("--tokens", help="At all tokens, or at the last of a pass only.")] = "all"
+    tokens: Annotated[Tokens, typer.Option("--tokens", help="At all tokens, or only at the last one of each pass.")] = (
+        "all"
+    )
     layers: Annotated[
         list[int] | None, typer.Option("--layer", help="Only experts in this layer; repeatable. [default: all]")
     ] = None
 
     def steering(self, k: int) -> Steering:
-        """With so many experts.
+        """These options with k experts.
 
         Raises:
             UserError: a value out of range.
@@ -180,18 +184,18 @@ class ForcingOptions:
 
 @dataclass(frozen=True, slots=True)
 class ChoiceOptions:
-    """Which units are set."""
+    """The units that are set."""
 
     units: Annotated[
-        Units, typer.Option("--units", help="Other units of the concept than its experts are controls.")
+        Units, typer.Option("--units", help="Units of the concept to set; all but experts are controls.")
     ] = "experts"
-    block: Annotated[int, typer.Option("--block", help="The best k experts (1), the next k (2), …", min=1)] = 1
+    block: Annotated[int, typer.Option("--block", help="1 for the best k experts, 2 for the next k, …", min=1)] = 1
     conflicts: Annotated[
         Conflicts,
         typer.Option(
             "--conflicts",
-            help="A unit that several concepts share is set as the one says that it tells best, as their mean, or as "
-            "the one named first says.",
+            help="Value of a unit that several concepts share: of the concept that it separates best, their mean, or "
+            "of the concept named first.",
         ),
     ] = "best"
 
@@ -200,20 +204,20 @@ GpusEach = Annotated[
     float | None,
     typer.Option(
         "--gpus-each",
-        help="GPUs an extracting actor: a fraction puts several actors on one, 2 or more spread a model over them. "
-        "[default: 1 if any]",
+        help="GPUs per extracting actor: a fraction puts several actors on one GPU, 2 or more spread a model over "
+        "several GPUs. [default: 1 if there is a GPU]",
     ),
 ]
 
 
 @dataclass(frozen=True, slots=True)
 class ClusterOptions:
-    """Where the stages of a whole run run."""
+    """Where the stages of a run are executed."""
 
-    extract_on: Annotated[ExtractExecutor, typer.Option("--extract-on", "--extract-executor", help="Who extracts.")] = (
-        "ray"
-    )
-    score_on: Annotated[ScoreExecutor, typer.Option("--score-on", "--score-executor", help="Who scores.")] = "dask"
+    extract_on: Annotated[
+        ExtractExecutor, typer.Option("--extract-on", "--extract-executor", help="Where to extract.")
+    ] = "ray"
+    score_on: Annotated[ScoreExecutor, typer.Option("--score-on", "--score-executor", help="Where to score.")] = "dask"
     extract_address: Annotated[
         str | None,
         typer.Option("--ray-address", "--extract-address", help="A running Ray cluster; `auto` for this machine's."),
@@ -223,17 +227,17 @@ class ClusterOptions:
         typer.Option(
             "--dask-address",
             "--score-address",
-            help="A running Dask scheduler; with --score-on ray a Ray cluster. [default: with it --ray-address]",
+            help="A running Dask scheduler; with --score-on ray, a Ray cluster. [default: with ray, --ray-address]",
         ),
     ] = None
     workers: Annotated[
         int | None, typer.Option("--workers", help="Processes. [default: what the machine or cluster has]", min=1)
     ] = None
     extract_workers: Annotated[
-        int | None, typer.Option("--extract-workers", help="Of them, those that extract. [default: --workers]", min=1)
+        int | None, typer.Option("--extract-workers", help="Processes for extraction. [default: --workers]", min=1)
     ] = None
     score_workers: Annotated[
-        int | None, typer.Option("--score-workers", help="Those that score. [default: --workers]", min=1)
+        int | None, typer.Option("--score-workers", help="Processes for scoring. [default: --workers]", min=1)
     ] = None
     gpus_each: GpusEach = None
 
@@ -241,7 +245,7 @@ class ClusterOptions:
         return self.extract_on, Cluster(self.extract_address, self.extract_workers or self.workers, self.gpus_each)
 
     def scoring(self, memory: int | None) -> tuple[ScoreExecutor, Cluster]:
-        """Within so many bytes a process."""
+        """Where scoring runs, with a memory budget in bytes per process."""
         address = self.score_address
         if address is None and self.score_on == "ray":
             address = self.extract_address
@@ -252,7 +256,7 @@ def parse_size(text: str | int) -> int:
     """Bytes from text such as ``800MB``, ``2GB`` or ``1.5GiB``.
 
     Raises:
-        typer.BadParameter: it is something else.
+        typer.BadParameter: the text is not a size.
     """
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kMGT]?)(i?)B?\s*", str(text))
     if not found:
@@ -268,7 +272,7 @@ Memory = Annotated[
         "--scoring-memory",
         parser=parse_size,
         metavar="SIZE",
-        help="Most that a scoring process may hold, such as 800MB or 2GB. [default: what `plan` says]",
+        help="Memory budget of a scoring process, such as 800MB or 2GB. [default: see `plan`]",
     ),
 ]
 
@@ -276,10 +280,10 @@ Memory = Annotated[
 def request(
     units: UnitOptions, responses: ResponseOptions, scoring: ScoringOptions, scoring_memory: int | None
 ) -> PlanRequest:
-    """What these options ask for.
+    """The request to plan that these options make.
 
     Raises:
-        UserError: settings that do not go together.
+        UserError: contradicting settings.
     """
     poolings = tuple(cast(Pooling, word.strip()) for word in responses.pooling.split(","))
     spec = ResponseSpec(

@@ -1,4 +1,4 @@
-"""Commands that make a run and look after it: plan, extract, score, reduce, mine, status, verify."""
+"""The commands of a run: plan, extract, score, reduce, mine, status, verify. Parse, compose, print."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ CorpusOption = Annotated[
         "--corpus", parser=location, metavar="CORPUS", help="Corpus folder; may be s3://….", show_default=False
     ),
 ]
-Force = Annotated[bool, typer.Option("--force", help="Plan even what may not fit the disk or the memory.")]
-Workers = Annotated[int | None, typer.Option(help="Processes. [default: what the machine or cluster has]", min=1)]
+Force = Annotated[bool, typer.Option("--force", help="Plan even if the disk or the memory may not be enough.")]
+Workers = Annotated[int | None, typer.Option(help="Number of processes. [default: as many as fit the cluster]", min=1)]
 
 
 def register(app: typer.Typer) -> None:
@@ -59,10 +59,10 @@ def plan(
     measure: cli_capacity.Measure = False,
     as_json: AsJson = False,
 ) -> None:
-    """Freeze what a run is made of, and print the bill before anything is run.
+    """Freeze the plan of a run and print the bill: time, disk and memory, before anything runs.
 
-    Of a run that is planned already, say that; when its corpus has grown, or other options of scoring are given, plan
-    what is to be done anew. With `--cluster` also estimate what is left of it there.
+    If the run is already planned, report that; if its corpus has grown or scoring options differ, plan the work that
+    is needed again. With `--cluster`, also estimate the remaining work on that cluster.
 
     Example: `expertmine plan run --model embedded --corpus corpus`
     """
@@ -79,9 +79,9 @@ def plan(
 @takes_config
 def extract(
     run: Run,
-    executor: Annotated[ExtractExecutor, typer.Option(help="Who runs it.")] = "ray",
+    executor: Annotated[ExtractExecutor, typer.Option(help="Where to extract.")] = "ray",
     address: Annotated[
-        str | None, typer.Option(help="A running Ray cluster; `auto` for this machine's. [default: one of its own]")
+        str | None, typer.Option(help="A running Ray cluster; `auto` for this machine's. [default: start one]")
     ] = None,
     workers: Workers = None,
     gpus_each: GpusEach = None,
@@ -99,17 +99,16 @@ def extract(
 @takes_config
 def score(
     run: Run,
-    executor: Annotated[ScoreExecutor, typer.Option(help="Who runs it.")] = "dask",
+    executor: Annotated[ScoreExecutor, typer.Option(help="Where to score.")] = "dask",
     address: Annotated[
-        str | None, typer.Option(help="A running Dask scheduler, or a Ray cluster. [default: one of its own]")
+        str | None, typer.Option(help="A running Dask scheduler, or a Ray cluster. [default: start one]")
     ] = None,
     workers: Workers = None,
     scoring_memory: Memory = None,
 ) -> None:
-    """Stage 2: the average precision of every unit for every concept, and how sure the best are. Resumes.
+    """Stage 2: compute the average precision of every unit for every concept, and test the best units. Resumes.
 
-    What is computed beside average precision is part of the plan: `plan` and `mine` take its options, also for a run
-    that is planned already.
+    Options of scoring are part of the plan: give them to `plan` or `mine`, also for a run that is already planned.
 
     Example: `expertmine score run --workers 4`
     """
@@ -121,7 +120,7 @@ def score(
 
 @takes_config
 def reduce(run: Run, top_k: TopK = None) -> None:
-    """Stage 3: the best and the worst units of every concept, as the expert index.
+    """Stage 3: write the expert index, the best and worst units of every concept.
 
     Example: `expertmine reduce run --top-k 1000`
     """
@@ -143,17 +142,17 @@ def mine(
     top_k: TopK = None,
     force: Force = False,
 ) -> None:
-    """All stages in a row. Run the same command again and it goes on where it stopped.
+    """Run all stages. To resume a stopped run, run the same command again.
 
-    With a corpus that has grown since, only the sentences that are new are run through the model; where there are none,
-    the model is not even loaded.
+    If the corpus has grown, only new sentences are run through the model; without new sentences the model is not
+    loaded.
 
     Example: `expertmine mine run --model gpt2 --corpus corpus`, or `expertmine mine --config job.yaml`
     """
     from expertmine.mining.mine import driven, freeze_plan, run_all
 
     asked = request(units_, responses, scoring, scoring_memory)
-    with driven(run, "mine"):  # all of it: nobody else is to plan in between
+    with driven(run, "mine"):  # for all stages, so that nobody else plans in between
         show_run.bill(run, *freeze_plan(run, corpus, asked, force))
         indexes = run_all(run, clusters.extracting(), clusters.scoring(asked.scoring_memory), top_k)
     _tell_costs(run)
@@ -161,14 +160,14 @@ def mine(
 
 
 def _tell_costs(run: Where) -> None:
-    """What the run has cost so far, if this command has added to that."""
+    """Print the costs of the run so far, if this command has added to them."""
     from expertmine.run.inspection import driven_here
 
     show_run.costs(run, driven_here(run))
 
 
 def status(run: Run, as_json: AsJson = False) -> None:
-    """How far a run is, how fast, for how long yet, and what each worker is doing.
+    """Show a run's progress, speed and remaining time, and what each worker is doing.
 
     Example: `expertmine status run`
     """
@@ -178,7 +177,7 @@ def status(run: Run, as_json: AsJson = False) -> None:
 
 
 def verify(run: Run) -> None:
-    """Read everything that a run has stored again, and compare it with the receipts.
+    """Check a run's stored data against its receipts.
 
     Example: `expertmine verify run`
     """

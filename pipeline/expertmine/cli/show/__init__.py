@@ -1,1 +1,1 @@
-"""What commands print: tables for people on standard output, JSON where a script asked for it."""
+"""Prints results of commands: tables on standard output, or JSON for scripts. Computes nothing."""

@@ -1,4 +1,4 @@
-"""What the command line prints of an estimate: what holds each stage up, what would help, what is assumed."""
+"""Prints an estimate: the stages and their bottlenecks, changes that would help, and the assumptions."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from expertmine.capacity.hardware import Hardware
     from expertmine.capacity.unit_costs import UnitCosts
 
-WORTH_TELLING = 0.97
-"""A change is shown that makes the job take this share of its time, or less."""
+WORTH_SHOWING = 0.97
+"""A change is shown if it reduces the job's time to this share or less."""
 SHOWN_WORK = 3
-"""Kinds of work of a stage that are shown."""
+"""Kinds of work shown per stage."""
 
 
 def estimate(
@@ -32,17 +32,17 @@ def estimate(
     hardware: Hardware,
     costs: UnitCosts,
     json_: bool,
-    **beside: Any,
+    **more: Any,
 ) -> None:
     """Print an estimate.
 
     Args:
-        beside: what JSON has beside it.
+        more: further fields of the JSON document.
     """
     if json_:
-        as_json({**beside, "capacity": _document(found, advice, load, hardware, costs)})
+        as_json({**more, "capacity": _document(found, advice, load, hardware, costs)})
         return
-    for label, text in _facts(found, load):
+    for label, text in _summary(found, load):
         out.print(f"{label:<12}{text}", markup=False, soft_wrap=True)
     out.print()
     out.print(_stages(found))
@@ -50,13 +50,13 @@ def estimate(
     slowest = found.bottleneck
     share = slowest.seconds / found.seconds if found.seconds else 0.0
     out.print(
-        f"bottleneck  {slowest.stage}, {share:.0%} of the time, held up by {_held_up(slowest)}",
+        f"bottleneck  {slowest.stage}, {share:.0%} of the time, limited by {_limit(slowest)}",
         markup=False,
         soft_wrap=True,
     )
     for need in found.memory:
         verdict = "" if need.fits else f": does not fit; {need.remedy}"
-        text = f"{need.what} takes {size(need.needed)} of {size(need.given)}{verdict}"
+        text = f"{need.what} needs {size(need.needed)} of {size(need.given)}{verdict}"
         out.print(f"{'memory':<12}{text}", markup=False, soft_wrap=True)
     _advise(found, advice)
     out.print()
@@ -64,22 +64,23 @@ def estimate(
         out.print(f"{'assumed':<12}{line}", markup=False, soft_wrap=True)
 
 
-def _facts(found: Estimate, load: Workload) -> Iterator[tuple[str, str]]:
+def _summary(found: Estimate, load: Workload) -> Iterator[tuple[str, str]]:
     layout = load.layout
-    of_all = "" if load.left["extract"] == layout.partitions else f"; {layout.sentences:,} sentences in the end"
+    of_all = "" if load.left["extract"] == layout.partitions else f"; {layout.sentences:,} sentences in total"
     yield "to run", f"{load.tokens:,} tokens through {load.parameters / 1e6:,.1f} million parameters{of_all}"
     poolings = f" × {load.poolings} poolings" if load.poolings > 1 else ""
     yield "pairs", f"{load.concepts:,} concepts × {layout.units:,} units{poolings} = {load.pairs:,}"
     yield (
         "store",
-        f"{size(found.stored_bytes)} responses, compressed, and {size(found.expertise_bytes)} statistics before that",
+        f"{size(found.stored_bytes)} of compressed responses, and {size(found.expertise_bytes)} of statistics before "
+        "compression",
     )
     gpus = f"{found.gpu_hours:,.1f} GPU hours ({found.gpu_hours_at_work:,.1f} at work), " if found.gpu_hours else ""
     yield "takes", f"{duration(found.seconds)}, {gpus}{found.core_hours:,.1f} core hours"
 
 
 def _stages(found: Estimate) -> Table:
-    made = table("stage", "takes", "held up by", "next", "tasks", "on", "idle", "work")
+    made = table("stage", "time", "limited by", "next", "tasks", "workers", "idle", "work")
     for column in (made.columns[2], made.columns[3], made.columns[-1]):
         column.justify = "left"
     made.columns[-1].no_wrap = False
@@ -88,7 +89,7 @@ def _stages(found: Estimate) -> Table:
         made.add_row(
             stage.stage,
             duration(stage.seconds),
-            escape(_held_up(stage)),
+            escape(_limit(stage)),
             escape(f"{others[0][0]}, {duration(others[0][1])}") if others else "",
             f"{stage.tasks:,}",
             f"{stage.workers:,}",
@@ -98,24 +99,24 @@ def _stages(found: Estimate) -> Table:
     return made
 
 
-def _held_up(stage: StageEstimate) -> str:
+def _limit(stage: StageEstimate) -> str:
     if stage.seconds > 2 * max(stage.lanes.values()):
         return "the start of its processes"
     return stage.bottleneck
 
 
 def _work(stage: StageEstimate) -> str:
-    """The largest kinds of work, as shares of all of it."""
+    """The largest kinds of work, as shares of all work."""
     total = sum(stage.work.values()) or 1.0
     largest = sorted(stage.work.items(), key=lambda work: -work[1])[:SHOWN_WORK]
     return ", ".join(f"{name} {seconds / total:.0%}" for name, seconds in largest)
 
 
 def _advise(found: Estimate, advice: Advice) -> None:
-    worth = [change for change in advice.changes if change.seconds < WORTH_TELLING * found.seconds]
+    worth = [change for change in advice.changes if change.seconds < WORTH_SHOWING * found.seconds]
     if worth:
         out.print()
-        made = table("what would help", "then takes", "of now", "gives up")
+        made = table("what would help", "new time", "of now", "gives up")
         made.columns[-1].justify = "left"
         for change in worth:
             share = f"{change.seconds / found.seconds:.0%}"
@@ -127,7 +128,7 @@ def _advise(found: Estimate, advice: Advice) -> None:
             text = f"{', then '.join(step.what for step in steps)}: {duration(steps[-1].seconds)}"
             out.print(f"{label:<12}{text}", markup=False, soft_wrap=True)
         elif label == "to halve it":
-            out.print(f"{label:<12}a larger cluster alone does not", markup=False, soft_wrap=True)
+            out.print(f"{label:<12}a larger cluster alone is not enough", markup=False, soft_wrap=True)
 
 
 def _assumptions(load: Workload, hardware: Hardware, costs: UnitCosts) -> Iterator[str]:
@@ -135,12 +136,10 @@ def _assumptions(load: Workload, hardware: Hardware, costs: UnitCosts) -> Iterat
     if hardware.gpus and load.left["extract"]:
         card = " (an NVIDIA A100's)" if "gpu-flops" in by_default else ""
         peak = hardware.peak(load.autocast, load.weights) / 1e12
-        yield (
-            f"a GPU reaches {hardware.utilisation:.0%} of {peak:,.4g} TFLOPS{card}; nothing of it was measured on a GPU"
-        )
+        yield (f"a GPU reaches {hardware.utilisation:.0%} of {peak:,.4g} TFLOPS{card}; this was not measured on a GPU")
     if "latency" in by_default:
-        yield f"a request to the store takes {1000 * hardware.latency:g} ms; say latency=20ms for an object store"
-    yield f"nobody else is on the cluster, and nothing dies; kernels: {costs.kernels_source}"
+        yield f"a request to the store takes {1000 * hardware.latency:g} ms; give latency=20ms for an object store"
+    yield f"the cluster is otherwise idle and nothing fails; kernels: {costs.kernels_source}"
 
 
 def _document(found: Estimate, advice: Advice, load: Workload, hardware: Hardware, costs: UnitCosts) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What the command line prints of settings: a table, JSON, or a job file that says the same."""
+"""Prints settings as a table, as JSON, or as an equivalent job file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.markup import escape
 from expertmine.cli.job_file import Setting, without_password
 from expertmine.cli.show import console as show
 
-# Settings come section by section, those outside of sections first.
+# Settings are ordered by section; settings outside of sections come first.
 
 
 def as_table(settings: Sequence[Setting]) -> None:
@@ -38,7 +38,7 @@ def as_json(settings: Sequence[Setting]) -> None:
 
 
 def as_yaml(settings: Sequence[Setting]) -> None:
-    """Options that have no value of their own are left out: they are decided when a command runs."""
+    """Print a job file without the options that are decided when a command runs."""
     given = [each for each in settings if each.value is not None]
     for section, group in groupby(given, key=lambda each: each.section):
         if section is not None:
@@ -58,7 +58,7 @@ def _text(setting: Setting) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """As JSON and YAML have it, and without passwords."""
+    """A value in types of JSON and YAML, without passwords."""
     if value is None or isinstance(value, bool | int | float):
         return value
     if isinstance(value, list | tuple):
@@ -71,8 +71,8 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _as_yaml(value: Any) -> str:
-    """One line, whatever is in it."""
-    # YAML folds other line breaks than \n into blanks unless they are written as escapes.
+    """A value as YAML on one line."""
+    # YAML folds line breaks other than \n into spaces unless they are escaped.
     quoted = any(isinstance(each, str) and not each.isprintable() for each in (value, *_listed(value)))
     dumped = yaml.safe_dump(
         value,

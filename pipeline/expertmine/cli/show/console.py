@@ -1,4 +1,4 @@
-"""What the command line prints: tables for people on standard output, JSON where a script asked for it."""
+"""Prints tables, JSON and messages. Knows no command."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from expertmine.steering.generation import GenerationRequest
 
 out = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
-"""Standard output; a pipe has no width of its own, and tables must not be cut there."""
+"""Standard output; a pipe has no width, and tables must not be truncated in it."""
 
 
 def problem(message: str) -> None:
-    """One message on standard error, and in the log; what it cites of a stranger's file steers no terminal."""
+    """Print a message on standard error, and log it; untrusted text in it is escaped for terminals."""
     message = _lines(message)
     logs.event("problem", logging.ERROR, reason=message)
     if not logs.on_stderr():
@@ -33,12 +33,12 @@ def problem(message: str) -> None:
 
 
 def _lines(text: str) -> str:
-    """A stranger's text of several lines, as `visible` shows each."""
+    """Untrusted text of several lines, each escaped by `visible`."""
     return "\n".join(map(visible, text.split("\n")))
 
 
 def as_json(document: Any) -> None:
-    """Print JSON; what is not a number becomes null, which JSON has."""
+    """Print JSON; NaN and infinities become null."""
     print(json.dumps(_without_nan(document), indent=2, ensure_ascii=False, default=str, allow_nan=False))
 
 
@@ -51,7 +51,7 @@ def _without_nan(document: Any) -> Any:
 
 
 def table(*columns: str, left: int = 1) -> Table:
-    """A plain table, its first `left` columns flush left and the others right."""
+    """A plain table with its first `left` columns aligned left and the others right."""
     made = Table(box=None, pad_edge=False, header_style="bold")
     for at, column in enumerate(columns):
         made.add_column(column, justify="left" if at < left else "right", no_wrap=at > 0 or left == 1)
@@ -62,9 +62,9 @@ def number(value: float, form: str) -> str:
     return "–" if math.isnan(value) else format(value, form)
 
 
-def texts(request: GenerationRequest, written: list[str], json_: bool) -> None:
+def texts(request: GenerationRequest, generated: list[str], json_: bool) -> None:
     if json_:
-        as_json({"request": asdict(request), "texts": written})
+        as_json({"request": asdict(request), "texts": generated})
         return
-    for text in written:
+    for text in generated:
         out.print(escape(_lines(f"{request.prompt}{text}".strip())), soft_wrap=True)

@@ -1,4 +1,4 @@
-"""What is printed of a corpus."""
+"""Prints a corpus and its concepts."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from expertmine.specs.identity import CorpusIdentity
 
 LARGEST = 40
-"""Concepts of a corpus that are shown unless all are asked for."""
+"""Concepts shown by default."""
 SIMILAR = 10
-"""Pairs of similar concepts that are shown."""
+"""Pairs of similar concepts shown."""
 
 
 def corpus_written(identity: CorpusIdentity, draft: Draft, folder: Location) -> None:
@@ -33,10 +33,10 @@ def corpus_written(identity: CorpusIdentity, draft: Draft, folder: Location) -> 
         soft_wrap=True,
         markup=False,
     )
-    most = draft.refusals.counts.most_common(6)
-    for (kind, reason), count in most:
+    refusals = draft.refusals.counts.most_common(6)
+    for (kind, reason), count in refusals:
         out.print(f"  {count:,} × {kind}: {reason}", soft_wrap=True, markup=False)
-    if most:
+    if refusals:
         out.print(f"  `expertmine concepts show {folder} --refused` lists them", soft_wrap=True, markup=False)
 
 
@@ -78,30 +78,32 @@ def corpus(opened: Corpus, all_: bool, json_: bool) -> None:
     rows.sort(key=lambda row: -int(str(row["positives"])))
     shown = rows if all_ else rows[:LARGEST]
     longest = max(len(str(row["concept"])) for row in shown)
-    room = out.width - longest - len("  positives  negatives  held out  ")
-    made = table("concept", "positives", "negatives", "held out", *(["description"] if room > 20 else []))
+    width = out.width - longest - len("  positives  negatives  held out  ")
+    made = table("concept", "positives", "negatives", "held out", *(["description"] if width > 20 else []))
     for row in shown:
         counts = (f"{row[name]:,}" for name in ("positives", "negatives", "held_out_positives"))
-        gloss = [escape(shorten(visible(str(row["description"])), min(room, 70), placeholder="…"))] if room > 20 else []
+        gloss = (
+            [escape(shorten(visible(str(row["description"])), min(width, 70), placeholder="…"))] if width > 20 else []
+        )
         made.add_row(escape(str(row["concept"])), *counts, *gloss)
-    if room > 20:
+    if width > 20:
         made.columns[-1].justify = "left"
-    out.print(made, soft_wrap=room < 0)
+    out.print(made, soft_wrap=width < 0)
     if len(rows) > LARGEST and not all_:
-        out.print(f"… and {len(rows) - LARGEST:,} smaller ones; --all lists them")
+        out.print(f"… and {len(rows) - LARGEST:,} smaller concepts; --all lists them")
     if similar:
-        out.print("\n[bold]most similar[/bold], by the positives that two concepts share")
+        out.print("\n[bold]most similar[/bold], by shared positives")
         out.print(_similar_table(similar, with_first=True))
     out.print(
         f"\n{metadata['concepts']:,} concepts, {metadata['sentences']:,} unique sentences "
         f"({metadata['held_out_sentences']:,} held out), {metadata['labels']:,} labels"
         + "".join(f", a pool of {size_:,}" for size_ in metadata["pools"])
-        + f"\nwords a sentence: {words['shortest']:,} to {words['longest']:,}, median {words['median']:,}, "
-        f"nine in ten at most {words['p90']:,}"
+        + f"\nwords per sentence: {words['shortest']:,} to {words['longest']:,}, median {words['median']:,}, "
+        f"90 % at most {words['p90']:,}"
         f"\npositives of several concepts: {(served > 1).sum():,} sentences; of none: {(served == 0).sum():,}"
         f"\n{metadata['repeats_dropped']:,} repeated texts dropped, "
         f"{metadata['conflicts_resolved']:,} conflicts resolved, "
-        f"{metadata['texts_not_used']:,} texts of the source not used"
+        f"{metadata['texts_not_used']:,} source texts not used"
         f"\nfrom {', '.join(metadata['sources'])}; fingerprint {metadata['fingerprint'][:12]}",
         soft_wrap=True,
         markup=False,
@@ -121,13 +123,13 @@ def _similar_table(similar: Sequence[Similar], with_first: bool) -> Table:
 
 
 def refused(opened: Corpus, json_: bool) -> None:
-    """What was not taken into a corpus: the list, which holds the first of each kind and reason."""
+    """List the refused input of a corpus: the first of each kind and reason."""
     rows = opened.table("refused").to_pylist()
     counted = sum(one["count"] for one in opened.metadata["refused"])
     if json_:
         as_json({"counts": opened.metadata["refused"], "listed": rows})
         return
-    for row in rows:  # lines, not a table: places are long, and nothing of them may be cut
+    for row in rows:  # lines, not a table: locations are long and must not be truncated
         words = (row["kind"], row["name"], row["reason"], row["detail"])
         print("\t".join(visible(word) for word in words if word))
     out.print(f"{counted:,} refused" + (f", {len(rows):,} listed" if counted > len(rows) else ""))

@@ -1,4 +1,4 @@
-"""What the command line prints of evaluations, and where their figures go."""
+"""Prints the results of evaluations, and saves their figures."""
 
 from __future__ import annotations
 
@@ -17,39 +17,39 @@ from expertmine.storage.locations import Location
 Result = TypeVar("Result", ConceptEvaluation, Ablation, Parity)
 
 
-def estimates(asked: Sequence[str] | None) -> tuple[Estimate, ...]:
-    """Those that were asked for; both unless any was.
+def estimates(requested: Sequence[str] | None) -> tuple[Estimate, ...]:
+    """The requested estimates; both by default.
 
     Raises:
-        UserError: a word that is none.
+        UserError: an unknown estimate.
     """
     known: tuple[Estimate, ...] = get_args(Estimate)
-    for word in asked or ():
+    for word in requested or ():
         if word not in known:
             raise UserError(f"--estimate is {word!r}: expected {' or '.join(known)}")
-    return tuple(each for each in known if not asked or each in asked)
+    return tuple(each for each in known if not requested or each in requested)
 
 
-def draw(run: Location, found: Result, figure: Callable[[Result], Any], asked: Path | None) -> Location:
-    """Draw a result, beside it unless another place was asked for; returns where."""
+def draw(run: Location, found: Result, figure: Callable[[Result], Any], out_file: Path | None) -> Location:
+    """Draw a result to a file, by default next to the result; returns its path."""
     from expertmine.report.evaluation_figures import save
 
-    path = asked or result_path(run, found.provenance.pooling, type(found)).with_suffix(".svg")
+    path = out_file or result_path(run, found.provenance.pooling, type(found)).with_suffix(".svg")
     save(figure(found), path)
     return path
 
 
 def concept(found: ConceptEvaluation, figure: Location, json_: bool) -> None:
-    """Success and perplexity, a row a concept."""
+    """Print success and perplexity, one row per concept."""
     if json_:
         as_json(asdict(found))
         return
     ladder = [point.k for point in found.curves[0].points]
     for title, name, form in (
         ("share of generations that the classifier assigns to the concept", "share", ".2f"),
-        ("share of generations that have one of its words", "lexical", ".2f"),
-        (f"perplexity of the generations by {found.provenance.reader}", "perplexity", ".0f"),
-        ("distinct pairs of words", "distinct_2", ".2f"),
+        ("share of generations with one of its words", "lexical", ".2f"),
+        (f"perplexity of the generations, measured with {found.provenance.reader}", "perplexity", ".0f"),
+        ("share of distinct word pairs", "distinct_2", ".2f"),
     ):
         out.print(f"\n[bold]{title}[/bold]")
         made = table("concept", *(f"k = {k}" for k in ladder), "best k")
@@ -60,17 +60,17 @@ def concept(found: ConceptEvaluation, figure: Location, json_: bool) -> None:
     first = found.provenance
     recalls = sorted(curve.classifier.recall for curve in found.curves)
     out.print(
-        f"\n{first.samples} generations a cell, strength {first.strength:g}. The classifier (TF-IDF, logistic "
-        f"regression) learns from sentences that mining did not see; at "
+        f"\n{first.samples} generations per concept and k, strength {first.strength:g}. The classifier (TF-IDF, "
+        f"logistic regression) is trained on sentences that mining did not see; at "
         f"{found.curves[0].classifier.false_positives:.0%} false positives it finds {recalls[0]:.0%} to "
-        f"{recalls[-1]:.0%} of a concept's own, cross-validated.\nBest k: {found.rule}.",
+        f"{recalls[-1]:.0%} of a concept's positives (cross-validated).\nBest k: {found.rule}.",
         soft_wrap=True,
     )
-    _told(figure)
+    _print_path(figure)
 
 
 def ablation(found: Ablation, figure: Location, json_: bool) -> None:
-    """Variants with intervals."""
+    """Print variants with intervals."""
     if json_:
         as_json(asdict(found))
         return
@@ -91,17 +91,17 @@ def ablation(found: Ablation, figure: Location, json_: bool) -> None:
     out.print(made)
     concepts = len({cell.concept for cell in found.cells})
     out.print(
-        f"\n{concepts} concepts, {found.provenance.samples} generations each; k: {found.k_rule}. Success is the mean "
-        "share of generations that the classifier assigns to the concept, with a word the share that have one of its "
-        "lemmas, perplexity the median multiple of the unsteered one. Experts win: share of concepts where they "
-        "succeed more often (ties as halves). Intervals by resampling concepts, p by flipping signs.",
+        f"\n{concepts} concepts, {found.provenance.samples} generations each; k: {found.k_rule}. Success: mean share "
+        "of generations that the classifier assigns to the concept. With a word: share with one of its lemmas. "
+        "Perplexity: median multiple of the unsteered perplexity. Experts win: share of concepts where experts succeed "
+        "more often (ties count half). Intervals are from resampled concepts, p from sign flips.",
         soft_wrap=True,
     )
-    _told(figure)
+    _print_path(figure)
 
 
 def parity(found: Parity, figure: Location, json_: bool) -> None:
-    """Contexts by lean, for each estimate."""
+    """Print contexts by lean, for each estimate."""
     if json_:
         as_json(asdict(found))
         return
@@ -117,7 +117,7 @@ def parity(found: Parity, figure: Location, json_: bool) -> None:
             _number(each.median_parity_k, ".1f"),
             *(f"{value:+.3f}" for value in each.mean_difference),
         )
-    out.print("[bold]mean of p(she, her) - p(he, his), by which is likelier unsteered[/bold]")
+    out.print("[bold]mean of p(she, her) - p(he, his), by unsteered lean[/bold]")
     out.print(made)
     of_texts = [each for each in found.summaries if each.estimate == "sampled" and each.lean != "none"]
     if of_texts:
@@ -133,16 +133,16 @@ def parity(found: Parity, figure: Location, json_: bool) -> None:
                 made.add_row(each.lean, name, at_parity, *(_number(value, form) for value in values))
         out.print(made)
     out.print(
-        f"\nExperts of {escape(found.man)} are set where a context leans to she, of {escape(found.woman)} where it "
-        f"leans to he; sampled: {found.provenance.samples} generations of {found.provenance.max_new_tokens} tokens a "
-        "context and k. The parity point is the first change of sign over k, interpolated. Contexts without a lean are "
-        "not steered.",
+        f"\nExperts of {escape(found.man)} are set if a context leans to she, of {escape(found.woman)} if it leans to "
+        f"he; sampled: {found.provenance.samples} generations of {found.provenance.max_new_tokens} tokens per context "
+        "and k. The parity point is the k of the first change of sign, interpolated. Contexts without a lean are not "
+        "steered.",
         soft_wrap=True,
     )
-    _told(figure)
+    _print_path(figure)
 
 
-def _told(figure: Location) -> None:
+def _print_path(figure: Location) -> None:
     out.print(f"figure: {figure}", markup=False, soft_wrap=True)
 
 

@@ -1,4 +1,4 @@
-"""What the command line prints of an expert index."""
+"""Prints the experts of an index and the distribution of average precision."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ if TYPE_CHECKING:
 BARS = " ▁▂▃▄▅▆▇█"
 
 
-def tell_if_stale(run: Location, index: Experts) -> None:
-    """Say so where an index is of the run's plan of before."""
+def warn_if_stale(run: Location, index: Experts) -> None:
+    """Warn if an index belongs to an earlier plan of the run."""
     plan = plan_file(run)
     if not exists(plan):
         return
     found = read_json(plan, "a plan")
     if not isinstance(found, dict) or found.get("fingerprint") != index.metadata["plan"]:
         stderr.print(
-            f"{run} was planned anew since this index was made; run `expertmine mine` to its end", markup=False
+            f"{run} was planned again after this index was made; run `expertmine mine` to update it", markup=False
         )
 
 
 def one_concept(index: Experts, concept: str, k: int, json_: bool) -> None:
-    """The best units of a concept, and what chance does."""
+    """Print the best units of a concept, and what chance would give."""
     found = index[concept]
     chosen, metadata = found.top(k), index.concept_metadata(concept)
     if json_:
@@ -69,24 +69,24 @@ def one_concept(index: Experts, concept: str, k: int, json_: bool) -> None:
 
 
 def _notes(metadata: dict[str, Any], scoring: dict[str, Any]) -> list[str]:
-    """What the table's columns rest on."""
+    """Explanations of the table's figures."""
     chance, found = metadata["chance"], []
     if chance["threshold"] is not None:
         found.append(
-            f"{chance['units_above']:,} units are above {chance['threshold']:.3f}, which the best of all units passes "
-            f"with a chance of {scoring['alpha']:.0%} when labels are shuffled ({scoring['permutations']} times, those "
-            f"of {chance['labels_of']}); a single unit has {chance['expected_ap']:.3f} on average then"
+            f"{chance['units_above']:,} units are above {chance['threshold']:.3f}, which the best of all units exceeds "
+            f"with a probability of {scoring['alpha']:.0%} when labels are shuffled ({scoring['permutations']} times, "
+            f"labels of {chance['labels_of']}); the mean AP of a single unit is then {chance['expected_ap']:.3f}"
         )
     for k, share in metadata["stability"].items():
         found.append(
-            f"of the {k} best, {share:.0%} stay among the {k} best when sentences are drawn anew "
-            f"({scoring['resamples']} times; only the {ASSESSED} best compete)"
+            f"of the {k} best, {share:.0%} stay among the {k} best when sentences are resampled "
+            f"({scoring['resamples']} times, among the {ASSESSED} best)"
         )
     return found
 
 
 def every_concept(index: Experts, json_: bool) -> None:
-    """The best unit of each concept, and how much better than chance it is."""
+    """Print the best unit of each concept, and what chance would give."""
     best = {name: index[name].top(1)[0] for name in index}
     metadata = {name: index.concept_metadata(name) for name in index}
     if json_:
@@ -114,7 +114,7 @@ def every_concept(index: Experts, json_: bool) -> None:
 
 
 def distribution(groups: Sequence[Group], concept: str | None, by: str, json_: bool) -> None:
-    """How average precision is distributed."""
+    """Print the distribution of average precision."""
     if json_:
         as_json({"concept": concept, "by": by, "groups": [asdict(group) for group in groups]})
         return
@@ -133,10 +133,10 @@ def distribution(groups: Sequence[Group], concept: str | None, by: str, json_: b
             bars(group.bins),
         )
     out.print(made)
-    out.print("0 … 1: how many have each average precision, in twentieths; heights are logarithmic", markup=False)
+    out.print("0 … 1: counts by average precision, in twentieths; heights are logarithmic", markup=False)
 
 
 def bars(counts: Sequence[int]) -> str:
-    """Counts as a row of bars, each as high as its logarithm; what is not 0 can be seen."""
+    """Counts as a row of bars with logarithmic heights; every count above 0 is visible."""
     highest = math.log1p(max(counts))
     return "".join(BARS[math.ceil(math.log1p(count) / highest * (len(BARS) - 1)) if count else 0] for count in counts)

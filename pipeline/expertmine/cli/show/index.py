@@ -1,4 +1,4 @@
-"""What the command line prints of an index that is looked up, compared, exported or packed."""
+"""Prints look-ups, comparisons, exports and packs of an index."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def unit(index: Experts, address: UnitAddress, services: Sequence[Service], count: int, json_: bool) -> None:
-    """The concepts that a unit is an expert of."""
+    """Print the concepts that a unit is an expert of."""
     if json_:
         as_json({**asdict(address), "concepts": [asdict(service) for service in services]})
         return
@@ -44,14 +44,14 @@ def unit(index: Experts, address: UnitAddress, services: Sequence[Service], coun
 
 
 def most_shared(units: Sequence[SharedUnit], json_: bool) -> None:
-    """The units that serve most concepts."""
+    """Print the units that are experts of the most concepts."""
     if json_:
         as_json([asdict(each) for each in units])
         return
     if not units:
-        out.print("no unit is an expert of two concepts")
+        out.print("no unit is an expert of more than one concept")
         return
-    made = table("hookpoint", "channel", "unit", "concepts", "best rank", "AP", "for")
+    made = table("hookpoint", "channel", "unit", "concepts", "best rank", "AP", "best for")
     for each in units:
         made.add_row(
             escape(each.hookpoint),
@@ -67,7 +67,7 @@ def most_shared(units: Sequence[SharedUnit], json_: bool) -> None:
 
 
 def at_hookpoints(found: AtHookpoints, count: int, json_: bool) -> None:
-    """The experts at hookpoints."""
+    """Print the experts at hookpoints."""
     if json_:
         as_json({**asdict(found), "enrichment": found.enrichment})
         return
@@ -87,16 +87,16 @@ def at_hookpoints(found: AtHookpoints, count: int, json_: bool) -> None:
         out.print(made)
     _more(len(found.concepts) - count)
     out.print(
-        f"{found.expert_units:,} of {found.units:,} units here are experts, of {len(found.concepts):,} concepts; "
-        f"{found.pairs:,} of {found.all_pairs:,} experts of all concepts are here, {found.enrichment:.2f} times what "
-        "as many units have on average",
+        f"{found.expert_units:,} of {found.units:,} units here are experts of {len(found.concepts):,} concepts; "
+        f"{found.pairs:,} of {found.all_pairs:,} experts of all concepts are here, {found.enrichment:.2f} times the "
+        "model's average density",
         soft_wrap=True,
         markup=False,
     )
 
 
 def comparison(found: Comparison, count: int, json_: bool) -> None:
-    """Two concepts."""
+    """Print the comparison of two concepts."""
     if json_:
         as_json(asdict(found))
         return
@@ -119,15 +119,15 @@ def comparison(found: Comparison, count: int, json_: bool) -> None:
     correlation = number(found.rank_correlation, ".2f")
     out.print(
         f"{found.concept} and {found.other} share {len(found.shared):,} of their {found.k:,} best experts (Jaccard "
-        f"{found.jaccard:.3f}; by lot it would be {found.expected:.1f}); rank correlation of those shared {correlation}"
-        + (" (too few)" if correlation == "–" else ""),
+        f"{found.jaccard:.3f}; {found.expected:.1f} would be shared at random); rank correlation of shared experts "
+        f"{correlation}" + (" (too few)" if correlation == "–" else ""),
         soft_wrap=True,
         markup=False,
     )
 
 
 def nearest(index: Experts, concept: str, k: int, found: Sequence[Neighbour], json_: bool) -> None:
-    """The concepts most like one."""
+    """Print the concepts that share the most experts with one."""
     if json_:
         as_json({"concept": concept, "k": k, "nearest": [asdict(each) for each in found]})
         return
@@ -146,7 +146,8 @@ def nearest(index: Experts, concept: str, k: int, found: Sequence[Neighbour], js
     made.columns[-1].justify = "left"
     out.print(made)
     out.print(
-        f"of {k:,} experts each; by lot two concepts would share {k * k / index.metadata['units']:.1f}", markup=False
+        f"of {k:,} experts each; at random, two concepts would share {k * k / index.metadata['units']:.1f}",
+        markup=False,
     )
 
 
@@ -174,14 +175,14 @@ def packed(found: Packed, address: str | None, json_: bool) -> None:
         f"{found.folder / 'README.md'}"
     ]
     if found.steered:
-        lines.append(f"it says for {found.steered:,} concepts how many experts are best set")
+        lines.append(f"it has a chosen k for {found.steered:,} concepts")
     if found.left_out:
         lines.append(
-            f"not for {', '.join(found.left_out[:5])}{', …' if len(found.left_out) > 5 else ''}: evaluation chose more "
-            f"than {found.top_k}"
+            f"but not for {', '.join(found.left_out[:5])}{', …' if len(found.left_out) > 5 else ''}: the evaluation "
+            f"chose more than {found.top_k}"
         )
     if found.local_model is not None:
-        lines.append(f"it names its model by a folder of this machine, {found.local_model}; --base-model names another")
+        lines.append(f"its model is named by a local folder, {found.local_model}; give its hub id with --base-model")
     if address is not None:
         lines.append(f"published: {address}")
     for line in lines:

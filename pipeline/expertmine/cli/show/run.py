@@ -1,4 +1,4 @@
-"""What the command line prints of a run: its bill, how far it is, whether it is sound."""
+"""Prints a run: its bill, its progress and costs, and whether its data are intact."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ if TYPE_CHECKING:
 
 SHOWN_WORKERS = 12
 SHOWN_COUNTS = ("sentences", "tokens", "pairs", "experts")
-"""Counts that people follow; the others are in the JSON."""
+"""Counts shown in tables; JSON has all."""
 
 
 def bill(run: Location, plan: Plan, bill_: Bill | None) -> None:
-    """What a plan will cost, on standard error: it goes before the work."""
+    """Print what a plan will cost, on standard error because it precedes results."""
     metadata = None if bill_ is None else asdict(bill_)
     logs.event("run planned", run=str(absolute(run)), sentences=plan.corpus.sentences, bill=metadata)
     if logs.on_stderr():
         return
     if bill_ is None:
-        stderr.print(f"{run} is planned already: {plan.corpus.sentences:,} sentences", markup=False, soft_wrap=True)
+        stderr.print(f"{run} is already planned: {plan.corpus.sentences:,} sentences", markup=False, soft_wrap=True)
         return
     made = Table(box=None, pad_edge=False, show_header=False)
     made.add_column(justify="left")
@@ -62,33 +62,33 @@ def _lines(plan: Plan, bill_: Bill) -> Iterator[tuple[str, str]]:
         f"{model.name} ({model.architecture}), {bill_.units:,} units, {len(plan.hookpoints)} hookpoints",
     )
     if bill_.left_out:
-        yield "left out", f"experts that do not compute by plain linear maps, {bill_.left_out[0]} for one"
+        yield "left out", f"experts of mixtures without plain linear maps, such as {bill_.left_out[0]}"
     dropped = f", {bill_.dropped:,} dropped" if bill_.dropped else ""
-    stored = f"; {bill_.stored:,} others are in the run already" if bill_.stored else ""
+    stored = f"; {bill_.stored:,} others are already in the run" if bill_.stored else ""
     yield "sentences", f"{bill_.sentences:,} to run{dropped}, {bill_.tokens:,} tokens{stored}"
     poolings = plan.responses.poolings
-    each = f", by each of {', '.join(poolings)}" if len(poolings) > 1 else ""
+    each = f", for each pooling of {', '.join(poolings)}" if len(poolings) > 1 else ""
     yield "pairs", f"{plan.corpus.concepts:,} concepts × {bill_.units:,} units = {bill_.pairs:,}{each}"
     yield (
         "disk",
-        f"{size(bill_.response_bytes)} responses, about {size(bill_.stored_bytes)} compressed, and "
-        f"{size(bill_.expertise_bytes)} expertise before compression, in {bill_.files:,} files",
+        f"{size(bill_.response_bytes)} of responses, about {size(bill_.stored_bytes)} compressed, and "
+        f"{size(bill_.expertise_bytes)} of expertise before compression, in {bill_.files:,} files",
     )
     choices = (f"--keep {keep}: {size(bytes_)}" for keep, bytes_ in bill_.expertise_choices.items())
     yield "expertise", ", ".join(choices)
     scoring = plan.scoring
-    resampled = f"; the best units' sentences drawn anew {scoring.resamples} times" if scoring.resamples else ""
-    yield "chance", f"{bill_.null_sets:,} shuffles of labels beside {plan.corpus.concepts:,} concepts{resampled}"
+    resampled = f"; sentences resampled {scoring.resamples} times for the best units" if scoring.resamples else ""
+    yield "chance", f"{bill_.null_sets:,} shuffles of labels for {plan.corpus.concepts:,} concepts{resampled}"
     extracting = (
         ""
         if bill_.extract_memory is None
-        else f"{size(bill_.extract_memory)} an extracting process, beside Python and its libraries; "
+        else f"{size(bill_.extract_memory)} per extracting process, in addition to Python and its libraries; "
     )
-    yield "memory", f"{extracting}{size(bill_.score_memory)} a scoring process"
+    yield "memory", f"{extracting}{size(bill_.score_memory)} per scoring process"
     yield "tasks", f"{plan.layout.partitions:,} partitions, {plan.tasks('score'):,} blocks of units"
     if bill_.extract_seconds is not None and bill_.tokens:
         took = f"about {duration(bill_.extract_seconds)} with one process"
-        yield "extraction", f"{took} on this machine, divided by the number of them"
+        yield "extraction", f"{took} on this machine; n processes take about 1/n of it"
 
 
 def index_written(folders: Sequence[Location]) -> None:
@@ -97,7 +97,7 @@ def index_written(folders: Sequence[Location]) -> None:
 
 
 def units(model: ModelIdentity, hookpoints: Sequence[Hookpoint], left_out: Sequence[str], json_: bool) -> None:
-    """The hookpoints of a model, in order of execution, and modules of experts that cannot be looked into."""
+    """Print the hookpoints of a model in order of execution, and experts of mixtures that cannot be mined."""
     total = sum(hookpoint.width for hookpoint in hookpoints)
     if json_:
         listed = {"hookpoints": [asdict(each) for each in hookpoints], "left_out": left_out}
@@ -111,9 +111,7 @@ def units(model: ModelIdentity, hookpoints: Sequence[Hookpoint], left_out: Seque
     named = visible(f"{model.name} ({model.architecture})")
     out.print(f"{named}: {len(hookpoints):,} hookpoints, {total:,} units", markup=False)
     for name in left_out:
-        out.print(
-            f"{visible(name)}: experts that do not compute by plain linear maps; they have no units", markup=False
-        )
+        out.print(f"{visible(name)}: experts of a mixture without plain linear maps; they have no units", markup=False)
 
 
 def status(
@@ -123,16 +121,16 @@ def status(
     attempts: Sequence[StageAttempt],
     json_: bool,
 ) -> None:
-    """How far a run is, what it has cost, and who works on it.
+    """Print a run's progress, costs and workers.
 
     Args:
-        attempts: those that have not ended.
+        attempts: the stage attempts that are still running.
     """
     if json_:
         document = {"stages": [asdict(stage) for stage in stages], "workers": [asdict(worker) for worker in workers]}
         as_json({"run": str(run), **document, "drivers": [asdict(attempt) for attempt in attempts]})
         return
-    made = table("stage", "tasks", "done", "left", "done so far", "a second")
+    made = table("stage", "tasks", "done", "time left", "counts", "per second")
     for column in made.columns[-2:]:
         column.justify = "left"
     for stage in stages:
@@ -151,7 +149,7 @@ def status(
             out.print(visible(f"{stage.stage}: {note}"), soft_wrap=True, markup=False)
     for attempt in attempts:
         if attempt.metrics:
-            running = f"{attempt.stage}: while it runs, metrics at {', '.join(attempt.metrics)}"
+            running = f"{attempt.stage}: metrics at {', '.join(attempt.metrics)} while it runs"
             out.print(visible(running), soft_wrap=True, markup=False)
     if any(stage.costs and stage.costs.tasks for stage in stages):
         out.print()
@@ -160,7 +158,7 @@ def status(
 
 
 def costs(run: Location, stages: Sequence[StageProgress]) -> None:
-    """What a run has cost so far, on standard error: it is no result."""
+    """Print what a run has cost so far, on standard error because it is not a result."""
     spent = [stage for stage in stages if stage.costs and stage.costs.tasks]
     for stage in spent:
         assert stage.costs is not None
@@ -170,9 +168,9 @@ def costs(run: Location, stages: Sequence[StageProgress]) -> None:
 
 
 def _cost_table(stages: Sequence[StageProgress]) -> Table:
-    # "At work" is while any task was under way.
+    # "At work" is the time in which any task was running.
     times = ("elapsed", "at work", "workers", "worker time", "CPU time", "GPU time")
-    made = table("cost", *times, "stored", "a second", "trouble")
+    made = table("cost", *times, "stored", "per second", "problems")
     for column in made.columns[-2:]:
         column.justify = "left"
     for stage in stages:
@@ -190,24 +188,24 @@ def _cost_cells(spent: Costs) -> Iterator[str]:
     yield duration(spent.gpu_seconds) if spent.gpu_seconds else "–"
     yield size(spent.stored_bytes) if spent.stored_bytes else ""
     yield ", ".join(f"{number(spent.per_second[name])} {name}" for name in SHOWN_COUNTS if name in spent.per_second)
-    trouble = (("retried", spent.retried), ("workers lost", spent.lost), ("failed", spent.failed))
-    yield ", ".join(f"{count:,} {what}" for what, count in trouble if count)
+    problems = (("retried", spent.retried), ("workers lost", spent.lost), ("failed", spent.failed))
+    yield ", ".join(f"{count:,} {what}" for what, count in problems if count)
 
 
 def _notes(run: Location, stage: StageProgress) -> Iterator[str]:
-    """What people should know of a stage beside its progress."""
+    """Notes on a stage in addition to its progress."""
     if saturated := sum(count for name, count in stage.counts.items() if name.startswith("saturated ")):
-        yield f"{saturated:,} responses beyond what float16 holds were stored as its largest"
+        yield f"{saturated:,} responses beyond float16's range were stored as its largest value"
     if stage.counts.get("dropped"):
-        yield f"{stage.counts['dropped']:,} sentences dropped, too long or without a token"
+        yield f"{stage.counts['dropped']:,} sentences dropped, because they are too long or have no tokens"
     if stage.counts.get("halvings"):
-        yield "memory ran out and batches were made smaller; last bits may differ by that"
+        yield "memory ran out and batches were made smaller; last bits of responses may differ"
     if len(stage.platforms) > 1:
         kinds = "; ".join(stage.platforms)
-        yield f"ran on {len(stage.platforms)} kinds of machine ({kinds}); last bits may differ between them"
+        yield f"ran on {len(stage.platforms)} kinds of machine ({kinds}); last bits of responses may differ"
     for failure in stage.failures:
         where = failure_file(run, failure.stage, failure.task)
-        yield f"task {failure.task} was given up: {failure.reason} ({where})"
+        yield f"gave up task {failure.task}: {failure.reason} ({where})"
 
 
 def _workers(workers: Sequence[Worker]) -> None:
@@ -232,10 +230,10 @@ def _workers(workers: Sequence[Worker]) -> None:
 
 
 def verified(run: Location, verdicts: Iterator[Damage | None]) -> None:
-    """Print a verdict.
+    """Print the result of a verification.
 
     Raises:
-        UserError: something is damaged; says which receipts to remove.
+        UserError: data are damaged; names the receipts to remove.
     """
     checked = list(verdicts)
     damaged = [verdict for verdict in checked if verdict is not None]
@@ -246,5 +244,5 @@ def verified(run: Location, verdicts: Iterator[Damage | None]) -> None:
             f"{damaged[0].task}. Remove these receipts and run the stage again: {names}"
         )
     if not checked:
-        raise UserError(f"{run}: nothing to verify yet, no task has a receipt; run `expertmine extract {run}`")
+        raise UserError(f"{run}: nothing to verify yet, since no task has finished; run `expertmine extract {run}`")
     out.print(f"{run}: {len(checked):,} tasks match their receipts", soft_wrap=True, markup=False)
