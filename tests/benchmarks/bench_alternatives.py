@@ -1,12 +1,12 @@
-"""What else was tried instead of the kernel of expertise, and how it compares: one thread, one table, one run.
+"""Compares the kernel of expertise with alternatives: one thread, one table, one run.
 
-The alternatives are charged less than ours: they are handed float16 responses as uint16 order keys and give average
-precision alone, where ours starts from the responses and gives six statistics. So ours is in the table a second time,
-with no more than the others are handed and give: that line compares the methods.
+The alternatives do less work: they are given float16 responses as uint16 order keys and compute only average precision,
+while ours starts from the responses and computes six statistics. So the table has ours a second time, with the same
+input and output as the others: this line compares the methods.
 
-Some alternatives are fast for what ours is not bound to: the table and the radix sort's two passes need 16-bit keys,
-the sorting network a processor with wide vectors, at most 32,768 levels and few rows: of 100 + 100 it is the fastest.
-Run by `make bench`.
+Some alternatives are fast under restrictions that ours does not have: the table and the radix sort's two passes need
+16-bit keys; the sorting network needs wide vectors, at most 32,768 levels and few rows, and is the fastest for 100 +
+100. Run by `make bench`.
 """
 
 from collections.abc import Callable, Iterator
@@ -38,7 +38,7 @@ LINE = "{:<39} {:<44} {:>6} {:>6}"
 
 
 class Sides(NamedTuple):
-    """What the kernels need of ConceptRows, which Numba does not know."""
+    """The parts of ConceptRows that the kernels need, since Numba does not know the class."""
 
     positives: Sets
     pools: Sets
@@ -59,7 +59,7 @@ def rows_of(which: Sets, number: int) -> Rows:
 
 
 def pair_by_pair(kernel: PairKernel, values: Unsigned, limits: NDArray[np.int64], rows: ConceptRows) -> Scores:
-    """Give each pair to a kernel, with scratch (4, limit of the unit)."""
+    """Call a kernel for each pair, with scratch (4, limit of the unit)."""
     ap = np.empty((rows.concepts, len(values)))
     fill_pair_by_pair(kernel, values, limits, sides(rows), ap)
     return ap
@@ -87,7 +87,7 @@ def gather(values: Unsigned, on: Rows, off: Rows, into: Scratch) -> None:
 
 @jit
 def walk(ordered: Scratch, positives: int) -> float:
-    """Return the average precision of what gather has laid down and a sort has put in ascending order."""
+    """Return the average precision of gathered values in ascending order."""
     total, true, counted = 0.0, 0, 0
     for i in range(ordered.size - 1, -1, -1):
         true += ordered[i] & np.uint32(1)
@@ -107,7 +107,7 @@ def by_comparison(values: Unsigned, on: Rows, off: Rows, scratch: Scratch) -> fl
 
 @jit
 def radix_sort_labelled(ordered: Scratch, scratch: Scratch) -> None:
-    """Sort what gather has laid down by 16 bits, in two passes of 8; the label below them does not matter."""
+    """Sort gathered values by 16 bits, in two passes of 8; the label bit below does not matter."""
     spare, low, high = scratch[1], scratch[2, :256], scratch[3, :256]
     low[:] = 0
     high[:] = 0
@@ -139,7 +139,7 @@ def by_radix(values: Unsigned, on: Rows, off: Rows, scratch: Scratch) -> float:
 
 @jit
 def by_counting(ranks: Unsigned, on: Rows, off: Rows, scratch: Scratch) -> float:
-    """No order is made: how often each level of the unit occurs, then all levels from the top."""
+    """Count how often each level of the unit occurs, without sorting, then walk all levels from the top."""
     true_at, false_at = scratch[0], scratch[1]
     scratch[:2] = 0
     for row in on:
@@ -208,7 +208,7 @@ def table_of_the_pool(keys: Unsigned, rows: ConceptRows) -> Scores:
 
 @jit
 def fill_by_table(keys: Unsigned, sides: Sides, ap: Scores) -> None:
-    """Count once per unit and pool how many negatives lie at or above each of the 65,536 keys; sort positives only."""
+    """Count once per unit and pool the negatives at or above each of the 65,536 keys; sort positives only."""
     at_or_above = np.empty(1 << 16, np.uint32)
     scratch = np.empty((4, max(keys.shape[1], 256)), np.uint32)
     for unit in range(keys.shape[0]):

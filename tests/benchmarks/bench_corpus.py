@@ -1,8 +1,8 @@
-"""Time and memory of building a corpus, up to a million sentences and ten thousand concepts: a ladder in one run.
+"""Time and memory of building corpora of up to 1 million sentences and 10,000 concepts, in one run.
 
-A table with a row for each label goes through ``expertmine concepts table`` as users run it, in a process of its own:
-100 positives a concept, and 500 negatives that it draws from all sentences and so shares with others; or no negatives,
-and ``--negatives others``. Peak memory is that of the process, as the kernel tells it.
+A table with one row per label goes through ``expertmine concepts table`` in its own process, as users run it: 100
+positives per concept, and 500 negatives from all sentences, partly shared with other concepts; or no negatives, and
+``--negatives others``. Peak memory of the process is as reported by the operating system.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def write_table(path: Path, sentences: int) -> int:
 
 
 def run(*arguments: object) -> tuple[float, float]:
-    """Seconds and peak gigabytes of the command line in a process of its own."""
+    """Seconds and peak gigabytes of the command in its own process."""
     started = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, "-m", "expertmine", *map(str, arguments)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL

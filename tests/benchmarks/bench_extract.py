@@ -1,7 +1,7 @@
-"""Extraction against the bare forward pass and against filling every sentence up, its memory, and its codecs.
+"""Compares extraction with the bare forward pass and with padding every sentence; also its memory and its codecs.
 
-Ratios of one run: a GPT-2 of 6 layers × 384 with random weights, two threads, sentences of WordNet put together until
-they have some 40 tokens. Run by `make bench`; `pytest tests` does not collect it.
+Ratios in one run: a GPT-2 of 6 layers × 384 with random weights, two threads, WordNet sentences joined to about 40
+tokens. Run by `make bench`; `pytest tests` does not collect it.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def glosses() -> Iterator[str]:
 
 
 def long_sentences(count: int) -> list[str]:
-    """Texts of about TOKENS tokens, from short ones put together."""
+    """Texts of about TOKENS tokens, joined from short ones."""
     tokenizer = load_model(EMBEDDED).tokenizer
     found: list[str] = []
     parts: list[str] = []
@@ -102,11 +102,11 @@ class Work:
     name: str
     do: Callable[[], object]
     tokens: int
-    """Of the sentences, filling not counted."""
+    """Tokens of the sentences, without padding."""
 
 
 def speeds(works: list[Work]) -> dict[str, float]:
-    """Tokens a second, each kind of work in turn, ROUNDS times over: each against the first, medians over rounds."""
+    """Tokens per second of each kind of work, run in turn for ROUNDS rounds; medians of the ratios to the first."""
     found: dict[str, list[float]] = {work.name: [] for work in works}
     for _ in range(ROUNDS):
         for work in works:
@@ -139,7 +139,7 @@ def test_extraction_against_the_bare_forward_pass(autocast: Any, tmp_path: Path)
     cast = torch.autocast("cpu", torch.bfloat16, enabled=autocast == "bfloat16")
 
     def in_the_same_thread(work: Callable[[], object]) -> None:
-        """As extraction runs its passes: a second thread that calls PyTorch would slow both."""
+        """In the same thread as extraction's passes, since a second thread that calls PyTorch would slow both."""
         worker.passes.submit(work).result()
 
     def forward(batch: Batch) -> None:
@@ -164,7 +164,7 @@ def test_extraction_against_the_bare_forward_pass(autocast: Any, tmp_path: Path)
         in_the_same_thread(lambda: [forward(batch) for batch in padded])
 
     def as_the_reference() -> None:
-        """Every output copied whole to NumPy and its maximum taken there."""
+        """Copy every output to NumPy and take its maximum there."""
         kept_outputs: list[Any] = []
         names = [hookpoint.name for hookpoint in plan.hookpoints]
         with reading(loaded.model, names, lambda name, output: kept_outputs.append(output.float().numpy())):
@@ -181,8 +181,8 @@ def test_extraction_against_the_bare_forward_pass(autocast: Any, tmp_path: Path)
         [
             Work("bare forward pass, the same batches", bare, tokens),
             Work(ours, whole, tokens),
-            Work(f"bare forward pass, filled up to {PADDED}", bare_padded, few_tokens),
-            Work(f"filled up to {PADDED}, hooked, pooled by NumPy", as_the_reference, few_tokens),
+            Work(f"bare forward pass, padded to {PADDED}", bare_padded, few_tokens),
+            Work(f"padded to {PADDED}, hooked, pooled by NumPy", as_the_reference, few_tokens),
         ]
     )
     print(f"extraction / bare: {found[ours]:.2f} (target 0.90)")

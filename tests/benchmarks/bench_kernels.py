@@ -1,7 +1,7 @@
-"""Kernels against scikit-learn's average_precision_score on the same arrays, one thread, as ratios in one run.
+"""Compares the kernels with scikit-learn's average_precision_score on the same arrays, one thread, ratios in one run.
 
-scikit-learn gives average precision alone and is handed its scores already gathered; ours is charged with everything:
-ranks, gathering, AUROC, means and percentiles. Run by `make bench`; `pytest tests` does not collect it.
+scikit-learn computes only average precision and is given gathered scores; our time includes everything: ranks,
+gathering, AUROC, means and percentiles. Run by `make bench`; `pytest tests` does not collect it.
 """
 
 import subprocess
@@ -29,7 +29,7 @@ def table() -> Iterator[list[str]]:
 
 
 def seconds(function: Callable[[], Any]) -> float:
-    """Return the shortest time of one call."""
+    """Return the time of the fastest call."""
     start = time.perf_counter()
     function()
     return time.perf_counter() - start

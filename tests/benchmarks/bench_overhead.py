@@ -1,4 +1,4 @@
-"""What it costs to have a task run, beyond the task: 10,000 that do nothing, and 10,000 that only keep their receipts.
+"""The overhead of running a task: 10,000 tasks that do nothing, and 10,000 that only write their receipts.
 
 Run by `make bench`; `pytest tests` does not collect it.
 """
@@ -29,7 +29,7 @@ from expertmine.telemetry.progress import track
 
 TASKS = 10_000
 TARGET = 0.010
-"""Seconds a task."""
+"""Seconds per task."""
 WORKERS = 2
 
 COLUMNS = ("nothing done", "receipts kept", "their work", "beyond it", "what is missing")
@@ -40,7 +40,7 @@ Run = Callable[[MakeWorker, range], Iterator[Any]]
 
 @contextmanager
 def runs() -> Iterator[dict[str, Run]]:
-    """Every executor as the stages have it, with what it runs on started."""
+    """Every executor as the stages use it, with its cluster started."""
     with ray.cluster(None, cpus=WORKERS), dask.cluster(None, WORKERS) as client:
         yield {
             "serial": serial.run,
@@ -50,12 +50,12 @@ def runs() -> Iterator[dict[str, Run]]:
 
 
 def idler() -> MakeWorker:
-    """Makes workers that do nothing; defined in a function, it travels by value."""
+    """Makes workers that do nothing; defined in a function, so that it is pickled by value."""
     return lambda: lambda task: task
 
 
 def clerk(run: Path) -> MakeWorker:
-    """Makes workers that do what a stage does around its work: say what they do, and keep a receipt.
+    """Makes workers that do only a stage's overhead: report what they do, and write a receipt.
 
     Their answer is the receipt, with the seconds that all of that took.
     """
@@ -79,7 +79,7 @@ def clerk(run: Path) -> MakeWorker:
 
 
 def test_a_task_costs_less_than_ten_milliseconds_beyond_its_work(tmp_path: Path) -> None:
-    """Twice: tasks that do nothing, and tasks whose work is their receipt, followed by progress as people see it."""
+    """Run tasks that do nothing, and tasks that only write receipts, both with the usual progress display."""
     run = tmp_path / "run"
     plan = make_run(run, make_corpus(tmp_path / "corpus", 20, 2, 5, 5), units=TASKS, block_units=1)
     assert plan.tasks("score") == TASKS

@@ -1,4 +1,4 @@
-"""Scoring as a stage: where its time goes, how it grows, what two workers bring, whether it keeps to its memory.
+"""Scoring as a stage: its time by part, its growth, the speed-up of two workers, and its memory budget.
 
 Responses are made up; everything else is as in a run: Zarr, labels, kernels, receipts. Run by `make bench`; `pytest
 tests` does not collect it.
@@ -28,7 +28,7 @@ ROUNDS = 5
 
 
 def seconds_of_score(run: Path) -> float:
-    """One process, one thread, labels laid out and kernels compiled before."""
+    """One process, one thread, with labels prepared and kernels compiled."""
     make = score.new_worker(open_run(run), WorkerOptions())
     forget_receipts(run, "score")
     tasks = score.plan(open_run(run))
@@ -69,7 +69,7 @@ def test_most_of_the_time_is_spent_in_kernels(permutations: int, tmp_path: Path)
     ("concepts", [250, 500, 1000]), ("units", [2048, 4096, 8192]), ("sentences", [10_000, 20_000, 40_000]),
 ])  # fmt: skip
 def test_doubling_doubles_at_most(what: str, ladder: list[int], tmp_path: Path) -> None:
-    """Twice the concepts, units or sentences take at most twice the time, to what this machine's noise is worth."""
+    """Twice the concepts, units or sentences take at most twice the time, up to this machine's noise."""
     runs = []
     for value in ladder:
         size = {"concepts": 500, "units": 2048, "sentences": 20_000, what: value}
@@ -133,7 +133,7 @@ print(peak, worker.strip_units)
 
 
 def peak_megabytes(run: Path, megabytes: int, stage: str, tasks: list[int]) -> tuple[float, int]:
-    """The most that a worker process of its own ever held, and the units that it took on at once."""
+    """The peak memory of a separate worker process, and the number of units it scored at once."""
     command = [sys.executable, "-c", WORKER, run, megabytes * 10**6, stage, " ".join(map(str, tasks))]
     # The kernel's ru_maxrss would begin with what this process held when it forked.
     peak, units = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True).stdout.split()
@@ -141,8 +141,8 @@ def peak_megabytes(run: Path, megabytes: int, stage: str, tasks: list[int]) -> t
 
 
 @pytest.mark.parametrize("megabytes", [500, 800, 2000])
-def test_a_process_keeps_to_its_memory(megabytes: int, tmp_path: Path) -> None:
-    """A block that fits is taken on whole; one planned for more memory is taken on in strips."""
+def test_a_process_keeps_to_its_memory_budget(megabytes: int, tmp_path: Path) -> None:
+    """A block that fits the budget is scored whole; a block planned for more memory is scored in strips."""
     corpus = make_corpus(tmp_path / "corpus", texts=300_000, concepts=1000, positives=200, pool=1000)
     print()
     for planned in (4000, megabytes):

@@ -141,9 +141,9 @@ def test_each_stage_takes_its_options(monkeypatch: pytest.MonkeyPatch, job: Any)
 
     def called(*arguments: object) -> tuple[Any, ...]:
         monkeypatch.setattr(sys, "argv", ["expertmine", *map(str, arguments), "--config", str(path)])
-        with pytest.raises(Called) as told:
+        with pytest.raises(Called) as call:
             cli.main()
-        return told.value.args
+        return call.value.args
 
     run = Path("runs/mine")
     assert called("extract") == (run, "serial", Cluster(None, 2, 0.5))
@@ -166,9 +166,9 @@ def test_mine_runs_the_stages_where_the_sections_say(monkeypatch: pytest.MonkeyP
 
     def called(*arguments: object) -> tuple[Any, ...]:
         monkeypatch.setattr(sys, "argv", ["expertmine", "mine", *map(str, arguments)])
-        with pytest.raises(Called) as told:
+        with pytest.raises(Called) as call:
             cli.main()
-        return told.value.args[1:3]
+        return call.value.args[1:3]
 
     extracting = ("serial", Cluster(None, 2, 0.5))
     memory = 2_000_000_000
@@ -267,7 +267,7 @@ def test_no_password_is_printed(printed: Run, refused: Run, job: Any) -> None:
     ("config: other.yaml\n", "line 1: unknown key 'config'"),
     ("model: a\nhookpoint: mlp\nmodel: b\n", "line 3: model occurs twice, first in line 1"),
     ("max_tokens: 3\nmax-tokens: 4\n", "line 2: max-tokens occurs twice, first in line 1"),
-    ("extract-on: ray\nextract:\n  executor: serial\n", "line 3: extract.executor is the same option as extract-on in line 1"),
+    ("extract-on: ray\nextract:\n  executor: serial\n", "line 3: extract.executor is the same option as extract-on"),
     ("gpus-each: 1\nextract:\n  gpus-each: 1\n", "line 3: extract.gpus-each is the same option as gpus-each in line 1"),
     ("run: r\nworkers: two\n", "line 2: workers is 'two': Input should be a valid integer"),
     ("top-k: 0\n", "line 1: top-k is '0': Input should be greater than or equal to 1"),

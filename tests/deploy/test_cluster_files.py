@@ -1,5 +1,5 @@
-"""Files that only clusters and containers read are checked against what reads them: Ray's launcher, a pretended AWS, a
-parser of Dockerfiles and a shell."""
+"""Files for clusters and containers, checked with their readers: Ray's launcher, a pretended AWS, a parser of Dockerfiles
+and a shell."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def cluster_file() -> dict[str, Any]:
     return cluster
 
 
-def test_the_cluster_file_is_one_that_ray_accepts() -> None:
+def test_the_cluster_file_is_valid_for_ray() -> None:
     cluster = cluster_file()
     jsonschema.validate(cluster, ray_schema())
     with pytest.raises(jsonschema.ValidationError):
@@ -174,20 +174,20 @@ def test_ray_makes_the_cluster_on_a_pretended_aws(tmp_path: Path) -> None:
     assert "gpu_worker" not in found["scoring"]
 
 
-def test_the_job_file_is_one_that_expertmine_takes(tmp_path: Path) -> None:
+def test_the_job_file_is_valid_for_expertmine(tmp_path: Path) -> None:
     job = tmp_path / "job.yaml"
     job.write_text(filled((ROOT / "deploy" / "job.yaml").read_text(), {"bucket": "mine", "Hugging Face": "gpt2"}))
-    told = json.loads(succeed("config", "--config", job, "--json"))
-    assert told  # it was read: an unknown key would have been refused
+    settings = json.loads(succeed("config", "--config", job, "--json"))
+    assert settings  # the file was read; an unknown key would have been refused
     nodes = cluster_file()["available_node_types"]
-    asked = yaml.safe_load(job.read_text())
-    assert asked["extract"]["workers"] == nodes["gpu_worker"]["max_workers"]
-    assert asked["score"]["workers"] == 8 * nodes["cpu_worker"]["max_workers"]  # CPUs of an m6i.2xlarge
+    document = yaml.safe_load(job.read_text())
+    assert document["extract"]["workers"] == nodes["gpu_worker"]["max_workers"]
+    assert document["score"]["workers"] == 8 * nodes["cpu_worker"]["max_workers"]  # CPUs of an m6i.2xlarge
     assert cluster_file()["max_workers"] == sum(nodes[kind]["max_workers"] for kind in ("gpu_worker", "cpu_worker"))
 
 
 def instructions() -> list[tuple[str, str]]:
-    """Each instruction of the Dockerfile and what it is given, with continued lines joined."""
+    """Each instruction of the Dockerfile and its arguments, with continued lines joined."""
     with DOCKERFILE.open("rb") as file:
         return [
             (each["instruction"], each["value"])
@@ -201,7 +201,7 @@ def last_stage() -> list[tuple[str, str]]:
     return all_of_it[max(at for at, (name, _) in enumerate(all_of_it) if name == "FROM") :]
 
 
-def test_the_image_has_a_pinned_base_and_builds_from_what_is_there() -> None:
+def test_the_image_has_a_pinned_base_and_builds_from_existing_files() -> None:
     arguments = dict(value.split("=", 1) for name, value in instructions() if name == "ARG")
     bases = {
         re.sub(r"\$\{(\w+)\}", lambda found: arguments[found[1]], v.split()[0])
@@ -221,7 +221,7 @@ def test_the_image_has_a_pinned_base_and_builds_from_what_is_there() -> None:
         assert source not in ignored, source
 
 
-def test_the_image_runs_as_a_user_of_a_number_and_holds_no_secret() -> None:
+def test_the_image_runs_as_a_numeric_user_and_has_no_secrets() -> None:
     users = [value for name, value in last_stage() if name == "USER"]
     assert users
     user, _, group = users[-1].partition(":")
@@ -237,7 +237,7 @@ def test_the_image_runs_as_a_user_of_a_number_and_holds_no_secret() -> None:
 
 
 def pip_arguments(step: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """What a RUN step of the Dockerfile would call pip with: the step, run by a shell in which pip prints that."""
+    """The pip arguments of a RUN step of the Dockerfile, found by running it in a shell where pip prints them."""
     (found,) = (value for name, value in instructions() if name == "RUN" and step in value)
     (folder / "pip").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     (folder / "pip").chmod(0o755)

@@ -40,7 +40,7 @@ def settings(folder: Path, keys: Path) -> Path:
     return folder
 
 
-def test_certificates_are_of_one_authority_and_keys_are_nobody_elses(tmp_path: Path) -> None:
+def test_certificates_are_of_one_authority_and_keys_are_private(tmp_path: Path) -> None:
     made = certificates(tmp_path / "tls")
     parts = ("scheduler", "worker", "client")
     for name in parts:
@@ -67,9 +67,9 @@ def test_every_setting_is_one_that_dask_knows() -> None:
     import distributed
 
     known = keys_of(yaml.safe_load((Path(distributed.__file__).parent / "distributed.yaml").read_text()))
-    asked = keys_of(yaml.safe_load((FOLDER / "dask.yaml").read_text()))
-    assert ("distributed", "comm", "require-encryption") in asked
-    assert asked <= known
+    keys = keys_of(yaml.safe_load((FOLDER / "dask.yaml").read_text()))
+    assert ("distributed", "comm", "require-encryption") in keys
+    assert keys <= known
 
 
 def exec_start(unit: Path) -> list[str]:
@@ -85,7 +85,7 @@ def exec_start(unit: Path) -> list[str]:
     ]
 
 
-def test_services_call_dask_as_it_wants_to_be_called() -> None:
+def test_services_call_dask_with_options_it_knows() -> None:
     from distributed.cli.dask_scheduler import main as scheduler
     from distributed.cli.dask_worker import main as worker
 
@@ -105,7 +105,7 @@ def test_services_call_dask_as_it_wants_to_be_called() -> None:
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)
-def test_services_are_ones_that_systemd_takes(unit: Path, tmp_path: Path) -> None:
+def test_services_are_valid_for_systemd(unit: Path, tmp_path: Path) -> None:
     if shutil.which("systemd-analyze") is None:
         pytest.skip("systemd-analyze is not installed (Debian: apt-get install systemd)")
     # It looks for the program, too: ours is elsewhere.
@@ -118,7 +118,7 @@ def test_services_are_ones_that_systemd_takes(unit: Path, tmp_path: Path) -> Non
     assert "Restrat" in done.stderr
 
 
-def test_over_ssh_says_how_it_is_called() -> None:
+def test_over_ssh_prints_its_usage() -> None:
     for arguments in ([], ["10.0.0.1", "--", "true"], ["10.0.0.1", "10.0.0.2", "true", "false"]):
         done = subprocess.run([FOLDER / "over_ssh.sh", *arguments], capture_output=True, text=True)
         assert (done.returncode, done.stderr.split(":")[0]) == (2, "usage"), arguments
@@ -150,7 +150,7 @@ def refusal(address, *settings):
     dask.config.refresh(paths=settings)
     try:
         with cluster(address, 1):
-            return "let in"
+            return "accepted"
     except UserError as error:
         return str(error)
 
@@ -163,7 +163,7 @@ print(json.dumps({
 }))
 """
 SSH = """#!/bin/sh
-# Stands in for SSH: says whom it was asked for, and runs the command here as a login shell would.
+# Stands in for SSH: records the host it is called with, and runs the command here as a login shell would.
 while [ "$1" = -o ]; do shift 2; done
 echo "$1" >> "$ASKED"
 shift

@@ -1,4 +1,4 @@
-"""Kubernetes manifests are held against Kubernetes' own schemas, the fields of KubeRay, and what a pod may do."""
+"""Kubernetes manifests: checked against Kubernetes' own schemas, the fields of KubeRay, and the rights of pods."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FOLDER = ROOT / "deploy" / "kubernetes"
 FILES = sorted(path.name for path in FOLDER.glob("*.yaml"))
 JOBS = [name for name in FILES if name.startswith("rayjob-")]
 KUBERNETES = "1.34"
-"""The version whose schemas count; strict ones, that take no field they do not know."""
+"""The version of the schemas; strict ones, which refuse unknown fields."""
 LABEL = {"app.kubernetes.io/part-of": "expertmine"}
 
 
@@ -119,7 +119,7 @@ def as_pod(template: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_manifests_are_what_kubernetes_and_kuberay_take(name: str) -> None:
+def test_manifests_are_valid_for_kubernetes_and_kuberay(name: str) -> None:
     found = documents(name)
     assert found
     for document in found:
@@ -165,7 +165,7 @@ def test_the_cluster_asks_for_a_token_and_scales_from_nothing(name: str) -> None
 
 
 @pytest.mark.parametrize("name", JOBS)
-def test_pods_may_do_nothing_but_their_work(name: str) -> None:
+def test_pods_have_only_the_rights_they_need(name: str) -> None:
     job = rayjob(name)
     containers = [job["spec"]["rayClusterSpec"]["autoscalerOptions"]]
     for template in templates(job).values():
@@ -189,12 +189,12 @@ def test_pods_may_do_nothing_but_their_work(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", JOBS)
-def test_only_the_head_may_speak_to_kubernetes(name: str) -> None:
+def test_only_the_head_may_call_kubernetes(name: str) -> None:
     for kind, template in templates(rayjob(name)).items():
         assert template["spec"].get("automountServiceAccountToken", True) == (kind == "head"), kind
 
 
-def test_accounts_and_claims_that_jobs_name_are_there() -> None:
+def test_accounts_and_claims_of_jobs_exist() -> None:
     there = {(each["kind"], each["metadata"]["name"]) for name in FILES for each in documents(name)}
     for name in JOBS:
         for template in templates(rayjob(name)).values():
@@ -219,20 +219,20 @@ def test_no_manifest_holds_a_secret(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", JOBS)
-def test_the_job_within_is_one_that_expertmine_takes(name: str, tmp_path: Path) -> None:
+def test_the_job_inside_is_valid_for_expertmine(name: str, tmp_path: Path) -> None:
     (given,) = (each["data"] for each in documents(name) if each["kind"] == "ConfigMap")
     job = tmp_path / "job.yaml"
     job.write_text(given["job.yaml"])
     assert json.loads(succeed("config", "--config", job, "--json"))
-    asked = yaml.safe_load(given["job.yaml"])
+    document = yaml.safe_load(given["job.yaml"])
     (head,) = templates(rayjob(name))["head"]["spec"]["containers"]
     (folder,) = (mount["mountPath"] for mount in head["volumeMounts"] if mount["name"] == "job")
     assert rayjob(name)["spec"]["entrypoint"] == f"expertmine mine --config {folder}/job.yaml"
     # As many workers as the groups have room for: a cluster that starts from nothing has nothing to count.
     groups = {group["groupName"]: group for group in rayjob(name)["spec"]["rayClusterSpec"]["workerGroupSpecs"]}
     (scoring,) = groups["cpu"]["template"]["spec"]["containers"]
-    assert asked["extract"]["workers"] == groups["gpu"]["maxReplicas"]
-    assert asked["score"]["workers"] == groups["cpu"]["maxReplicas"] * int(scoring["resources"]["limits"]["cpu"])
+    assert document["extract"]["workers"] == groups["gpu"]["maxReplicas"]
+    assert document["score"]["workers"] == groups["cpu"]["maxReplicas"] * int(scoring["resources"]["limits"]["cpu"])
 
 
 def test_only_the_jobs_pods_and_the_operator_reach_the_cluster() -> None:

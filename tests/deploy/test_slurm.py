@@ -1,5 +1,5 @@
-"""The batch script under a real Slurm: submitted, killed, requeued, finished, and every byte is that of a run that
-nobody disturbed. `tests/install_system.sh` installs a Slurm where it can."""
+"""The batch script under a real Slurm: submitted, killed, requeued, finished, with the bytes of an undisturbed run.
+`tests/install_system.sh` installs a Slurm where it can."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ needs_slurm = pytest.mark.skipif(
 )
 
 DRIVER = f"""#!{sys.executable}
-# Stands in for `expertmine`: each start of `mine` does some tasks and ends as it is told to.
+# Stands in for `expertmine`: each start of `mine` does some tasks and ends as its script says.
 import json, os, sys, time
 from pathlib import Path
 
@@ -121,13 +121,13 @@ def commands_folder(folder: Path, **contents: str) -> str:
 def scripted(
     cluster: Slurm, folder: Path, script: list[tuple[int, int | str]], options: dict[str, object], **environment: str
 ) -> Job:
-    """A job whose driver does, start by start, so many tasks and then ends with that code, waits for ever, or notes who
-    listens."""
+    """A job whose driver follows a script: per start, a number of tasks, then an exit code, an endless wait, or a note of
+    who listens."""
     run = folder / "run"
     run.mkdir(parents=True)
     (run / "script.json").write_text(json.dumps(script))
-    asked: dict[str, object] = {"cpus-per-task": 1, **options}
-    number = cluster.submit(folder / "log", SCRIPT, run, "--top-k", 7, options=asked, **environment)
+    requested: dict[str, object] = {"cpus-per-task": 1, **options}
+    number = cluster.submit(folder / "log", SCRIPT, run, "--top-k", 7, options=requested, **environment)
     return Job(cluster, number, folder / "log", run)
 
 
@@ -172,7 +172,7 @@ def driver_of(job: Job) -> psutil.Process | None:
 
 
 def assert_token_is_secret(job: Job) -> str:
-    """The token lies in files that only we can read, and nowhere on a command line or in the log."""
+    """The token is stored in files that only we can read, and is on no command line and not in the log."""
     folders = job.scratch()
     (token,) = {(folder / "token").read_text() for folder in folders}
     assert re.fullmatch("[0-9a-f]{64}", token)
@@ -285,7 +285,7 @@ def test_a_cancelled_job_stops_its_driver_and_stays_away(cluster: Slurm, tmp_pat
 
 
 @needs_slurm
-def test_a_job_without_a_run_folder_is_told_how_to_be_called(cluster: Slurm, tmp_path: Path) -> None:
+def test_a_job_without_a_run_folder_prints_its_usage(cluster: Slurm, tmp_path: Path) -> None:
     number = cluster.submit(tmp_path / "log", SCRIPT, "--model", "gpt2", options={"cpus-per-task": 1})
     job = Job(cluster, number, tmp_path / "log", tmp_path)
     assert job.wait_for("FAILED", 0)["ExitCode"] == "2:0"
@@ -294,7 +294,7 @@ def test_a_job_without_a_run_folder_is_told_how_to_be_called(cluster: Slurm, tmp
 
 @needs_slurm
 def test_a_job_of_one_node_listens_on_loopback_alone(cluster: Slurm, tmp_path: Path) -> None:
-    """With a real Ray; the driver looks around."""
+    """With a real Ray; the driver inspects its surroundings."""
     job = scripted(
         cluster, tmp_path / "job", [(1, "listen")], {}, PATH=commands_folder(tmp_path / "bin", expertmine=DRIVER)
     )
@@ -311,7 +311,7 @@ def test_a_job_of_one_node_listens_on_loopback_alone(cluster: Slurm, tmp_path: P
 
 @needs_slurm
 def test_a_job_near_its_time_limit_stops_and_goes_on_in_another_start(near_its_limit: Job) -> None:
-    """Slurm itself warns it; its driver is interrupted as Ctrl-C does it."""
+    """Slurm itself warns the job; its driver is interrupted as by Ctrl-C."""
     job = near_its_limit
     job.wait_for("COMPLETED", 1)
     said = job.said()

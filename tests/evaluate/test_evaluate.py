@@ -94,7 +94,7 @@ def test_the_classifier_never_sees_a_mined_sentence(corpus: Corpus) -> None:
 
 
 def test_too_few_held_out_sentences_are_refused(corpus: Corpus) -> None:
-    with pytest.raises(UserError, match=r"'rare' has \d held-out positives but its classifier needs 10"):
+    with pytest.raises(UserError, match=r"'rare' has \d held-out positives, but its classifier needs 10"):
         train(corpus, corpus.concept("rare").concept_id, seed=0)
 
 
@@ -406,7 +406,7 @@ def test_an_ablation_takes_the_concepts_and_the_k_that_were_evaluated(evaluated:
     found = ablation.evaluate(evaluated, (), 2, None, SMALL)
     ks = {(cell.concept, cell.k) for cell in found.cells if cell.variant == "experts"}
     assert ks == {("woman.n.01", 7), ("metallic_element.n.01", DEFAULT_K)}
-    assert "(1 of 2)" in found.k_rule
+    assert "(1 of 2 concepts)" in found.k_rule
     (evaluated / "experts" / "steering.json").unlink()
 
 
@@ -523,9 +523,9 @@ def test_a_word_of_several_tokens_takes_their_product(loaded: LoadedModel) -> No
     found = next_word_mass(loaded, prompt, added, 2)
     for at, word in enumerate(added):
         expected = 1.0
-        for at, token in enumerate(word):
+        for length, token in enumerate(word):
             with torch.no_grad():
-                logits = loaded.model(torch.tensor([[*prompt, *word[:at]]])).logits[0, -1]
+                logits = loaded.model(torch.tensor([[*prompt, *word[:length]]])).logits[0, -1]
             expected *= logits.double().softmax(0)[token].item()
         assert found[:, at].tolist() == pytest.approx([expected] * 2, rel=1e-5)
 
@@ -590,7 +590,7 @@ def test_bad_requests_are_refused_before_anything_is_generated(mined: Path, eval
         concept.evaluate(evaluated, ["animal"], 1, (5,))
     with pytest.raises(UserError, match=r"no concept has 10 held-out positives"):
         concept.evaluate(mined, (), 1, (5,))
-    with pytest.raises(UserError, match=r"no concept 'man\.n\.01'.*mine it, or name others"):
+    with pytest.raises(UserError, match=r"no concept 'man\.n\.01'.*mine it, or name other"):
         parity.evaluate(mined)
     with pytest.raises(UserError, match="no k above 0 is given"):
         parity.evaluate(evaluated, ladder=(0,))

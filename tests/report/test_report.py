@@ -265,11 +265,11 @@ def test_an_index_alone_has_no_sentences_and_says_so(mined: Path, tmp_path: Path
 
 def test_concepts_that_are_shown_in_full(mined: Path, tmp_path: Path) -> None:
     out = tmp_path / "report.html"
-    for asked, count in (
+    for options, count in (
         (ReportOptions(sentences=0, concepts=("tool",)), 1),
-        (ReportOptions(sentences=0, most_concepts=0), 0),
+        (ReportOptions(sentences=0, max_concepts=0), 0),
     ):
-        assert write_report(mined, out, asked).details == count
+        assert write_report(mined, out, options).details == count
         page = out.read_text()
         assert page.count("<template") == count
         assert len(json.loads(Tree(page).scripts[0])["rows"]) == 2

@@ -164,9 +164,9 @@ class ForcingOptions:
     strength: Annotated[
         float, typer.Option("--strength", help="How far experts move towards that value: 0 not at all, 1 all the way.")
     ] = 1.0
-    tokens: Annotated[Tokens, typer.Option("--tokens", help="At all tokens, or only at the last one of each pass.")] = (
-        "all"
-    )
+    tokens: Annotated[
+        Tokens, typer.Option("--tokens", help="Set experts at all tokens, or only at the last one of each pass.")
+    ] = "all"
     layers: Annotated[
         list[int] | None, typer.Option("--layer", help="Only experts in this layer; repeatable. [default: all]")
     ] = None

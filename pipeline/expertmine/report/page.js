@@ -1,6 +1,6 @@
 "use strict";
 // Sorts, filters and pages the table of concepts, sorts the table of pairs, and opens the details of a concept.
-// Text from data goes into the page as text, never as markup; details come from the page's <template> elements.
+// Text from data goes into the page as text, never as markup; details come from the page's inert templates.
 (() => {
   const root = document.documentElement;
   root.classList.add("js");
