@@ -134,7 +134,7 @@ def test_ctrl_c_ends_with_a_message_and_keeps_finished_tasks(
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "stopped; finished tasks are kept" in stderr
+    assert "stopped; finished work is kept" in stderr
     assert "Traceback" not in stderr
     assert 0 < receipts_of(run) < receipts_of(longer_run[0])
     succeed("extract", run, "--executor", "serial")

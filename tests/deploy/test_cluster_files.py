@@ -1,5 +1,5 @@
-"""Files for clusters and containers, checked with their readers: Ray's launcher, a pretended AWS, a parser of Dockerfiles
-and a shell."""
+"""Files for clusters and containers, checked with their readers: Ray's launcher, a pretended AWS, a parser of
+Dockerfiles and a shell."""
 
 from __future__ import annotations
 

@@ -121,8 +121,8 @@ def commands_folder(folder: Path, **contents: str) -> str:
 def scripted(
     cluster: Slurm, folder: Path, script: list[tuple[int, int | str]], options: dict[str, object], **environment: str
 ) -> Job:
-    """A job whose driver follows a script: per start, a number of tasks, then an exit code, an endless wait, or a note of
-    who listens."""
+    """A job whose driver follows a script: per start, a number of tasks, then an exit code, an endless wait, or a note
+    of who listens."""
     run = folder / "run"
     run.mkdir(parents=True)
     (run / "script.json").write_text(json.dumps(script))

@@ -126,5 +126,5 @@ def main() -> None:
         sys.exit(2)
     except SystemExit as stop:
         if stop.code == INTERRUPTED:  # typer turns a KeyboardInterrupt into this, silently
-            show.problem("stopped; finished tasks are kept, run the same command again to resume")
+            show.problem("stopped; finished work is kept, run the same command again to resume")
         raise
