@@ -254,8 +254,8 @@ def replaced(name: str, values: Any) -> Callable[[pa.Table], pa.Table]:
 
 
 @pytest.mark.parametrize("change, message", [
-    (replaced("concept", lambda rows: rows[::-1]), "its concepts are not those of index.json"),
-    (replaced("concept", lambda rows: ["other", *rows[1:]]), "its concepts are not those of index.json"),
+    (replaced("concept", lambda rows: rows[::-1]), "its concepts differ from index.json"),
+    (replaced("concept", lambda rows: ["other", *rows[1:]]), "its concepts differ from index.json"),
     (replaced("rank", lambda rows: [rows[1], rows[0], *rows[2:]]), "its ranks do not count from 1"),
     (replaced("unit", lambda rows: [-1, *rows[1:]]), "outside the model's 80"),
     (replaced("unit", lambda rows: [2**40, *rows[1:]]), "outside the model's 80"),
@@ -302,8 +302,8 @@ def test_bytes_that_are_no_table_are_refused(name: str, content: bytes, experts:
     ("bins", lambda rows: [[-1, *row[1:]] for row in rows], "bins do not hold every unit once"),
     ("bins", lambda rows: [[None, *row[1:]] for row in rows], "other widths"),
     ("units", lambda rows: [0] * len(rows), "other widths"),
-    ("hookpoint", lambda rows: rows[::-1], "hookpoints are not those"),
-    ("concept", lambda rows: rows[::-1], "concepts are not those"),
+    ("hookpoint", lambda rows: rows[::-1], "hookpoints differ from index.json"),
+    ("concept", lambda rows: rows[::-1], "concepts differ from index.json"),
     ("max_ap", lambda rows: [None] * len(rows), "it has null values"),
 ])  # fmt: skip
 def test_a_distribution_that_contradicts_its_index_is_refused(

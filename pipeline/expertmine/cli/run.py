@@ -93,7 +93,7 @@ def extract(
     from expertmine.mining.mine import run_extract
 
     run_extract(run, executor, Cluster(address, workers, gpus_each))
-    _tell_costs(run)
+    _print_costs(run)
 
 
 @takes_config
@@ -115,7 +115,7 @@ def score(
     from expertmine.mining.mine import run_score
 
     run_score(run, executor, Cluster(address, workers, memory=scoring_memory))
-    _tell_costs(run)
+    _print_costs(run)
 
 
 @takes_config
@@ -151,15 +151,15 @@ def mine(
     """
     from expertmine.mining.mine import driven, freeze_plan, run_all
 
-    asked = request(units_, responses, scoring, scoring_memory)
+    plan_request = request(units_, responses, scoring, scoring_memory)
     with driven(run, "mine"):  # for all stages, so that nobody else plans in between
-        show_run.bill(run, *freeze_plan(run, corpus, asked, force))
-        indexes = run_all(run, clusters.extracting(), clusters.scoring(asked.scoring_memory), top_k)
-    _tell_costs(run)
+        show_run.bill(run, *freeze_plan(run, corpus, plan_request, force))
+        indexes = run_all(run, clusters.extracting(), clusters.scoring(plan_request.scoring_memory), top_k)
+    _print_costs(run)
     show_run.index_written(indexes)
 
 
-def _tell_costs(run: Where) -> None:
+def _print_costs(run: Where) -> None:
     """Print the costs of the run so far, if this command has added to them."""
     from expertmine.run.inspection import driven_here
 

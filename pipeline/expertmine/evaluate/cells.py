@@ -34,7 +34,7 @@ _JUDGES = 8
 
 @dataclass(frozen=True, slots=True)
 class SteeringCell:
-    """One concept and the units of it to set."""
+    """One concept and which of its units to set."""
 
     concept: str
     k: int

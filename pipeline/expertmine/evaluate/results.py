@@ -30,7 +30,7 @@ class Provenance:
     weights: str
     """SHA-256, as in the index."""
     experts: str
-    """Checksum of the expert table; tells whether the index is still the same."""
+    """Checksum of the expert table, to detect whether the index has changed."""
     pooling: str
     forcing: Forcing
     strength: float

@@ -129,7 +129,7 @@ def read_units(file: TableFile, metadata: Mapping[str, Any], schema: pa.Schema) 
     if any(column.null_count for column in table.columns):
         raise _damaged(path, "it has null values")
     if (_positions(table["concept"], concepts) != np.repeat(np.arange(len(concepts)), kept)).any():
-        raise _damaged(path, "its concepts are not those of index.json, in that order")
+        raise _damaged(path, "its concepts differ from index.json in names or order")
     if (table["rank"].to_numpy().reshape(-1, kept) != np.arange(1, kept + 1)).any():
         raise _damaged(path, "its ranks do not count from 1")
     units = table["unit"].to_numpy()
@@ -158,9 +158,9 @@ def read_distribution(file: TableFile, metadata: Mapping[str, Any], schema: pa.S
     if any(table[name].null_count for name in schema.names if name not in ("layer", "above_chance")):
         raise _damaged(path, "it has null values")
     if (_positions(table["concept"], concepts) != np.repeat(np.arange(len(concepts)), len(hookpoints))).any():
-        raise _damaged(path, "its concepts are not those of index.json, in that order")
+        raise _damaged(path, "its concepts differ from index.json in names or order")
     if (_positions(table["hookpoint"], hookpoints) != np.tile(np.arange(len(hookpoints)), len(concepts))).any():
-        raise _damaged(path, "its hookpoints are not those of index.json, in that order")
+        raise _damaged(path, "its hookpoints differ from index.json in names or order")
     widths = np.tile([hookpoint["width"] for hookpoint in metadata["hookpoints"]], len(concepts))
     bins = table["bins"].combine_chunks().flatten()
     if bins.null_count or (table["units"].to_numpy() != widths).any():

@@ -284,7 +284,7 @@ def _require_table(folder: Location, metadata: Mapping[str, Any], name: str) -> 
 
 
 def is_index_of(folder: Location, plan: Plan) -> bool:
-    """Whether a folder holds a whole expert index of a plan."""
+    """Whether a folder has a complete expert index for a plan."""
     try:
         return bool(Experts.load(folder).metadata["plan"] == plan.fingerprint)
     except UserError:  # none yet, or one that a kill left torn

@@ -6,11 +6,11 @@ from expertmine.specs.settings import Pooling
 from expertmine.storage.locations import Location
 
 METADATA = "index.json"
-"""Written last: it makes an index whole."""
+"""Written last; an index is complete once it exists."""
 STEERING = "steering.json"
 _FOLDER = "experts"
 
 
 def index_folder(run: Location, pooling: Pooling | None = None) -> Location:
-    """Where a run keeps the index of a pooling; None for its first."""
+    """The folder of a run's index for one pooling; None for the first pooling."""
     return run / (_FOLDER if pooling is None else f"{_FOLDER}-{pooling}")

@@ -2,5 +2,5 @@
 
 `batching` sends them to the model and knows no HTTP; `completions` parses requests, `responses` and `refusals` build
 response bodies and error bodies; `catalogue` lists the concepts; `app` has the routes, `guard` the authentication;
-`server` serves all of it on a socket until a signal ends it. `offline` generates for a list of requests without HTTP.
+`server` runs the service on a socket until a signal ends it. `offline` generates for a list of requests without HTTP.
 """

@@ -80,7 +80,7 @@ def _summary(found: Estimate, load: Workload) -> Iterator[tuple[str, str]]:
 
 
 def _stages(found: Estimate) -> Table:
-    made = table("stage", "time", "limited by", "next", "tasks", "workers", "idle", "work")
+    made = table("stage", "time", "bottleneck", "next", "tasks", "workers", "idle", "work")
     for column in (made.columns[2], made.columns[3], made.columns[-1]):
         column.justify = "left"
     made.columns[-1].no_wrap = False

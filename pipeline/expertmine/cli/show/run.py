@@ -88,7 +88,7 @@ def _lines(plan: Plan, bill_: Bill) -> Iterator[tuple[str, str]]:
     yield "tasks", f"{plan.layout.partitions:,} partitions, {plan.tasks('score'):,} blocks of units"
     if bill_.extract_seconds is not None and bill_.tokens:
         took = f"about {duration(bill_.extract_seconds)} with one process"
-        yield "extraction", f"{took} on this machine; n processes take about 1/n of it"
+        yield "extraction", f"{took} on this machine; n processes take about 1/n as long"
 
 
 def index_written(folders: Sequence[Location]) -> None:
