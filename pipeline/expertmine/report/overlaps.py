@@ -1,4 +1,4 @@
-"""How alike all concepts of an index are, by the experts that they share."""
+"""How similar the concepts of an index are, by shared experts. Knows no run and no page."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from expertmine.index.lookup import expert_units
 def overlaps(
     experts: Experts, k: int | None = None, concepts: Sequence[str] | None = None
 ) -> tuple[list[str], NDArray[np.float64]]:
-    """How alike all pairs of concepts are: shared experts by the experts of either (Jaccard), among their k best.
+    """Similarity of all pairs of concepts: Jaccard index of their k best experts.
 
     Args:
-        concepts: those to compare, in this order; all unless given.
+        concepts: the concepts to compare, in this order; all by default.
 
     Returns:
-        Their names, and (concepts, concepts), 1 on the diagonal.
+        Their names, and the index (concepts, concepts), 1 on the diagonal.
 
     Raises:
-        UnknownConcept: there is none of a name.
+        UnknownConcept: a concept is not in the index.
         UserError: k out of range.
     """
     names, units = list(experts), expert_units(experts, k)
     if concepts is not None:
         for concept in concepts:
-            experts.concept_metadata(concept)  # refuses one that is not there
-        places = {name: at for at, name in enumerate(names)}
+            experts.concept_metadata(concept)  # raises UnknownConcept
+        positions = {name: position for position, name in enumerate(names)}
         names = list(concepts)
-        units = units[[places[name] for name in names]]
+        units = units[[positions[name] for name in names]]
     rows, k = units.shape
-    # Which concepts have which units; only the units that any has are columns.
+    # Incidence of concepts and units; only units that are experts of some concept get a column.
     columns = np.unique(units, return_inverse=True)[1].ravel()
     incidence = csr_array((np.ones(units.size, np.int32), columns, np.arange(rows + 1) * k))
     shared = (incidence @ incidence.T).toarray().astype(np.float64)
