@@ -1,6 +1,6 @@
-"""What a command says that lacks packages: which they are, and the extra to install them with.
+"""Reports missing packages of a command, and the extra that installs them.
 
-The core brings what steering needs; each extra what some commands need beside that, as pyproject.toml has it.
+The core has the packages that steering needs; each extra adds packages for some commands, as in pyproject.toml.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "s3": ("s3fs",),
     "split": ("accelerate",),
 }
-"""Modules of the packages that each extra brings."""
+"""Modules of each extra's packages."""
 
 
 class Commands(TyperGroup):
-    """The commands, each of which says what it lacks."""
+    """The commands; each reports its missing packages."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command of a context, which is of the click that typer brings.
+        """Run the command of a context (of typer's own click).
 
         Raises:
             UserError: a package of an extra is not installed.
@@ -42,9 +42,9 @@ class Commands(TyperGroup):
 
 
 def lacking(command: str, error: ModuleNotFoundError) -> str | None:
-    """What to install for a command that met a missing module; None if no extra has that, which is a bug.
+    """The message for a missing module of a command; None if no extra has the module, which is a bug.
 
-    Several extras may have it: the one that is named like the command is meant, or else the first.
+    If several extras have it, takes the extra named like the command, else the first.
     """
     missing = (error.name or "").partition(".")[0]
     extra = next((name for name in (command, *EXTRAS) if missing in EXTRAS.get(name, ())), None)
