@@ -25,6 +25,8 @@ from support.slurm_cluster import Slurm, programs_missing, slurm
 SCRIPT = ROOT / "deploy" / "slurm" / "expertmine.sbatch"
 SENTENCES = 3000
 SAME_PLAN = ("--max-tokens", 64, "--batch-tokens", 64)
+pytestmark = pytest.mark.slow
+
 STAGES = ("extract", "score", "assess")
 COMPARED = ("store.zarr", "null", "assessment", "selection", "experts")
 
@@ -37,8 +39,6 @@ DRIVER = f"""#!{sys.executable}
 # Stands in for `expertmine`: each start of `mine` does some tasks and ends as its script says.
 import json, os, sys, time
 from pathlib import Path
-
-pytestmark = pytest.mark.slow
 
 run = Path(sys.argv[2] if sys.argv[1] == "status" else sys.argv[-3])
 done = run / "done"
