@@ -92,7 +92,8 @@ def new_run(planned: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def mined(planned: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run taken through every stage on the serial executors; read it, do not change it."""
-    from expertmine.mining.mine import Cluster, run_all
+    from expertmine.mining.mine import run_all
+    from expertmine.runtime.cluster import Cluster
 
     run = Path(shutil.copytree(planned, tmp_path_factory.mktemp("mined") / "run"))
     run_all(run, ("serial", Cluster()), ("serial", Cluster()), top_k=40)

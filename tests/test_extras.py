@@ -26,7 +26,10 @@ EXTRA_OF = {
 """The extra that a room may use; the others have the core alone."""
 WHERE_INSTALLED = {"telemetry/metrics.py": "mine", "model/load.py": "split"}
 """Modules of the core that use an extra's package if it is there."""
-CORE_ALONE = ("runtime.cluster", "runtime.events", "runtime.failures", "run.paths", "serving.offline")
+CORE_ALONE = (
+    "runtime.cluster", "runtime.events", "runtime.executors", "runtime.outcomes", "runtime.protocol", "runtime.serial",
+    "runtime.workers", "run.paths", "serving.offline",
+)  # fmt: skip
 """Modules of other rooms that the core's commands load."""
 
 

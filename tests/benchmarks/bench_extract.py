@@ -37,7 +37,7 @@ from expertmine.model.load import EMBEDDED, EMBEDDED_FOLDER, load_model
 from expertmine.model.responses import Batch, forward_passes, make_batches, padding_id, prepare
 from expertmine.run import sentences
 from expertmine.run.open_run import open_run
-from expertmine.runtime import serial
+from expertmine.runtime.serial import SerialExecutor
 from expertmine.specs.settings import ResponseSpec
 
 ROUNDS = 5
@@ -151,7 +151,8 @@ def test_extraction_against_the_bare_forward_pass(autocast: Any, tmp_path: Path)
 
     def whole() -> None:
         assert all(
-            isinstance(done, extract.Receipt) for done in serial.run(lambda: worker, tasks, PARTITIONS_IN_FLIGHT)
+            isinstance(done, extract.Receipt)
+            for done in SerialExecutor(PARTITIONS_IN_FLIGHT).run(lambda: worker, tasks)
         )
 
     padded_spec = ResponseSpec(poolings=("reference",), max_tokens=PADDED)

@@ -24,7 +24,10 @@ from expertmine.run.ledger import (
     write_receipt,
 )
 from expertmine.run.open_run import OpenRun, open_run
-from expertmine.runtime import dask, ray, serial
+from expertmine.runtime import dask, ray
+from expertmine.runtime.cluster import Cluster
+from expertmine.runtime.protocol import Executor
+from expertmine.runtime.serial import SerialExecutor
 from expertmine.telemetry.progress import track
 
 TASKS = 10_000
@@ -35,18 +38,13 @@ WORKERS = 2
 COLUMNS = ("nothing done", "receipts kept", "their work", "beyond it", "what is missing")
 
 MakeWorker = Callable[[], Callable[[int], Any]]
-Run = Callable[[MakeWorker, range], Iterator[Any]]
 
 
 @contextmanager
-def runs() -> Iterator[dict[str, Run]]:
+def opened() -> Iterator[dict[str, Executor]]:
     """Every executor as the stages use it, with its cluster started."""
-    with ray.cluster(None, cpus=WORKERS), dask.cluster(None, WORKERS) as client:
-        yield {
-            "serial": serial.run,
-            "ray": lambda make, tasks: ray.run(make, tasks, actors=WORKERS, cpus_each=1, gpus_each=0),
-            "dask": lambda make, tasks: dask.run(client, make, tasks),
-        }
+    with ray.cluster(None, cpus=WORKERS), dask.opened(Cluster(workers=WORKERS), TASKS) as on_dask:
+        yield {"serial": SerialExecutor(), "ray": ray.RayExecutor(WORKERS), "dask": on_dask}
 
 
 def idler() -> MakeWorker:
@@ -87,15 +85,15 @@ def test_a_task_costs_less_than_ten_milliseconds_beyond_its_work(tmp_path: Path)
     beyond: dict[str, float] = {}
     print(f"\n{TASKS:,} tasks; milliseconds a task, {WORKERS} workers (serial: one)")
     print("{:>8} {:>13} {:>14} {:>11} {:>10} {:>16}".format("", *COLUMNS))
-    with runs() as executors:
-        for name, run_tasks in executors.items():
-            list(run_tasks(idler(), range(100)))  # workers start, and import what they need
+    with opened() as executors:
+        for name, executor in executors.items():
+            list(executor.run(idler(), range(100)))  # workers start, and import what they need
             started = time.perf_counter()
-            assert sorted(run_tasks(idler(), tasks)) == list(tasks)
+            assert sorted(executor.run(idler(), tasks)) == list(tasks)
             nothing = (time.perf_counter() - started) / TASKS
             forget_receipts(run, "score")
             started = time.perf_counter()
-            receipts = list(track(run_tasks(clerk(run), tasks), "score", TASKS))
+            receipts = list(track(executor.run(clerk(run), tasks), "score", TASKS))
             kept = (time.perf_counter() - started) / TASKS
             started = time.perf_counter()
             assert missing_tasks(OpenRun(run, plan), "score") == []

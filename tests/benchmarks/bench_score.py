@@ -22,7 +22,8 @@ from expertmine.mining.mine import run_reduce
 from expertmine.mining.stage import WorkerOptions
 from expertmine.run.ledger import forget_receipts, read_receipts
 from expertmine.run.open_run import open_run
-from expertmine.runtime import dask, serial
+from expertmine.runtime import dask
+from expertmine.runtime.serial import SerialExecutor
 
 ROUNDS = 5
 
@@ -34,7 +35,7 @@ def seconds_of_score(run: Path) -> float:
     tasks = score.plan(open_run(run))
     scorer = make()
     started = time.perf_counter()
-    for _ in serial.run(lambda: scorer, tasks):
+    for _ in SerialExecutor().run(lambda: scorer, tasks):
         pass
     return time.perf_counter() - started
 
@@ -89,7 +90,7 @@ def _all_of_scoring(run: Path) -> tuple[float, float, float]:
     scored = seconds_of_score(run)
     forget_receipts(run, "assess")
     started = time.perf_counter()
-    for _ in serial.run(assess.new_worker(open_run(run), WorkerOptions()), assess.plan(open_run(run))):
+    for _ in SerialExecutor().run(assess.new_worker(open_run(run), WorkerOptions()), assess.plan(open_run(run))):
         pass
     assessed = time.perf_counter()
     run_reduce(run, 100)
@@ -105,11 +106,11 @@ def test_two_workers_are_almost_twice_as_fast_as_one(tmp_path: Path) -> None:
     taken: dict[int, list[float]] = {1: [], 2: []}
     with dask.cluster(None, 1) as one, dask.cluster(None, 2) as two:
         for client in (one, two):  # have workers load and compile what they need
-            list(dask.run(client, score.new_worker(open_run(run), WorkerOptions()), tasks[:4]))
+            list(dask.DaskExecutor(client).run(score.new_worker(open_run(run), WorkerOptions()), tasks[:4]))
         for _ in range(ROUNDS):
             for workers, client in ((1, one), (2, two)):
                 started = time.perf_counter()
-                list(dask.run(client, score.new_worker(open_run(run), WorkerOptions()), tasks))
+                list(dask.DaskExecutor(client).run(score.new_worker(open_run(run), WorkerOptions()), tasks))
                 taken[workers].append(time.perf_counter() - started)
     ratios = [a / b for a, b in zip(taken[1], taken[2], strict=True)]
     print(
@@ -153,7 +154,9 @@ def test_a_process_keeps_to_its_memory_budget(megabytes: int, tmp_path: Path) ->
         for stage in ("score", "assess"):
             if stage == "assess":
                 list(
-                    serial.run(score.new_worker(open_run(run), WorkerOptions(memory=10**10)), score.plan(open_run(run)))
+                    SerialExecutor().run(
+                        score.new_worker(open_run(run), WorkerOptions(memory=10**10)), score.plan(open_run(run))
+                    )
                 )
                 assess.plan(open_run(run))
             peak, units = peak_megabytes(run, megabytes, stage, [0, 1])

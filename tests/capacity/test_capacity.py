@@ -31,7 +31,7 @@ from expertmine.mining.planning import expertise_bytes_of
 from expertmine.model.hookpoints import find_hookpoints
 from expertmine.model.load import load_model
 from expertmine.run.open_run import OpenRun, open_corpus, open_run
-from expertmine.runtime import serial
+from expertmine.runtime.serial import SerialExecutor
 from expertmine.specs.settings import PlanRequest, ResponseSpec
 
 CLUSTER = "gpus=64,cpus=512,store-bandwidth=10GB/s"
@@ -323,7 +323,7 @@ def test_scoring_takes_what_the_estimate_says(concepts: int, positives: int, per
     taken = []
     for _ in range(2):
         started = time.process_time()
-        assert len(list(serial.run(lambda: scorer, tasks))) == len(tasks)
+        assert len(list(SerialExecutor().run(lambda: scorer, tasks))) == len(tasks)
         taken.append(time.process_time() - started)
     assert found.stage == "score"
     assert min(taken) / 3 < sum(found.work.values()) < 3 * min(taken), (found.work, taken)

@@ -20,7 +20,8 @@ import yaml
 from support.made_runs import make_corpus, make_run
 from support.repository import ROOT
 
-from expertmine.mining.mine import Cluster, run_score
+from expertmine.mining.mine import run_score
+from expertmine.runtime.cluster import Cluster
 
 FOLDER = ROOT / "deploy" / "dask"
 UNITS = sorted(FOLDER.glob("*.service"))
@@ -209,7 +210,7 @@ def test_scoring_over_ssh_behind_certificates_gives_the_same_bytes(tmp_path: Pat
     # Of the scheduler, two nannies and two workers: each for its work, and all but the nannies for what may be watched.
     assert len(found["listeners"]) >= 8
     assert set(found["listeners"]) == {"127.0.0.1"}
-    assert found["none"].startswith("no certificate to show at 'tls://")
+    assert found["none"].startswith("no TLS certificate configured for 'tls://")
     assert found["foreign"].startswith("no Dask scheduler at 'tls://")
     assert found["unencrypted"].startswith("no Dask scheduler at 'tcp://")
     # Nobody stays behind.

@@ -42,8 +42,9 @@ from expertmine.evaluate.results import (
 )
 from expertmine.evaluate.statistics import interval, sign_flip_p
 from expertmine.evaluate.tasks import Runtime, key_of
-from expertmine.mining.mine import Cluster, run_all
+from expertmine.mining.mine import run_all
 from expertmine.model.load import EMBEDDED_FOLDER, LoadedModel, load_model
+from expertmine.runtime.cluster import Cluster
 from expertmine.specs.choices import DEFAULT_K
 from expertmine.specs.settings import ResponseSpec
 from expertmine.steering.assignment import Steering

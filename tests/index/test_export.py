@@ -25,11 +25,12 @@ from expertmine.corpus.reader import Corpus
 from expertmine.errors import UnknownConcept, UserError
 from expertmine.index import export
 from expertmine.index.experts import Experts
-from expertmine.mining.mine import Cluster, run_all
+from expertmine.mining.mine import run_all
 from expertmine.run import sentences
 from expertmine.run.open_run import open_corpus, open_run
 from expertmine.run.selfcond import export_selfcond
 from expertmine.run.store import Store
+from expertmine.runtime.cluster import Cluster
 from expertmine.storage.file_names import file_name, file_names
 
 COLUMNS = ["ap", "off_mean", "on_p50", "on_p90", "layer", "unit", "uuid", "concept", "group"]

@@ -20,13 +20,14 @@ from support.plans import plan_new
 
 from expertmine.errors import UserError
 from expertmine.mining import extract
-from expertmine.mining.mine import Cluster, run_extract
+from expertmine.mining.mine import run_extract
 from expertmine.run.inspection import progress_of, workers_of
 from expertmine.run.ledger import read_failures, read_receipts
 from expertmine.run.open_run import OpenRun, open_run
 from expertmine.run.sentences import texts as texts_of
 from expertmine.run.store import Store
-from expertmine.runtime.failures import ATTEMPTS, Failed
+from expertmine.runtime.cluster import Cluster
+from expertmine.runtime.outcomes import ATTEMPTS, Failed
 
 Edit = Callable[[Path, Callable[[dict], object]], None]  # type: ignore[type-arg]
 
@@ -108,7 +109,7 @@ def test_a_task_that_kills_every_actor_is_given_up_and_the_rest_is_done(tmp_path
     from expertmine.runtime import ray
 
     with ray.cluster(None, cpus=2):
-        found = list(ray.run(mortal(tmp_path, {4}), range(12), actors=2, cpus_each=1, gpus_each=0, in_flight=3))
+        found = list(ray.RayExecutor(actors=2, in_flight=3).run(mortal(tmp_path, {4}), range(12)))
     failed = [each for each in found if isinstance(each, Failed)]
     assert [(each.task, each.attempts) for each in failed] == [(4, ATTEMPTS)]
     assert sorted(each for each in found if isinstance(each, int)) == [task for task in range(12) if task != 4]
@@ -118,23 +119,8 @@ def test_a_task_that_kills_every_actor_is_given_up_and_the_rest_is_done(tmp_path
 def test_actors_that_only_die_end_the_stage(tmp_path: Path) -> None:
     from expertmine.runtime import ray
 
-    with ray.cluster(None, cpus=1), pytest.raises(UserError, match="actors were lost in a row"):
-        list(ray.run(mortal(tmp_path, set(range(100))), range(100), actors=1, cpus_each=1, gpus_each=0))
-
-
-@pytest.mark.slow
-def test_an_exception_in_an_actor_is_tried_again_and_told(tmp_path: Path) -> None:
-    from expertmine.runtime import ray
-
-    def make() -> Callable[[int], int]:
-        return lambda task: 1 // (task - 2)
-
-    with ray.cluster(None, cpus=1):
-        found = list(ray.run(make, [0, 1, 2, 3], actors=1, cpus_each=1, gpus_each=0))
-    (failed,) = [each for each in found if isinstance(each, Failed)]
-    assert (failed.task, failed.attempts) == (2, ATTEMPTS)
-    assert "ZeroDivisionError" in failed.reason
-    assert len(found) == 4
+    with ray.cluster(None, cpus=1), pytest.raises(UserError, match="attempts in a row failed"):
+        list(ray.RayExecutor(actors=1).run(mortal(tmp_path, set(range(100))), range(100)))
 
 
 class _Scarce:

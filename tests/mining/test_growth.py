@@ -16,12 +16,13 @@ from expertmine.errors import UserError
 from expertmine.index.experts import Experts
 from expertmine.mining import extract
 from expertmine.mining.growth import plan_run
-from expertmine.mining.mine import Cluster, run_all
+from expertmine.mining.mine import run_all
 from expertmine.model import load as models
 from expertmine.run import sentences
 from expertmine.run.ledger import missing_tasks
 from expertmine.run.open_run import open_corpus, open_run
 from expertmine.run.store import Store
+from expertmine.runtime.cluster import Cluster
 
 SERIAL = ("serial", Cluster())
 

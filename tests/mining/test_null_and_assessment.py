@@ -22,7 +22,7 @@ from expertmine.index.experts import Experts
 from expertmine.mining import assess
 from expertmine.mining.chance import expected_ap
 from expertmine.mining.growth import plan_run
-from expertmine.mining.mine import Cluster, run_all, run_reduce, run_score
+from expertmine.mining.mine import run_all, run_reduce, run_score
 from expertmine.mining.planning import make_plan
 from expertmine.mining.reduce import stability
 from expertmine.mining.score import Scorer
@@ -32,6 +32,7 @@ from expertmine.run.inspection import progress_of, verify
 from expertmine.run.open_run import open_corpus, open_run
 from expertmine.run.side_tables import read_null, read_selection, write_selection
 from expertmine.run.store import STATISTICS, Store
+from expertmine.runtime.cluster import Cluster
 from expertmine.specs.settings import ScoringSpec
 from expertmine_kernels import draw_with_replacement
 

@@ -18,10 +18,11 @@ from support.plans import plan_new
 from expertmine.errors import UserError
 from expertmine.index.experts import Experts
 from expertmine.mining import ranking
-from expertmine.mining.mine import Cluster, run_all, run_reduce
+from expertmine.mining.mine import run_all, run_reduce
 from expertmine.mining.ranking import Extremes
 from expertmine.run.open_run import OpenRun, open_corpus, open_run
 from expertmine.run.store import STATISTICS, Store
+from expertmine.runtime.cluster import Cluster
 
 
 @pytest.fixture(scope="module")

@@ -13,10 +13,11 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from expertmine.index.experts import Experts
-from expertmine.mining.mine import Cluster, run_all
+from expertmine.mining.mine import run_all
 from expertmine.model.hookpoints import find_hookpoints
 from expertmine.model.load import load_model, tokenise
 from expertmine.model.responses import forward_passes, make_batches, padding_id
+from expertmine.runtime.cluster import Cluster
 from expertmine.specs.settings import ResponseSpec
 from expertmine.steering.assignment import Steering
 from expertmine.steering.generation import GenerationRequest, Generator

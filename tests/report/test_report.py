@@ -36,7 +36,7 @@ from expertmine.evaluate.results import (
     write_result,
 )
 from expertmine.index.experts import Experts
-from expertmine.mining.mine import Cluster, run_all
+from expertmine.mining.mine import run_all
 from expertmine.report import evaluation_figures
 from expertmine.report.page import ReportOptions, write_report
 from expertmine.report.sentences import first_by
@@ -44,6 +44,7 @@ from expertmine.report.style import save
 from expertmine.run.open_run import open_corpus, open_run
 from expertmine.run.sentences import rows_of
 from expertmine.run.store import Store
+from expertmine.runtime.cluster import Cluster
 
 HOSTILE = '</script><script>alert("c")</script>'
 HOSTILE_TEXT = 'the <img src="http://evil.example/x" onerror=alert(1)> ran & "hid" </template> from $x$'

@@ -22,11 +22,12 @@ from support.plans import request
 
 from expertmine.errors import StageError, UserError
 from expertmine.mining import extract
-from expertmine.mining.mine import Cluster, freeze_plan, run_extract, run_reduce
+from expertmine.mining.mine import freeze_plan, run_extract, run_reduce
 from expertmine.run import lease as locks
 from expertmine.run.lease import LeaseHolder, driving
 from expertmine.run.ledger import missing_tasks
 from expertmine.run.open_run import open_run
+from expertmine.runtime.cluster import Cluster
 from expertmine.storage import files
 
 HOLD = """

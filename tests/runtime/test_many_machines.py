@@ -33,9 +33,10 @@ from support.processes import ENVIRONMENT, free_port, kill_family, ray_nodes, sc
 from expertmine.corpus.reader import Corpus
 from expertmine.mining.extraction_memory import PARTITIONS_IN_FLIGHT
 from expertmine.mining.growth import begin
-from expertmine.mining.mine import Cluster, run_all, run_extract
+from expertmine.mining.mine import run_all, run_extract
 from expertmine.mining.planning import make_plan
 from expertmine.run.open_run import open_run
+from expertmine.runtime.cluster import Cluster
 from expertmine.specs.plan import Stage
 
 pytestmark = pytest.mark.slow

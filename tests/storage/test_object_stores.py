@@ -26,12 +26,13 @@ from expertmine import Experts
 from expertmine.corpus.reader import Corpus
 from expertmine.errors import StageError, UserError
 from expertmine.mining.growth import begin
-from expertmine.mining.mine import Cluster, freeze_plan, run_all, run_extract, run_score
+from expertmine.mining.mine import freeze_plan, run_all, run_extract, run_score
 from expertmine.run import lease as locks
 from expertmine.run.lease import LeaseHolder
 from expertmine.run.ledger import missing_tasks, read_receipts
 from expertmine.run.open_run import open_run
 from expertmine.run.store import Store
+from expertmine.runtime.cluster import Cluster
 from expertmine.storage import files
 from expertmine.storage.locations import Location, location, same
 

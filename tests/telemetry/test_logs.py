@@ -6,7 +6,7 @@ import json
 import logging
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,10 @@ from expertmine.mining.monitor import monitor_stage
 from expertmine.run.attempts import read_attempts
 from expertmine.run.ledger import Receipt
 from expertmine.runtime.events import Joined, Lost, Queue, Retried
-from expertmine.runtime.failures import Failed
+from expertmine.runtime.outcomes import Failed
+from expertmine.runtime.serial import SerialExecutor
 from expertmine.telemetry import logs, progress
+from expertmine.telemetry.metrics import Record
 
 
 @pytest.fixture
@@ -106,14 +108,20 @@ def receipt(task: int, **counts: int) -> Receipt:
 def test_what_happens_in_workers_is_logged_by_the_driver(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "expertmine")
     recorded: list[tuple[str, float]] = []
+
+    class Recording(SerialExecutor):
+        def recorder(self, tags: Mapping[str, str]) -> Record:
+            assert tags == {"stage": "extract", "run": tmp_path.name}
+            return lambda meter, value: recorded.append((meter.name, value))
+
     with monitor_stage(tmp_path, "extract", total=9, tasks=4, executor="ray") as watch:
-        watch.began(lambda meter, value: recorded.append((meter.name, value)), 2, 0.5, ["http://127.0.0.1:1/metrics"])
-        watch.tell(Joined("m-7"))
-        watch.tell(Queue(2, 2))
+        watch.began(Recording(2, 2, 0.5, ("http://127.0.0.1:1/metrics",)))
+        watch.on_event(Joined("m-7"))
+        watch.on_event(Queue(2, 2))
         watch.finished(receipt(0, sentences=8, tokens=90, dropped=1))
-        watch.tell(Lost("m-7", "it was killed", (1, 2)))
+        watch.on_event(Lost("m-7", "it was killed", (1, 2)))
         for task in (1, 2, 2):
-            watch.tell(Retried(task, "m-7"))
+            watch.on_event(Retried(task, "m-7"))
         watch.failed(Failed(2, "a bad sentence", 3, "m-8"))
     events = [(record.__dict__["event"], record.__dict__["fields"]) for record in caplog.records]
     assert [name for name, _ in events] == [

@@ -16,14 +16,15 @@ from urllib.request import urlopen
 import pytest
 from support.workers import new_squarer
 
-from expertmine.mining.mine import Cluster, run_extract
+from expertmine.mining.mine import run_extract
 from expertmine.mining.monitor import DONE, WAITING, StageMonitor
 from expertmine.run.attempts import StageAttempt
 from expertmine.run.ledger import Receipt, read_receipts
 from expertmine.run.open_run import open_run
-from expertmine.runtime import serial
+from expertmine.runtime.cluster import Cluster
 from expertmine.runtime.events import Event, Joined, Lost, Queue, Retried
-from expertmine.runtime.failures import Failed
+from expertmine.runtime.outcomes import Failed
+from expertmine.runtime.serial import SerialExecutor
 from expertmine.telemetry import metrics as meters
 
 SAMPLE = re.compile(r"^(\w+)\{(.*)\} (\S+)$")
@@ -74,12 +75,13 @@ def test_a_dask_scheduler_of_our_own_shows_what_a_run_does(mined: Path, tmp_path
 
     watch = StageMonitor(tmp_path / "on dask", StageAttempt("score", "here", "dask", 0.0))
     plan = open_run(mined).plan
-    with dask.cluster(None, workers=1) as client:
-        watch.began(meters.recorder(watch.tags), 1, 0.0)
-        for done in dask.run(client, new_counter(), range(plan.tasks("score")), watch.tell):
+    with dask.opened(Cluster(workers=1), tasks=9) as executor:
+        watch.began(executor)
+        for done in executor.run(new_counter(), range(plan.tasks("score")), watch.on_event):
             watch.finished(done)
-        found = scrape(dask.metrics_endpoint(client), "on dask")
-        assert "dask_scheduler_workers" in urlopen(dask.metrics_endpoint(client)).read().decode()
+        (endpoint,) = executor.metrics
+        found = scrape(endpoint, "on dask")
+        assert "dask_scheduler_workers" in urlopen(endpoint).read().decode()
     assert found["expertmine_pairs_total", "score"] == 10 * plan.tasks("score")
     assert found["expertmine_task_seconds_sum", "score"] == 0.5 * plan.tasks("score")
     assert found["expertmine_tasks_waiting", "score"] == found["expertmine_tasks_in_flight", "score"] == 0
@@ -96,9 +98,7 @@ def test_workers_that_die_are_told_of_on_ray(tmp_path: Path) -> None:
 
     seen: list[Event] = []
     with ray.cluster(None, cpus=1):
-        done = list(
-            ray.run(new_squarer(tmp_path), [2, 3, 13], 1, cpus_each=1, gpus_each=0, in_flight=2, tell=seen.append)
-        )
+        done = list(ray.RayExecutor(actors=1, in_flight=2).run(new_squarer(tmp_path), [2, 3, 13], seen.append))
     first, second = (event.worker for event in seen if isinstance(event, Joined))
     (lost,) = (event for event in seen if isinstance(event, Lost))
     assert lost.worker == first != second
@@ -114,8 +114,8 @@ def test_workers_that_die_are_told_of_on_dask(tmp_path: Path) -> None:
     from expertmine.runtime import dask
 
     seen: list[Event] = []
-    with dask.cluster(None, workers=1) as client:
-        assert {*dask.run(client, new_squarer(tmp_path), [2, 3, 4], seen.append)} == {4, 9, 16}
+    with dask.opened(Cluster(workers=1), tasks=3) as executor:
+        assert {*executor.run(new_squarer(tmp_path), [2, 3, 4], seen.append)} == {4, 9, 16}
     (lost,) = (event for event in seen if isinstance(event, Lost))
     assert lost.worker.startswith("tls://127.0.0.1:")
     assert 3 in lost.tasks
@@ -126,7 +126,7 @@ def test_workers_that_die_are_told_of_on_dask(tmp_path: Path) -> None:
 def test_one_process_tells_how_much_is_left(tmp_path: Path) -> None:
     seen: list[Event] = []
     (tmp_path / "killed").touch()
-    assert len(list(serial.run(new_squarer(tmp_path), range(5), in_flight=2, tell=seen.append))) == 5
+    assert len(list(SerialExecutor(in_flight=2).run(new_squarer(tmp_path), range(5), seen.append))) == 5
     left = [event.waiting + event.in_flight for event in seen if isinstance(event, Queue)]
     assert left == sorted(left, reverse=True)
     assert seen[-1] == Queue(0, 0)
@@ -144,7 +144,7 @@ def test_a_ray_that_collects_no_metrics_does_its_work() -> None:
 from expertmine.runtime import ray
 from expertmine.mining.monitor import DONE, SECONDS, WAITING
 with ray.cluster(None, cpus=1):
-    print(*ray.run(lambda: lambda task: task + 1, [1, 2], actors=1, cpus_each=1, gpus_each=0))
+    print(*ray.RayExecutor(actors=1).run(lambda: lambda task: task + 1, [1, 2]))
     record = ray.recorder({"run": "a"})
     for meter in (DONE, SECONDS, WAITING):
         record(meter, 1)
@@ -157,11 +157,11 @@ with ray.cluster(None, cpus=1):
 
 def test_watching_costs_next_to_nothing(tmp_path: Path) -> None:
     watch = StageMonitor(tmp_path / "cheap", StageAttempt("score", "here", "serial", 0.0))
-    watch.began(meters.recorder(watch.tags), 1, None)
+    watch.began(SerialExecutor())
     make: Any = new_counter()()
     receipts = [make(task) for task in range(2000)]
     started = time.process_time()
     for receipt in receipts:
-        watch.tell(Queue(5, 2))
+        watch.on_event(Queue(5, 2))
         watch.finished(receipt)
     assert (time.process_time() - started) / len(receipts) < 0.001

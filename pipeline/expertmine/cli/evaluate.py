@@ -17,7 +17,8 @@ from expertmine.specs.settings import Pooling
 
 if TYPE_CHECKING:
     from expertmine.evaluate.cells import CellSettings
-    from expertmine.evaluate.tasks import Executor, Runtime
+    from expertmine.evaluate.tasks import Runtime
+    from expertmine.runtime.cluster import ModelExecutorName
 
 app = typer.Typer(help="Measure the effects of steering.", no_args_is_help=True)
 
@@ -78,7 +79,7 @@ class EvaluationOptions:
 
         if self.executor not in ("serial", "ray"):
             raise UserError(f"--executor is {self.executor!r}: expected serial or ray")
-        return Runtime(cast("Executor", self.executor), self.address, self.workers)
+        return Runtime(cast("ModelExecutorName", self.executor), self.address, self.workers)
 
 
 @app.command("concept")

@@ -17,7 +17,7 @@ from expertmine.cli.options import (
     WhichPooling,
 )
 from expertmine.cli.show import console as show
-from expertmine.runtime.cluster import ExtractExecutor
+from expertmine.runtime.cluster import ModelExecutorName
 from expertmine.specs.choices import DEFAULT_K
 
 # torch, transformers, ray and dask take seconds to import: commands import what they need.
@@ -48,7 +48,7 @@ def generate(
         str | None, typer.Option(help="Location of the model if it has moved since mining; same weights.")
     ] = None,
     seed: Seed = 0,
-    executor: Annotated[ExtractExecutor, typer.Option(help="Run in this process or in a Ray actor.")] = "serial",
+    executor: Annotated[ModelExecutorName, typer.Option(help="Run in this process or in a Ray actor.")] = "serial",
     as_json: AsJson = False,
 ) -> None:
     """Generate text while the experts of a concept are set: do(c, k).

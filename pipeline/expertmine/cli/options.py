@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, cast
 import typer
 
 from expertmine.errors import UserError
-from expertmine.runtime.cluster import Cluster, ExtractExecutor, ScoreExecutor
+from expertmine.runtime.cluster import Cluster, ExecutorName, ModelExecutorName
 from expertmine.specs.choices import Conflicts, Forcing, Tokens, Units
 from expertmine.specs.settings import (
     BATCH_TOKENS,
@@ -215,9 +215,9 @@ class ClusterOptions:
     """Where the stages of a run are executed."""
 
     extract_on: Annotated[
-        ExtractExecutor, typer.Option("--extract-on", "--extract-executor", help="Where to extract.")
+        ModelExecutorName, typer.Option("--extract-on", "--extract-executor", help="Where to extract.")
     ] = "ray"
-    score_on: Annotated[ScoreExecutor, typer.Option("--score-on", "--score-executor", help="Where to score.")] = "dask"
+    score_on: Annotated[ExecutorName, typer.Option("--score-on", "--score-executor", help="Where to score.")] = "dask"
     extract_address: Annotated[
         str | None,
         typer.Option("--ray-address", "--extract-address", help="A running Ray cluster; `auto` for this machine's."),
@@ -241,10 +241,10 @@ class ClusterOptions:
     ] = None
     gpus_each: GpusEach = None
 
-    def extracting(self) -> tuple[ExtractExecutor, Cluster]:
+    def extracting(self) -> tuple[ModelExecutorName, Cluster]:
         return self.extract_on, Cluster(self.extract_address, self.extract_workers or self.workers, self.gpus_each)
 
-    def scoring(self, memory: int | None) -> tuple[ScoreExecutor, Cluster]:
+    def scoring(self, memory: int | None) -> tuple[ExecutorName, Cluster]:
         """Where scoring runs, with a memory budget in bytes per process."""
         address = self.score_address
         if address is None and self.score_on == "ray":

@@ -24,7 +24,7 @@ from expertmine.cli.options import (
     request,
 )
 from expertmine.cli.show import run as show_run
-from expertmine.runtime.cluster import Cluster, ExtractExecutor, ScoreExecutor
+from expertmine.runtime.cluster import Cluster, ExecutorName, ModelExecutorName
 from expertmine.storage.locations import location
 
 # torch, transformers, ray and dask take seconds to import: commands import what they need.
@@ -79,7 +79,7 @@ def plan(
 @takes_config
 def extract(
     run: Run,
-    executor: Annotated[ExtractExecutor, typer.Option(help="Where to extract.")] = "ray",
+    executor: Annotated[ModelExecutorName, typer.Option(help="Where to extract.")] = "ray",
     address: Annotated[
         str | None, typer.Option(help="A running Ray cluster; `auto` for this machine's. [default: start one]")
     ] = None,
@@ -99,7 +99,7 @@ def extract(
 @takes_config
 def score(
     run: Run,
-    executor: Annotated[ScoreExecutor, typer.Option(help="Where to score.")] = "dask",
+    executor: Annotated[ExecutorName, typer.Option(help="Where to score.")] = "dask",
     address: Annotated[
         str | None, typer.Option(help="A running Dask scheduler, or a Ray cluster. [default: start one]")
     ] = None,

@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Protocol
 
 from expertmine.errors import UserError
-from expertmine.runtime import serial
-from expertmine.runtime.failures import Failed
+from expertmine.runtime.cluster import Cluster, ModelExecutorName, WorkerNeeds
+from expertmine.runtime.executors import open_executor
+from expertmine.runtime.outcomes import Failed
 from expertmine.storage.files import children, read_json, write_json
 from expertmine.storage.locations import Location
 from expertmine.telemetry.progress import track
-
-Executor = Literal["serial", "ray"]
 
 
 class Task(Protocol):
@@ -49,7 +47,7 @@ class TaskResult:
 class Runtime:
     """Where tasks run."""
 
-    executor: Executor = "serial"
+    executor: ModelExecutorName = "serial"
     address: str | None = None
     """Address of a running Ray cluster; None starts a local one that ends with the evaluation."""
     workers: int | None = None
@@ -94,12 +92,6 @@ def _path(folder: Location, key: str) -> Location:
 def _run(
     make_worker: Callable[[], Callable[[TaskRequest], TaskResult]], requests: Sequence[TaskRequest], runtime: Runtime
 ) -> Iterator[TaskResult | Failed]:
-    if runtime.executor == "serial":
-        yield from serial.run(make_worker, requests)
-        return
-    from expertmine.runtime import ray
-
-    with ray.cluster(runtime.address, None if runtime.address else (runtime.workers or os.cpu_count())):
-        gpus_each = 1.0 if ray.gpus() else 0.0
-        actors = runtime.workers or max(1, ray.gpus() or ray.cpus())
-        yield from ray.run(make_worker, requests, min(actors, len(requests)), cpus_each=1, gpus_each=gpus_each)
+    where = Cluster(runtime.address, runtime.workers)
+    with open_executor(runtime.executor, where, WorkerNeeds(gpus=True), len(requests)) as executor:
+        yield from executor.run(make_worker, requests)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
-from functools import cache, partial
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
 
 from expertmine.corpus.reader import Corpus
 from expertmine.errors import UserError
@@ -27,16 +26,15 @@ from expertmine.run.ledger import (
 )
 from expertmine.run.links import require_own
 from expertmine.run.open_run import OpenRun, open_run
-from expertmine.runtime import serial
-from expertmine.runtime.cluster import Cluster, ExtractExecutor, ScoreExecutor
-from expertmine.runtime.events import Tell
-from expertmine.runtime.failures import Failed
+from expertmine.runtime.cluster import Cluster, ExecutorName, ModelExecutorName, WorkerNeeds
+from expertmine.runtime.executors import open_executor
+from expertmine.runtime.outcomes import Failed
+from expertmine.runtime.protocol import Executor
 from expertmine.specs.plan import Plan, Stage
 from expertmine.specs.settings import DEFAULT_TOP_K, PlanRequest
 from expertmine.storage.files import exists
 from expertmine.storage.locations import Location, absolute
 from expertmine.telemetry import logs
-from expertmine.telemetry import metrics as meters
 from expertmine.telemetry.progress import console, track
 
 if TYPE_CHECKING:
@@ -49,28 +47,6 @@ FOLLOWED = ("pairs", "experts", "sentences")
 
 
 _Results = Iterator[Receipt | Failed]
-
-
-class _RunTasks(Protocol):
-    def __call__(
-        self, make_worker: Callable[[], Callable[[int], Receipt]], tasks: Sequence[int], *, tell: Tell
-    ) -> _Results: ...
-
-
-@dataclass(frozen=True, slots=True)
-class _Runtime:
-    """An open runtime."""
-
-    run: _RunTasks
-    options: WorkerOptions
-    """What its workers are told."""
-    cpus_each: float = 1
-    """CPUs that a worker holds."""
-    gpus_each: float | None = 0.0
-    """GPUs that a worker holds; None if that is not known."""
-    recorder: Callable[[Mapping[str, str]], meters.Record] = meters.recorder
-    metrics: Sequence[str] = ()
-    """Addresses where Prometheus finds the recorded metrics."""
 
 
 def freeze_plan(run: Location, corpus: Location, request: PlanRequest, force: bool = False) -> tuple[Plan, Bill | None]:
@@ -123,7 +99,7 @@ def _planned(path: Location, command: str) -> Iterator[tuple[OpenRun, Lease]]:
         yield open_run(path), lease  # again: until now another process might have planned it
 
 
-def run_extract(path: Location, executor: ExtractExecutor, cluster: Cluster) -> None:
+def run_extract(path: Location, executor: ModelExecutorName, cluster: Cluster) -> None:
     """Stage 1 to its end.
 
     Raises:
@@ -133,7 +109,7 @@ def run_extract(path: Location, executor: ExtractExecutor, cluster: Cluster) -> 
         _extract(run, executor, cluster, lease)
 
 
-def run_score(path: Location, executor: ScoreExecutor, cluster: Cluster) -> None:
+def run_score(path: Location, executor: ExecutorName, cluster: Cluster) -> None:
     """Stage 2 to its end: every pair is scored, then the best units are assessed.
 
     Raises:
@@ -156,8 +132,8 @@ def run_reduce(path: Location, top_k: int | None) -> list[Location]:
 
 def run_all(
     path: Location,
-    extract_on: tuple[ExtractExecutor, Cluster],
-    score_on: tuple[ScoreExecutor, Cluster],
+    extract_on: tuple[ModelExecutorName, Cluster],
+    score_on: tuple[ExecutorName, Cluster],
     top_k: int | None = None,
 ) -> list[Location]:
     """Every stage of a planned run; finished tasks are not run again. Returns the folders of the indexes.
@@ -173,21 +149,15 @@ def run_all(
         return _reduce(run, kept, lease)
 
 
-def _extract(run: OpenRun, executor: ExtractExecutor, cluster: Cluster, lease: Lease) -> None:
+def _extract(run: OpenRun, executor: ModelExecutorName, cluster: Cluster, lease: Lease) -> None:
     from expertmine.mining import extract
 
-    with ExitStack() as runtimes:
-        opened = _extracting_on(executor, cluster, run.plan.responses.threads)
-        _drive(run, "extract", extract, executor, lambda: runtimes.enter_context(opened), lease)
+    needs = WorkerNeeds(run.plan.responses.threads, gpus=True, in_flight=PARTITIONS_IN_FLIGHT)
+    _run_stages(run, [("extract", extract)], executor, cluster, needs, lease)
 
 
-def _score(run: OpenRun, executor: ScoreExecutor, cluster: Cluster, lease: Lease) -> None:
-    tasks = max(len(missing_tasks(run, stage)) for stage, _ in SCORING)
-    with ExitStack() as runtimes:
-        # One runtime for both stages, and none if nothing is left to do.
-        opened = cache(lambda: runtimes.enter_context(_scoring_on(executor, cluster, tasks)))
-        for stage, steps in SCORING:
-            _drive(run, stage, steps, executor, opened, lease)
+def _score(run: OpenRun, executor: ExecutorName, cluster: Cluster, lease: Lease) -> None:
+    _run_stages(run, SCORING, executor, cluster, WorkerNeeds(), lease)
 
 
 def _reduce(run: OpenRun, top_k: int, lease: Lease) -> list[Location]:
@@ -200,31 +170,51 @@ def _reduce(run: OpenRun, top_k: int, lease: Lease) -> list[Location]:
     return folders
 
 
-def _drive(
+def _run_stages(
     run: OpenRun,
-    stage: Stage,
-    steps: StageSteps[Receipt],
-    executor: str,
-    open_runtime: Callable[[], _Runtime],
+    stages: Sequence[tuple[Stage, StageSteps[Receipt]]],
+    executor: ExecutorName,
+    cluster: Cluster,
+    needs: WorkerNeeds,
     lease: Lease,
 ) -> None:
-    """Plan a stage, have its tasks run, and finish it.
+    """Plan each stage, have its tasks run, and finish it: all on one runtime, and on none if nothing is left to do.
 
     Raises:
         UserError: tasks were given up, or another process drives the run by now.
     """
     run = replace(run, path=absolute(run.path))  # workers have other working directories
-    lease.require()
-    tasks = steps.plan(run)
-    if tasks:
-        total = run.plan.tasks(stage)
-        with monitor_stage(run.path, stage, total, len(tasks), executor) as monitor:
-            runtime = open_runtime()
-            monitor.began(runtime.recorder(monitor.tags), runtime.cpus_each, runtime.gpus_each, runtime.metrics)
-            results = runtime.run(steps.new_worker(run, runtime.options), tasks, tell=monitor.tell)
-            failed = _drain(lease.keep(results), monitor, total)
-            _report(run.path, [_failure(run, stage, each) for each in failed], len(tasks))
-    steps.finish(run)
+    runtime: Executor | None = None
+    with ExitStack() as stack:
+        for at, (stage, steps) in enumerate(stages):
+            lease.require()
+            tasks = steps.plan(run)
+            if tasks:
+                total = run.plan.tasks(stage)
+                with monitor_stage(run.path, stage, total, len(tasks), executor) as monitor:
+                    if runtime is None:
+                        later = (len(missing_tasks(run, name)) for name, _ in stages[at + 1 :])
+                        opening = open_executor(executor, cluster, needs, max(len(tasks), *later, 0))
+                        runtime = stack.enter_context(_announced(opening))
+                    monitor.began(runtime)
+                    device = "split" if (runtime.gpus_each or 0) > 1 else None
+                    options = WorkerOptions(device, cluster.memory, runtime.in_flight)
+                    results = runtime.run(steps.new_worker(run, options), tasks, monitor.on_event)
+                    failed = _drain(lease.keep(results), monitor, total)
+                    _report(run.path, [_failure(run, stage, each) for each in failed], len(tasks))
+            steps.finish(run)
+
+
+@contextmanager
+def _announced(opening: AbstractContextManager[Executor]) -> Iterator[Executor]:
+    """While open, the same executor; the user is told where its dashboard is, if it has one."""
+    with opening as runtime:
+        if runtime.dashboard and logs.on_stderr():
+            logs.event("dashboard", url=runtime.dashboard)
+        elif runtime.dashboard:
+            shown = f"Dask dashboard: {runtime.dashboard}"
+            console.print(shown, markup=False, highlight=False, soft_wrap=True)
+        yield runtime
 
 
 def _failure(run: OpenRun, stage: Stage, failed: Failed) -> Failure:
@@ -243,54 +233,6 @@ def _top_k(run: OpenRun, wanted: int | None) -> int:
     with suppress(UserError):  # no index yet, or a torn one that is written again now
         before = Experts.load(run.path).top_k
     return min(before, reduce.max_experts(run.plan))
-
-
-@contextmanager
-def _extracting_on(executor: ExtractExecutor, cluster: Cluster, threads: int) -> Iterator[_Runtime]:
-    """While open, a runtime for tasks of extraction."""
-    if executor == "serial":
-        run = partial(serial.run, in_flight=PARTITIONS_IN_FLIGHT)
-        yield _Runtime(run, WorkerOptions(), threads, None)
-        return
-    from expertmine.runtime import ray
-
-    own = None if cluster.address else max(os.cpu_count() or 1, (cluster.workers or 1) * threads)
-    with ray.cluster(cluster.address, own):
-        if cluster.gpus_each and own and not ray.gpus():
-            raise UserError("--gpus-each is given and this machine has no GPU that Ray can see; leave it out")
-        gpus_each = float(ray.gpus() > 0) if cluster.gpus_each is None else cluster.gpus_each
-        fitting = ray.gpus() / gpus_each if gpus_each else ray.cpus() // threads
-        actors = cluster.workers or max(1, int(fitting))
-        run = partial(ray.run, actors=actors, cpus_each=threads, gpus_each=gpus_each, in_flight=PARTITIONS_IN_FLIGHT)
-        options = WorkerOptions(device="split" if gpus_each > 1 else None)
-        yield _Runtime(run, options, threads, gpus_each, ray.recorder, ray.metrics_endpoints())
-
-
-@contextmanager
-def _scoring_on(executor: ScoreExecutor, cluster: Cluster, tasks: int) -> Iterator[_Runtime]:
-    """While open, a runtime for tasks of scoring."""
-    workers = min(cluster.workers or os.cpu_count() or 1, tasks)
-    options = WorkerOptions(memory=cluster.memory)
-    if executor == "serial":
-        yield _Runtime(serial.run, options)
-    elif executor == "dask":
-        from expertmine.runtime import dask
-
-        with dask.cluster(cluster.address, workers) as client:
-            if logs.on_stderr():
-                logs.event("dashboard", url=client.dashboard_link)
-            else:
-                console.print(f"Dask dashboard: {client.dashboard_link}", markup=False, highlight=False, soft_wrap=True)
-            threads = dask.threads(client)
-            metrics = () if cluster.address else (dask.metrics_endpoint(client),)
-            yield _Runtime(partial(dask.run, client), replace(options, threads=threads), threads, metrics=metrics)
-    else:
-        from expertmine.runtime import ray
-
-        with ray.cluster(cluster.address, None if cluster.address else workers):
-            actors = cluster.workers or max(1, min(int(ray.cpus()), tasks))
-            run = partial(ray.run, actors=actors, cpus_each=1, gpus_each=0)
-            yield _Runtime(run, options, recorder=ray.recorder, metrics=ray.metrics_endpoints())
 
 
 def _drain(results: _Results, monitor: StageMonitor, total: int) -> list[Failed]:

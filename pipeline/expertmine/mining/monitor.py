@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -16,7 +16,8 @@ from typing import Any
 from expertmine.run.attempts import StageAttempt, write_attempt
 from expertmine.run.ledger import Receipt, now, worker_name
 from expertmine.runtime.events import Event, Joined, Lost, Queue, Retried
-from expertmine.runtime.failures import Failed
+from expertmine.runtime.outcomes import Failed
+from expertmine.runtime.protocol import Executor
 from expertmine.specs.plan import Stage
 from expertmine.storage.locations import Location
 from expertmine.telemetry import logs
@@ -35,7 +36,9 @@ COUNTED = {
 """Counts of receipts that are followed, and the metric of each."""
 DONE = Meter("expertmine_tasks_done", "counter", "Tasks that have their receipt")
 FAILED = Meter("expertmine_tasks_failed", "counter", "Tasks that were given up")
-RETRIED = Meter("expertmine_tasks_retried", "counter", "Tasks handed out again because their worker died")
+RETRIED = Meter(
+    "expertmine_tasks_retried", "counter", "Tasks tried again because an attempt failed or their worker died"
+)
 LOST = Meter("expertmine_workers_lost", "counter", "Workers that died")
 WAITING = Meter("expertmine_tasks_waiting", "gauge", "Tasks that no worker has yet")
 IN_FLIGHT = Meter("expertmine_tasks_in_flight", "gauge", "Tasks that a worker has")
@@ -66,19 +69,15 @@ class StageMonitor:
         """Of every metric: few values, however long a cluster lives."""
         return {"stage": self.attempt.stage, "run": self.run.name}
 
-    def began(self, record: Record, cpus_each: float, gpus_each: float | None, metrics: Sequence[str] = ()) -> None:
-        """The runtime is open; workers can start.
-
-        Args:
-            cpus_each: CPUs that a worker holds; `gpus_each` likewise, None if that is not known.
-            metrics: addresses where Prometheus finds what `record` keeps.
-        """
-        self.record = record
-        held = replace(self.attempt, cpus_each=cpus_each, gpus_each=gpus_each, metrics=tuple(metrics))
+    def began(self, runtime: Executor) -> None:
+        """The runtime is open; workers can start."""
+        self.record = runtime.recorder(self.tags)
+        cpus_each, gpus_each, metrics = runtime.cpus_each, runtime.gpus_each, tuple(runtime.metrics)
+        held = replace(self.attempt, cpus_each=cpus_each, gpus_each=gpus_each, metrics=metrics)
         logs.event("cluster ready", executor=held.executor, cpus_each=cpus_each, gpus_each=gpus_each, metrics=metrics)
         self._update(held, at_once=True)
 
-    def tell(self, event: Event) -> None:
+    def on_event(self, event: Event) -> None:
         """Report an event of the runtime."""
         if isinstance(event, Queue):
             self.record(WAITING, event.waiting)
@@ -93,7 +92,8 @@ class StageMonitor:
         elif isinstance(event, Retried):
             self.record(RETRIED, 1)
             self._retried.add(event.task)
-            logs.event("task retried", logging.WARNING, task=event.task, worker=event.worker or None)
+            worker, reason = event.worker or None, event.reason or None
+            logs.event("task retried", logging.WARNING, task=event.task, worker=worker, reason=reason)
             self._update(replace(self.attempt, retried=len(self._retried)))
 
     def finished(self, receipt: Receipt) -> None:

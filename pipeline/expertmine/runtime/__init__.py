@@ -1,5 +1,7 @@
-"""How a list of tasks is run: one process, Ray actors, or Dask workers. Imports no stage: it is handed a callable.
+"""How a list of tasks is run: in this process, by Ray actors, or by Dask workers. Knows no stage.
 
-Each runtime offers ``run(make_worker, tasks, …)``: it makes workers by calling ``make_worker()`` where they live, gives
-each task to one of them, and yields results as they come. Tasks are idempotent, so a lost worker's task runs again.
+`executors.open_executor` opens a runtime by its name, and gives an `Executor` (protocol.py). Its
+``run(make_worker, tasks, on_event)`` makes workers by calling ``make_worker()`` where they live, gives each task to one
+of them, and yields results as they come. A task ends in the same three ways everywhere (outcomes.py). Tasks must be
+idempotent: one whose attempt failed, or whose worker was lost, runs again.
 """

@@ -1,12 +1,13 @@
-"""Where a stage's tasks run, as its user asks for it. Imports no runtime: naming one costs nothing."""
+"""Where tasks run, and what their workers take: what a runtime is told when it is opened. Imports nothing."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
-ExtractExecutor = Literal["ray", "serial"]
-ScoreExecutor = Literal["dask", "ray", "serial"]
+ExecutorName: TypeAlias = Literal["dask", "ray", "serial"]
+ModelExecutorName: TypeAlias = Literal["ray", "serial"]
+"""Those whose workers may hold a model: Dask's need no PyTorch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,10 +15,21 @@ class Cluster:
     """Where tasks run."""
 
     address: str | None = None
-    """Of a running cluster; None starts a local one that ends with the stage."""
+    """Of a running cluster; None starts a local one that ends with its use."""
     workers: int | None = None
-    """Processes; None takes what the machine or cluster has."""
+    """Processes; None takes as many as the machine or cluster has room for."""
     gpus_each: float | None = None
-    """GPUs per extracting actor, also a fraction; None gives each one whole where there are any."""
+    """GPUs per worker with a model, also a fraction; None gives each one whole where there are any."""
     memory: int | None = None
     """Bytes that a scoring process may hold; None for what a block takes, as it was planned."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerNeeds:
+    """What one worker takes."""
+
+    cpus: int = 1
+    gpus: bool = False
+    """It uses GPUs, where there are any."""
+    in_flight: int = 1
+    """Tasks that it is given at the same time, each in a thread. Dask gives as many as its workers have threads."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from threading import Lock
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 from uuid import uuid4
 
 import dask
@@ -17,13 +20,18 @@ from distributed.client import FutureCancelledError
 from distributed.comm.core import CommClosedError
 from distributed.scheduler import KilledWorker
 
-from expertmine.errors import StageError, UserError
-from expertmine.runtime.events import Event, Joined, Lost, Queue, Retried, Tell, nobody, process_name
-from expertmine.runtime.failures import Failed
+from expertmine.errors import UserError
+from expertmine.runtime.cluster import Cluster
+from expertmine.runtime.events import Event, EventHandler, Joined, Lost, Queue, Retried, ignore
+from expertmine.runtime.outcomes import Assignment, Attempts, Failed, Trouble, loss_of_worker, trouble_with_worker
+from expertmine.runtime.workers import LazyWorker, attempt
+from expertmine.telemetry import metrics
+from expertmine.telemetry.metrics import Record
 
+Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-_making = Lock()
+_choosing = Lock()
 
 FIRST_WORKER = 60
 """Seconds that a scheduler without workers is given to have one."""
@@ -42,8 +50,8 @@ def cluster(address: str | None, workers: int) -> Iterator[Client]:
             client = Client(address, timeout="20s")
         except (FileNotFoundError, PermissionError, TypeError) as error:  # a TypeError where none is named
             raise UserError(
-                f"no certificate to show at {address!r}: {error}. Have Dask's configuration (a file of ~/.config/dask) "
-                "name ca-file, client.cert and client.key under distributed.comm.tls"
+                f"no TLS certificate configured for {address!r}: {error}. Have Dask's configuration (a file of "
+                "~/.config/dask) name ca-file, client.cert and client.key under distributed.comm.tls"
             ) from error
         except (OSError, TimeoutError, ValueError, RuntimeError) as error:
             raise UserError(f"no Dask scheduler at {address!r}: {error}. Start one, or leave --address out") from error
@@ -63,6 +71,7 @@ def cluster(address: str | None, workers: int) -> Iterator[Client]:
         dask.config.set(
             {
                 "distributed.worker.memory.terminate": False,
+                "distributed.scheduler.allowed-failures": 0,  # we retry, and find out whose fault it was
                 "distributed.nanny.pre-spawn-environ": ONE_THREAD,
             }
         ),
@@ -90,94 +99,216 @@ def metrics_endpoint(client: Client) -> str:
     return f"{str(client.dashboard_link).rpartition('/')[0]}/metrics"
 
 
-def run(
-    client: Client, make_worker: Callable[[], Callable[[int], Result]], tasks: Sequence[int], tell: Tell = nobody
-) -> Iterator[Result | Failed]:
-    """Results as they come, and what was given up; each process makes its worker once for this call.
+@dataclass(frozen=True, slots=True)
+class DaskExecutor:
+    """The workers of a scheduler. Each process makes its worker once for a call of `run`; its threads share it."""
 
-    What else happens is told to `tell`: workers by their addresses, after the next result.
+    client: Client
+    in_flight: int = 1
+    gpus_each: float | None = 0.0
+    metrics: tuple[str, ...] = ()
+    dashboard: str | None = None
+
+    @property
+    def cpus_each(self) -> int:
+        return self.in_flight
+
+    def recorder(self, tags: Mapping[str, str]) -> Record:
+        return metrics.recorder(tags)
+
+    def run(
+        self,
+        make_worker: Callable[[], Callable[[Task], Result]],
+        tasks: Sequence[Task],
+        on_event: EventHandler = ignore,
+    ) -> Iterator[Result | Failed]:
+        """As `Executor.run`.
+
+        A task whose worker died while others were unfinished is tried again alone: any of them may be the cause. A
+        running scheduler first retries it as often as it is configured to.
+        """
+        if not tasks:
+            return
+        call, attempts, unfinished = _Call(self.client, make_worker, tasks), Attempts(), len(tasks)
+        try:
+            call.begin()
+            for assignment, answer in call.answers():
+                if isinstance(answer, Trouble):
+                    failed = attempts.failed(assignment, answer, call.workers.threads(), call.untried > 0)
+                    if failed is None:
+                        on_event(Retried(assignment.task, answer.worker, answer.reason))
+                        call.submit(assignment)
+                        continue
+                    yield failed
+                else:
+                    attempts.succeeded()
+                    yield answer
+                unfinished -= 1
+                for event in call.workers.news():
+                    on_event(event)
+                on_event(call.workers.queue(unfinished))
+        finally:
+            call.end()
+
+
+@contextmanager
+def opened(where: Cluster, tasks: int) -> Iterator[DaskExecutor]:
+    """While open, workers for so many tasks, of a running scheduler or of one that ends with the context.
 
     Raises:
-        UserError: a worker could not be made, its trouble is every task's, or the scheduler is lost.
+        UserError: as `cluster`.
     """
-    call = uuid4().hex
-    keys = [f"task-{call}-{task}" for task in tasks]
-    task_of = dict(zip(keys, tasks, strict=True))
-    workers = _Workers(client, task_of)
-    futures = client.map(_call, tasks, make_worker=make_worker, call=call, pure=False, key=keys)
-    unfinished = len(tasks)
-    try:
-        for future, fetched in _fetched(client, as_completed(futures)):
+    with cluster(where.address, min(where.workers or os.cpu_count() or 1, tasks)) as client:
+        endpoints = () if where.address else (metrics_endpoint(client),)
+        yield DaskExecutor(client, threads(client), metrics=endpoints, dashboard=client.dashboard_link)
+
+
+class _Call(Generic[Task, Result]):
+    """One call of `run`, as the scheduler has it: each attempt at a task is a future."""
+
+    def __init__(
+        self, client: Client, make_worker: Callable[[], Callable[[Task], Result]], tasks: Sequence[Task]
+    ) -> None:
+        self.client = client
+        self.make_worker = make_worker
+        self.name = uuid4().hex
+        self.assigned = {f"task-{self.name}-{at}": Assignment(task) for at, task in enumerate(tasks)}
+        """By the key of their future."""
+        self.untried = len(tasks)
+        self.futures: dict[str, Future[Any]] = {}
+        """Those without an answer yet, by their keys."""
+        self.suspects: deque[Assignment[Task]] = deque()
+        """Tasks whose worker died; tried alone when the others are finished."""
+        self.completed = as_completed(loop=client.loop)
+        self.workers = _Workers(client, self.assigned)
+
+    def begin(self) -> None:
+        """Submit every task.
+
+        Raises:
+            UserError: the scheduler was lost; likewise in the other methods.
+        """
+        tasks = [assignment.task for assignment in self.assigned.values()]
+        sent: dict[str, Any] = {"make_worker": self.make_worker, "call": self.name}
+        with _requiring_the_scheduler():
+            self._follow(self.client.map(_attempt, tasks, pure=False, key=[*self.assigned], **sent))
+
+    def submit(self, assignment: Assignment[Task]) -> None:
+        """Have a task tried again, after those that were not tried."""
+        key = f"task-{uuid4().hex}"
+        self.assigned[key] = assignment
+        sent: dict[str, Any] = {"make_worker": self.make_worker, "call": self.name}
+        with _requiring_the_scheduler():
+            self._follow([self.client.submit(_attempt, assignment.task, pure=False, key=key, priority=-1, **sent)])
+
+    def _follow(self, futures: Sequence[Future[Any]]) -> None:
+        self.futures |= {str(future.key): future for future in futures}
+        self.completed.update(futures)
+
+    def answers(self) -> Iterator[tuple[Assignment[Task], Result | Trouble]]:
+        """Each attempt's answer as it comes."""
+        while self.futures or self.suspects:
+            if not self.futures:
+                self.submit(self.suspects.popleft())
+            alone = len(self.futures) == 1
+            with _requiring_the_scheduler():
+                # What has completed together is fetched together: a round trip for each result would take longer than
+                # a small task.
+                batch = self.completed.next_batch()
+                finished = {str(future.key): future for future in batch if future.status == "finished"}
+                fetched = self.client.gather(finished, errors="skip")
+            for future in batch:
+                key = str(future.key)
+                assignment = self.assigned[key]
+                self.untried -= assignment.attempts == 0
+                answer = fetched[key] if key in fetched else self._answer(future)
+                del self.futures[key]
+                future.release()
+                if not isinstance(answer, KilledWorker):
+                    yield assignment, answer
+                elif alone:
+                    assignment.attempts += answer.allowed_failures
+                    yield assignment, loss_of_worker(str(answer), answer.last_worker.address)
+                else:
+                    self.suspects.append(assignment)
+
+    def _answer(self, future: Future[Any]) -> Any:
+        """The answer of a future that may have failed; a KilledWorker if the scheduler has given it up."""
+        with _requiring_the_scheduler():
             try:
-                result = future.result() if fetched is None else fetched
+                return future.result()
             except KilledWorker as error:
-                task, died = task_of[str(future.key)], error.allowed_failures + 1
-                result = Failed(task, f"workers died under it: {error}", died, error.last_worker.address)
-            future.release()
-            if isinstance(result, UserError):
-                raise result
-            yield result
-            unfinished -= 1
-            for event in workers.news():
-                tell(event)
-            tell(workers.queue(unfinished))
+                return error
+            except Exception as error:
+                if future.status != "error":
+                    raise  # the scheduler's, or the connection's
+                return trouble_with_worker(error)  # the task cannot be read there, or its result not be sent
+
+    def end(self) -> None:
+        """Cancel what is left."""
+        if self.client.status == "running":
+            self.workers.ignore()
+            self.client.cancel(list(self.futures.values()))
+
+
+@contextmanager
+def _requiring_the_scheduler() -> Iterator[None]:
+    """While open, errors are the connection's: a task's are answers (see `_attempt`).
+
+    Raises:
+        UserError: the scheduler was lost.
+    """
+    try:
+        yield
     except (FutureCancelledError, CommClosedError, OSError) as error:  # the last where it cannot be connected to
         raise UserError(
-            "the Dask scheduler was lost; what is done is kept: start it and its workers again, and run the "
-            "same command"
+            "the Dask scheduler was lost; finished tasks are kept: start it and its workers again, and rerun the "
+            "command"
         ) from error
-    finally:
-        if client.status == "running":
-            workers.ignore()
-            client.cancel(futures)
 
 
-def _fetched(client: Client, completed: as_completed) -> Iterator[tuple[Future[Any], Any]]:
-    """Futures that are completed, each with its result, or None where it must be asked for.
-
-    What has completed together is fetched together: a round trip for each result would take longer than a small task.
-    """
-    for batch in completed.batches():
-        finished = {future.key: future for future in batch if future.status == "finished"}
-        results = client.gather(finished, errors="skip")
-        yield from ((future, results.get(future.key)) for future in batch)
-
-
-THREADS_ARE_NEWS = 5.0
+THREADS_INTERVAL = 5.0
 """Seconds between looks at how many tasks the workers take at a time."""
 
 
 class _Workers:
-    """What a scheduler says of its workers that come and go while a call of `run` is under way."""
+    """What a scheduler reports of its workers during a call of `run`."""
 
-    def __init__(self, client: Client, task_of: Mapping[str, int]) -> None:
+    def __init__(self, client: Client, assigned: Mapping[str, Assignment[Any]]) -> None:
         self.client = client
-        self.task_of = task_of
-        self.said: SimpleQueue[dict[str, Any]] = SimpleQueue()
-        self.looked = -THREADS_ARE_NEWS
-        self.threads = 0
-        client.subscribe_topic("all", lambda event: self.said.put(event[1]))
+        self.assigned = assigned
+        self.messages: SimpleQueue[dict[str, Any]] = SimpleQueue()
+        self.looked = -THREADS_INTERVAL
+        self.found = 0
+        client.subscribe_topic("all", lambda event: self.messages.put(event[1]))
 
     def news(self) -> Iterator[Event]:
-        """What was said since it was last asked for."""
+        """What was reported since the last call."""
         with suppress(Empty):
             while True:
-                yield from self._told(self.said.get_nowait())
+                yield from self._events_of(self.messages.get_nowait())
 
-    def _told(self, message: dict[str, Any]) -> Iterator[Event]:
+    def _events_of(self, message: dict[str, Any]) -> Iterator[Event]:
         if message.get("action") == "add-worker":
             yield Joined(message["worker"])
         if message.get("action") == "remove-worker" and not message["expected"]:
-            tasks = [self.task_of[key] for key in message["processing-tasks"] if key in self.task_of]
+            keys = message["processing-tasks"]
+            tasks = [self.assigned[key].task for key in keys if key in self.assigned]
             yield Lost(message["worker"], "the scheduler lost it", tuple(tasks))
             for task in tasks:
-                yield Retried(task, message["worker"])
+                yield Retried(task, message["worker"], "the scheduler lost it")
+
+    def threads(self) -> int:
+        """How many tasks the workers take at a time, as was last found."""
+        if time.monotonic() - self.looked > THREADS_INTERVAL:
+            with _requiring_the_scheduler():
+                self.found = sum(self.client.nthreads().values())
+            self.looked = time.monotonic()
+        return self.found
 
     def queue(self, unfinished: int) -> Queue:
-        """Workers that have enough to do are at as many tasks as they have threads; the scheduler keeps the others."""
-        if time.monotonic() - self.looked > THREADS_ARE_NEWS:
-            self.threads, self.looked = sum(self.client.nthreads().values()), time.monotonic()
-        in_flight = min(unfinished, self.threads)
+        """Workers that have enough to do have as many tasks as threads; the scheduler keeps the others."""
+        in_flight = min(unfinished, self.threads())
         return Queue(unfinished - in_flight, in_flight)
 
     def ignore(self) -> None:
@@ -192,23 +323,15 @@ def _quieten() -> None:
             logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
-def _call(task: int, make_worker: Callable[[], Callable[[int], Any]], call: str) -> Any:
-    """Run a task on this process's worker for the call of `run`, made at its first task.
+def _attempt(task: Any, make_worker: Callable[[], Callable[[Any], Any]], call: str) -> Any:
+    """Try a task with this process's worker for the call of `run`; what is raised is returned.
 
-    One worker is kept a process, that of the latest call: a cluster may outlive many runs. Bad news is returned, not
-    raised: Dask's workers print what is raised in them, with a traceback.
+    One worker is kept per process, that of the latest call: a cluster may outlive many runs.
     """
     here = get_worker().__dict__
-    try:
-        with _making:
-            if here.get("expertmine_call") != call:
-                here["expertmine_worker"] = make_worker()
-                here["expertmine_call"] = call
-    except UserError as error:
-        return error
-    try:
-        return here["expertmine_worker"](task)
-    except StageError as error:
-        return error
-    except UserError as error:
-        return Failed(task, str(error), worker=process_name())
+    with _choosing:
+        if here.get("expertmine_call") != call:
+            here["expertmine_worker"] = LazyWorker(make_worker)
+            here["expertmine_call"] = call
+        worker = here["expertmine_worker"]
+    return attempt(worker, task)

@@ -1,6 +1,6 @@
-"""What a runtime tells while tasks run, beside their results: workers that come and go, and how much is waiting.
+"""What happens while tasks run, beside their results: workers come and go, tasks are retried, the queue gets shorter.
 
-It is told to a callable of the caller's, in the caller's thread, between results.
+A runtime hands each event to the caller's `EventHandler`, in the caller's thread, between results.
 """
 
 from __future__ import annotations
@@ -8,13 +8,13 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """A worker has found room and can be given tasks."""
+    """A worker was started and can be given tasks."""
 
     worker: str
     """Machine and process, or an address."""
@@ -28,32 +28,33 @@ class Lost:
     """Machine and process, or an address; empty for one that never answered."""
     reason: str
     tasks: tuple[Any, ...]
-    """What it was at."""
+    """Those that it had."""
 
 
 @dataclass(frozen=True, slots=True)
 class Retried:
-    """A task is to run again, since its worker died."""
+    """A task is to run again, since an attempt failed or its worker died."""
 
     task: Any
     worker: str
-    """That one."""
+    """The one that had it."""
+    reason: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """How many tasks nobody has yet, and how many are with a worker."""
+    """How many tasks wait for a worker, and how many are with one."""
 
     waiting: int
     in_flight: int
 
 
 Event: TypeAlias = Joined | Lost | Retried | Queue
-Tell: TypeAlias = Callable[[Event], None]
+EventHandler: TypeAlias = Callable[[Event], None]
 
 
-def nobody(event: Event) -> None:
-    """Is told what nobody asked for."""
+def ignore(event: Event) -> None:
+    """Handles an event by doing nothing."""
 
 
 def process_name() -> str:

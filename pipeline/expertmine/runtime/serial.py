@@ -2,46 +2,106 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from itertools import islice
-from typing import Generic, TypeVar
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
-from expertmine.errors import StageError, UserError
-from expertmine.runtime.events import Queue, Tell, nobody, process_name
-from expertmine.runtime.failures import Failed
+from expertmine.runtime.cluster import WorkerNeeds
+from expertmine.runtime.events import EventHandler, Queue, Retried, ignore
+from expertmine.runtime.outcomes import Assignment, Attempts, Failed, Trouble
+from expertmine.runtime.workers import LazyWorker, attempt
+from expertmine.telemetry import metrics
+from expertmine.telemetry.metrics import Record
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 
-def run(
-    make_worker: Callable[[], Callable[[Task], Result]], tasks: Sequence[Task], in_flight: int = 1, tell: Tell = nobody
-) -> Iterator[Result | Failed]:
-    """Results as they come, and what was given up; the worker is made when there is a task for it.
+@dataclass(frozen=True, slots=True)
+class SerialExecutor:
+    """This process, with one worker.
 
-    Args:
-        in_flight: tasks that the worker is given at once, in threads; it must bear that. When the caller leaves
-            early, a worker that has a method `stop` is told so, since threads cannot be ended from outside.
-
-    Raises:
-        UserError: the worker could not be made, or its trouble is every task's.
+    With one task in flight, it runs in the caller's thread when the next result is asked for. With more, each has a
+    thread; if the caller leaves early, the worker's method `stop` is called, where there is one, since threads cannot
+    be ended from outside.
     """
-    if not tasks:
-        return
-    worker = _Worker(make_worker())
-    waiting = iter(tasks)
-    running: set[Future[Result | Failed]] = set()
-    unfinished = len(tasks)
+
+    in_flight: int = 1
+    cpus_each: int = 1
+    gpus_each: float | None = None
+    metrics: tuple[str, ...] = ()
+    dashboard: str | None = None
+
+    def recorder(self, tags: Mapping[str, str]) -> Record:
+        return metrics.recorder(tags)
+
+    def run(
+        self,
+        make_worker: Callable[[], Callable[[Task], Result]],
+        tasks: Sequence[Task],
+        on_event: EventHandler = ignore,
+    ) -> Iterator[Result | Failed]:
+        """As `Executor.run`; the worker is made when there is a task for it, in the caller's thread."""
+        queue = deque(Assignment(task) for task in tasks)
+        if not queue:
+            return
+        worker, attempts, unfinished = LazyWorker(make_worker), Attempts(), len(queue)
+        while isinstance(trouble := worker.get(), Trouble):
+            attempts.failed(queue[0], trouble, self.in_flight, untried=True)  # raises in the end
+        answers: Generator[tuple[Assignment[Task], Any]] = (
+            _in_turn(worker, queue) if self.in_flight == 1 else _in_threads(worker, queue, self.in_flight)
+        )
+        with closing(answers):  # at once, also when the stage is over: threads must not go on
+            for assignment, answer in answers:
+                if isinstance(answer, Trouble):
+                    untried = any(each.attempts == 0 for each in queue)
+                    failed = attempts.failed(assignment, answer, self.in_flight, untried)
+                    if failed is None:
+                        on_event(Retried(assignment.task, answer.worker, answer.reason))
+                        queue.append(assignment)
+                        continue
+                    yield failed
+                else:
+                    attempts.succeeded()
+                    yield answer
+                unfinished -= 1
+                running = min(unfinished - len(queue), self.in_flight)
+                on_event(Queue(unfinished - running, running))
+
+
+def _in_turn(
+    worker: LazyWorker[Callable[[Task], Result]], queue: deque[Assignment[Task]]
+) -> Generator[tuple[Assignment[Task], Result | Trouble]]:
+    """Each attempt's answer, in the caller's thread."""
+    while queue:
+        assignment = queue.popleft()
+        answer = attempt(worker, assignment.task)
+        yield assignment, answer
+
+
+def _in_threads(
+    worker: LazyWorker[Callable[[Task], Result]], queue: deque[Assignment[Task]], in_flight: int
+) -> Generator[tuple[Assignment[Task], Result | Trouble]]:
+    """Each attempt's answer as it comes, from several threads; the caller may add to the queue."""
+    running: dict[Future[Result | Trouble], Assignment[Task]] = {}
+
+    def fill() -> None:
+        while queue and len(running) < in_flight:
+            assignment = queue.popleft()
+            running[threads.submit(attempt, worker, assignment.task)] = assignment
+
     with ThreadPoolExecutor(in_flight) as threads:
         try:
-            while running or (running := {threads.submit(worker, task) for task in islice(waiting, in_flight)}):
-                done, running = wait(running, return_when=FIRST_COMPLETED)
-                running |= {threads.submit(worker, task) for task in islice(waiting, len(done))}
-                for future in done:
-                    unfinished -= 1
-                    yield future.result()
-                tell(Queue(unfinished - len(running), len(running)))
+            fill()
+            while running:
+                done, _ = wait(running, return_when=FIRST_COMPLETED)
+                answers = [(running.pop(future), future.result()) for future in done]
+                fill()
+                yield from answers
+                fill()
         finally:
             stop = getattr(worker.worker, "stop", None)
             if running and stop is not None:
@@ -49,16 +109,7 @@ def run(
             threads.shutdown(cancel_futures=True)
 
 
-class _Worker(Generic[Task, Result]):
-    """A worker whose bad input is a failed task."""
-
-    def __init__(self, worker: Callable[[Task], Result]) -> None:
-        self.worker = worker
-
-    def __call__(self, task: Task) -> Result | Failed:
-        try:
-            return self.worker(task)
-        except StageError:
-            raise
-        except UserError as error:
-            return Failed(task, str(error), worker=process_name())
+@contextmanager
+def opened(needs: WorkerNeeds) -> Iterator[SerialExecutor]:
+    """While open, this process as a runtime. It uses what GPUs there are, unknown to the caller."""
+    yield SerialExecutor(needs.in_flight, needs.cpus, None if needs.gpus else 0.0)

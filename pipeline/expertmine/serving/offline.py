@@ -6,20 +6,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from expertmine.errors import UserError
-from expertmine.runtime.failures import Failed
+from expertmine.runtime.cluster import Cluster, ModelExecutorName, WorkerNeeds
+from expertmine.runtime.executors import open_executor, run_in_order
 from expertmine.specs.settings import Pooling
 from expertmine.storage.locations import Location, absolute
 
 if TYPE_CHECKING:
-    from expertmine.runtime.cluster import ExtractExecutor
     from expertmine.steering.generation import GenerationRequest
 
 
 def run_generate(
     index: Location | str,
     requests: Sequence[GenerationRequest],
-    executor: ExtractExecutor,
+    executor: ModelExecutorName,
     pooling: Pooling | None = None,
     model: str | None = None,
 ) -> Iterator[list[str]]:
@@ -39,14 +38,5 @@ def run_generate(
     if isinstance(index, str) and Path(index).exists():
         index = Path(index)
     make = NewGenerator(index if isinstance(index, str) else absolute(index), pooling, model=model)
-    if executor == "serial":
-        yield from map(make(), requests)
-        return
-    from expertmine.runtime import ray
-
-    with ray.cluster(None):
-        gpus_each = 1.0 if ray.gpus() else 0.0
-        for texts in ray.run(make, requests, actors=1, cpus_each=1, gpus_each=gpus_each):
-            if isinstance(texts, Failed):
-                raise UserError(texts.reason)
-            yield texts
+    with open_executor(executor, Cluster(workers=1), WorkerNeeds(gpus=True), len(requests)) as runtime:
+        yield from run_in_order(runtime, make, requests)

@@ -15,21 +15,19 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import current_thread, main_thread
-from typing import Literal
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from expertmine.errors import UserError
 from expertmine.index.experts import Experts
+from expertmine.runtime.cluster import ModelExecutorName
 from expertmine.serving.app import Service, new_app
 from expertmine.serving.batching import Batcher, Writer
 from expertmine.serving.completions import Limits
 from expertmine.serving.guard import LOOPBACK_NAMES, Guard
 from expertmine.steering.generation import NewGenerator
 from expertmine.storage.locations import absolute
-
-Executor = Literal["serial", "ray"]
 
 GRACE = 3.0
 """Seconds that running requests may take after a signal to stop."""
@@ -47,7 +45,7 @@ class Settings:
     token_file: Path | None
     limits: Limits
     queue: int
-    executor: Executor
+    executor: ModelExecutorName
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +89,7 @@ def serve(new: NewGenerator, settings: Settings, announce: Callable[[Address], N
 
 
 @contextmanager
-def _new_writer(new: NewGenerator, executor: Executor) -> Iterator[Writer]:
+def _new_writer(new: NewGenerator, executor: ModelExecutorName) -> Iterator[Writer]:
     """While open, a generator in this process or in a Ray actor."""
     if executor == "serial":
         yield new()
