@@ -89,7 +89,7 @@ def cluster(address: str | None, workers: int) -> Iterator[Client]:
 
 
 def threads(client: Client) -> int:
-    """How many tasks a worker of the cluster may have at the same time: the most that any has threads."""
+    """How many tasks one worker may have at the same time: the largest number of threads of any worker."""
     workers = client.scheduler_info(n_workers=-1)["workers"].values()
     return max((int(worker["nthreads"]) for worker in workers), default=1)
 
