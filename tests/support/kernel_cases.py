@@ -106,7 +106,7 @@ CASES = (
         "200 positives, all 19,800 others, float32", np.float32, ALL_OTHERS, 200, 1000, 1000,
         sentences=20_000, lists_target=12,
     ),
-    KernelCase("1,000 + 1,000, one concept, unit-major float16", np.float16, OWN, 1000, target=80, **ONE),
-    KernelCase("1,000 + 1,000, one concept, sentence-major float16", np.float16, OWN, 1000, target=55, **ONE, order="C"),
-    KernelCase("1,000 + 1,000, one concept, unit-major float32", np.float32, OWN, 1000, target=25, **ONE),
+    KernelCase("one concept of 1,000 + 1,000, unit-major float16", np.float16, OWN, 1000, target=80, **ONE),
+    KernelCase("one concept, sentence-major float16", np.float16, OWN, 1000, target=55, **ONE, order="C"),
+    KernelCase("one concept of 1,000 + 1,000, unit-major float32", np.float32, OWN, 1000, target=25, **ONE),
 )  # fmt: skip
