@@ -7,26 +7,25 @@ The moments are drawn by a seed that the test prints; EXPERTMINE_KILLS sets how 
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-import psutil
 import pytest
 from support.commands import succeed
+from support.kills import kill_driver, kill_worker, receipts, wait_for_receipts
 from support.plans import plan_new
 from support.processes import ENVIRONMENT, KILLS, SEED, ray_nodes
 
 pytestmark = pytest.mark.slow
 
 SENTENCES = 12_000
+STAGES = ("extract",)
+LAST = 10
+"""Receipts before the end of a run from which on it is not disturbed any more."""
 
 
 @pytest.fixture(scope="module")
@@ -51,28 +50,11 @@ def extraction(run: Path, address: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
 
 
-def actors(run: Path) -> list[int]:
-    """Processes that were at work on the run when they last said so."""
-    states = [json.loads(path.read_text()) for path in (run / "workers").glob("[!.]*.json")]
-    return [state["process"] for state in states if psutil.pid_exists(state["process"])]
-
-
-def receipts(run: Path) -> int:
-    return len(list((run / "receipts" / "extract").glob("[0-9]*.json")))
-
-
-def wait_for_receipts(run: Path, count: int, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
-    while receipts(run) < count and process.poll() is None:
-        assert time.monotonic() < deadline, f"{receipts(run)} of {count} receipts in two minutes"
-        time.sleep(0.01)
-
-
 def assert_same_bytes(run: Path, done: Path) -> None:
     for path in (done / "store.zarr").rglob("*"):
         if path.is_file():
             assert (run / path.relative_to(done)).read_bytes() == path.read_bytes(), path
-    assert receipts(run) == receipts(done)
+    assert receipts(run, STAGES) == receipts(done, STAGES)
     for path in (done / "receipts" / "extract").iterdir():
         ours, theirs = (json.loads((folder / path.relative_to(done)).read_text()) for folder in (run, done))
         assert (ours["checksums"], ours["fingerprint"]) == (theirs["checksums"], theirs["fingerprint"])
@@ -92,34 +74,33 @@ def test_killing_drivers_actors_and_nodes_changes_no_byte(undisturbed: tuple[Pat
     kinds = ["driver", "actor", "node"] * KILLS
     lot.shuffle(kinds)
     print(f"seed {SEED}: {', '.join(kinds)}")
-    runs = 1
+    runs, end = 1, receipts(done, STAGES) - LAST
     run = Path(shutil.copytree(planned, tmp_path / "run 1"))
     with ray_nodes() as (address, nodes):
         assert nodes.stdin is not None
         assert nodes.stdout is not None
         process = extraction(run, address)
         while kinds:
-            if process.poll() is not None or receipts(run) == receipts(done):
-                finish(process, run, done)
+            wait_for_receipts(run, STAGES, lot.randint(1, 5), process)
+            time.sleep(lot.random() * 0.2)
+            if process.poll() is not None or receipts(run, STAGES) >= end:
+                finish(process, run, done)  # nothing left to disturb
                 runs += 1
                 run = Path(shutil.copytree(planned, tmp_path / f"run {runs}"))
                 process = extraction(run, address)
-            wait_for_receipts(run, receipts(run) + lot.randint(1, 5), process)
-            time.sleep(lot.random() * 0.2)
-            if process.poll() is not None or receipts(run) == receipts(done):
-                continue  # nothing left to disturb
+                continue
             kind = kinds.pop()
             if kind == "driver":
-                process.kill()
-                process.wait()
-                process = extraction(run, address)
+                kill_driver(process)
             elif kind == "actor":
-                with suppress(ProcessLookupError, IndexError):
-                    os.kill(lot.choice(actors(run)), signal.SIGKILL)
+                kill_worker(run, lot)
             else:
                 nodes.stdin.write(f"{lot.randrange(2)}\n")
                 nodes.stdin.flush()
                 assert nodes.stdout.readline() == "removed\n"
+            assert receipts(run, STAGES) < receipts(done, STAGES), (SEED, "it was over before it was disturbed")
+            if kind == "driver":
+                process = extraction(run, address)
         finish(process, run, done)
     print(f"{runs} runs")
 
@@ -132,11 +113,10 @@ def test_killing_one_process_changes_no_byte(round_: int, undisturbed: tuple[Pat
     lot = random.Random(SEED + round_)
     command = [sys.executable, "-m", "expertmine", "extract", str(run), "--executor", "serial"]
     for _ in range(3):
-        before = receipts(run)
-        process: subprocess.Popen[Any] = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-        wait_for_receipts(run, before + 1, process)  # type: ignore[arg-type]
-        time.sleep(lot.random())
-        process.kill()
-        process.wait()
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, text=True)
+        wait_for_receipts(run, STAGES, 1, process)
+        time.sleep(lot.random() * 0.5)
+        kill_driver(process)
+        assert receipts(run, STAGES) < receipts(done, STAGES)
     succeed("extract", run, "--executor", "serial")
     assert_same_bytes(run, done)

@@ -3,20 +3,17 @@ nobody disturbed. The moments are drawn by a seed that a failure prints."""
 
 from __future__ import annotations
 
-import json
-import os
 import random
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 
-import psutil
 import pytest
 from support.commands import succeed
+from support.kills import kill_driver, kill_worker, receipts, wait_for_receipts
 from support.made_runs import make_corpus, make_run
 from support.processes import KILLS, SEED, free_port, kill_family, scheduler
 
@@ -25,6 +22,7 @@ from expertmine.run.open_run import open_run
 pytestmark = pytest.mark.slow
 
 STAGES = ("score", "assess")
+TASKS = 128
 
 
 @pytest.fixture(scope="module")
@@ -39,36 +37,19 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return done, folder / "extracted"
 
 
-def receipts(run: Path) -> int:
-    return sum(len(list((run / "receipts" / stage).glob("[0-9]*.json"))) for stage in STAGES)
-
-
-def workers(run: Path) -> list[int]:
-    """Processes that were scoring when they last said what they do."""
-    states = [json.loads(path.read_text()) for path in (run / "workers").glob("[!.]*.json")]
-    return [state["process"] for state in states if psutil.pid_exists(state["process"])]
-
-
 def assert_same(run: Path, done: Path) -> None:
     succeed("reduce", run, "--top-k", 20)
     for folder in ("store.zarr", "null", "assessment", "selection", "experts"):
         for path in (done / folder).rglob("*"):
             if path.is_file():
                 assert (run / path.relative_to(done)).read_bytes() == path.read_bytes(), (SEED, path)
-    assert receipts(run) == receipts(done) == 128  # 64 blocks scored, 64 assessed
-    assert f"{open_run(run).plan.layout.partitions + 128} tasks match" in succeed("verify", run)
+    assert receipts(run, STAGES) == receipts(done, STAGES) == TASKS  # 64 blocks scored, 64 assessed
+    assert f"{open_run(run).plan.layout.partitions + TASKS} tasks match" in succeed("verify", run)
 
 
 def start(run: Path, *options: object) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "expertmine", "score", str(run), *map(str, options)]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-
-
-def wait_for_more(run: Path, more: int, process: subprocess.Popen[str]) -> None:
-    wanted, deadline = receipts(run) + more, time.monotonic() + 120
-    while receipts(run) < min(wanted, 128) and process.poll() is None:
-        assert time.monotonic() < deadline, f"seed {SEED}: {receipts(run)} receipts"
-        time.sleep(0.01)
 
 
 def test_killing_workers_and_drivers_changes_no_byte(undisturbed: tuple[Path, Path], tmp_path: Path) -> None:
@@ -77,22 +58,19 @@ def test_killing_workers_and_drivers_changes_no_byte(undisturbed: tuple[Path, Pa
     kinds = ["worker", "driver"] * KILLS
     lot.shuffle(kinds)
     process = start(run, "--workers", 2)
-    killed = 0
     for kind in kinds:
-        wait_for_more(run, lot.randint(1, 20), process)
+        wait_for_receipts(run, STAGES, lot.randint(1, 20 // KILLS), process)
         time.sleep(lot.random() * 0.2)
-        if process.poll() is not None:
-            break
-        killed += 1
         if kind == "worker":
-            with suppress(ProcessLookupError, IndexError):
-                os.kill(lot.choice(workers(run)), signal.SIGKILL)
+            kill_worker(run, lot)
         else:
             kill_family(process)
+            assert process.returncode == -signal.SIGKILL, SEED
+        assert receipts(run, STAGES) < TASKS, (SEED, "it was over before it was disturbed")
+        if kind == "driver":
             process = start(run, "--workers", 2)
     _, stderr = process.communicate(timeout=240)
     assert process.returncode == 0, (SEED, stderr)
-    assert killed >= 2
     assert_same(run, done)
 
 
@@ -103,12 +81,12 @@ def test_a_scheduler_that_is_lost_and_started_again_changes_no_byte(
     run, port = Path(shutil.copytree(extracted, tmp_path / "run")), free_port()
     with scheduler(port) as process:
         driver = start(run, "--address", f"tcp://127.0.0.1:{port}")
-        wait_for_more(run, 15, driver)
-        process.kill()
+        wait_for_receipts(run, STAGES, 15, driver)
+        kill_driver(process)
         _, stderr = driver.communicate(timeout=120)
     assert driver.returncode == 2, stderr
     assert "the Dask scheduler was lost" in stderr and "Traceback" not in stderr
-    assert 15 <= receipts(run) < 128
+    assert 15 <= receipts(run, STAGES) < TASKS
     with scheduler(port):
         driver = start(run, "--address", f"tcp://127.0.0.1:{port}")
         _, stderr = driver.communicate(timeout=240)
@@ -116,14 +94,14 @@ def test_a_scheduler_that_is_lost_and_started_again_changes_no_byte(
     assert_same(run, done)
 
 
-def test_a_ray_cluster_needs_nothing_else(undisturbed: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_ray_cluster_needs_nothing_else(undisturbed: tuple[Path, Path], ray_address: str, tmp_path: Path) -> None:
     """Scoring on Ray actors; one of them is killed."""
     done, extracted = undisturbed
     run = Path(shutil.copytree(extracted, tmp_path / "run"))
-    process = start(run, "--executor", "ray", "--workers", 2)
-    wait_for_more(run, 5, process)
-    with suppress(ProcessLookupError, IndexError):
-        os.kill(random.Random(SEED).choice(workers(run)), signal.SIGKILL)
+    process = start(run, "--executor", "ray", "--address", ray_address, "--workers", 2)
+    wait_for_receipts(run, STAGES, 5, process)
+    kill_worker(run, random.Random(SEED))
+    assert receipts(run, STAGES) < TASKS
     _, stderr = process.communicate(timeout=240)
     assert process.returncode == 0, (SEED, stderr)
     assert_same(run, done)

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 
 import psutil
 
-KILLS = int(os.environ.get("EXPERTMINE_KILLS", "2"))
+KILLS = int(os.environ.get("EXPERTMINE_KILLS", "1"))
 """Kills of each kind."""
 
 
@@ -73,7 +73,7 @@ def kill_family(process: subprocess.Popen[str] | subprocess.Popen[bytes] | psuti
 
 
 @contextmanager
-def scheduler(port: int) -> Iterator[subprocess.Popen[bytes]]:
+def scheduler(port: int) -> Iterator[subprocess.Popen[str]]:
     """A Dask scheduler and two workers, started as an engineer would."""
     address = f"tcp://127.0.0.1:{port}"
     commands = [
@@ -82,7 +82,7 @@ def scheduler(port: int) -> Iterator[subprocess.Popen[bytes]]:
     ]
     processes = [
         subprocess.Popen(
-            [sys.executable, "-m", f"distributed.cli.{command[0]}", *command[1:]], stderr=subprocess.DEVNULL
+            [sys.executable, "-m", f"distributed.cli.{command[0]}", *command[1:]], stderr=subprocess.DEVNULL, text=True
         )
         for command in commands
     ]
