@@ -60,10 +60,11 @@ def serial_run(corpus: Path, tiny_model: Path, tmp_path_factory: pytest.TempPath
 
 @pytest.mark.slow
 def test_ray_and_dask_give_the_same_bytes_as_one_process(
-    serial_run: Path, corpus: Path, tiny_model: Path, tmp_path: Path
+    serial_run: Path, corpus: Path, tiny_model: Path, ray_address: str, dask_address: str, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    output = succeed("mine", run, "--model", tiny_model, "--corpus", corpus, "--max-tokens", 64, "--top-k", 50)
+    on = ("--ray-address", ray_address, "--dask-address", dask_address, "--workers", 2)
+    output = succeed("mine", run, "--model", tiny_model, "--corpus", corpus, "--max-tokens", 64, "--top-k", 50, *on)
     assert "expert index" in output
     ours, theirs = files(run), files(serial_run)
     assert ours.keys() == theirs.keys()
