@@ -151,6 +151,7 @@ def test_wordnets_own_closures_have_complete_and_disjoint_labels(wordnet: WordNe
     assert len(Corpus.open(tmp_path).pools[0]) == 300
 
 
+@pytest.mark.slow
 def test_a_limited_number_of_concepts_is_drawn_by_seed(wordnet: WordNet) -> None:
     def names(seed: int) -> list[str]:
         labelling = Labelling(min_positives=20, max_positives=500, limit=12, seed=seed)

@@ -116,10 +116,10 @@ def mortal(folder: Path, deadly: set[int]) -> Callable[[], Callable[[int], int]]
 
 
 @pytest.mark.slow
-def test_a_task_that_kills_every_actor_is_given_up_and_the_rest_is_done(tmp_path: Path) -> None:
+def test_a_task_that_kills_every_actor_is_given_up_and_the_rest_is_done(ray_address: str, tmp_path: Path) -> None:
     from expertmine.runtime import ray
 
-    with ray.cluster(None, cpus=2):
+    with ray.cluster(ray_address):
         found = list(ray.RayExecutor(actors=2, in_flight=3).run(mortal(tmp_path, {4}), range(12)))
     failed = [each for each in found if isinstance(each, Failed)]
     assert [(each.task, each.attempts) for each in failed] == [(4, ATTEMPTS)]
@@ -127,10 +127,10 @@ def test_a_task_that_kills_every_actor_is_given_up_and_the_rest_is_done(tmp_path
 
 
 @pytest.mark.slow
-def test_actors_that_only_die_end_the_stage(tmp_path: Path) -> None:
+def test_actors_that_only_die_end_the_stage(ray_address: str, tmp_path: Path) -> None:
     from expertmine.runtime import ray
 
-    with ray.cluster(None, cpus=1), pytest.raises(UserError, match="attempts in a row failed"):
+    with ray.cluster(ray_address), pytest.raises(UserError, match="attempts in a row failed"):
         list(ray.RayExecutor(actors=1).run(mortal(tmp_path, set(range(100))), range(100)))
 
 

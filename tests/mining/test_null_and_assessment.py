@@ -149,6 +149,7 @@ def test_shuffles_have_the_fewest_negatives_of_the_class(tmp_path: Path, tiny_mo
     assert metadata["chance"]["threshold"] > metadata["chance"]["expected_ap"]
 
 
+@pytest.mark.slow
 def test_an_experts_interval_and_its_concepts_stability_by_hand(mined: Path) -> None:
     corpus, side, held_out, scored, responses = opened(mined)
     index, units = Experts.load(mined), read_selection(open_run(mined), "max")
@@ -201,7 +202,7 @@ def test_of_very_many_negatives_each_resample_has_all(mined: Path, monkeypatch: 
     monkeypatch.setattr(assess, "resampled_average_precision", lambda *given: rows.append(len(given[2])))
     for most in (off, off - 1):
         monkeypatch.setattr(assess, "MAX_NEGATIVES", most)
-        assessor._resample(side, np.zeros((72, 1), np.float16), 0, np.array([0]), "mined")
+        assessor.resample(side, np.zeros((72, 1), np.float16), 0, np.array([0]), "mined")
     assert rows == [on + off, on]
 
 

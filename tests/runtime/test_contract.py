@@ -28,9 +28,9 @@ def on_dask() -> Iterator[Executor]:
 
 
 @pytest.fixture(scope="module")
-def on_ray() -> Iterator[Executor]:
-    """One Ray for all tests of this module."""
-    with ray.cluster(None, cpus=WORKERS):
+def on_ray(ray_address: str) -> Iterator[Executor]:
+    """Actors of the session's Ray, on one connection for all tests of this module."""
+    with ray.cluster(ray_address):
         yield ray.RayExecutor(WORKERS)
 
 

@@ -49,11 +49,11 @@ def test_clusters_of_our_own_listen_on_loopback_alone(code: str, mode: str, tmp_
 
 
 @pytest.mark.slow
-def test_actors_without_room_keep_nobody_waiting(tmp_path: Path) -> None:
+def test_actors_without_room_keep_nobody_waiting(ray_address: str, tmp_path: Path) -> None:
     from expertmine.runtime import ray
 
-    with ray.cluster(None, cpus=2):
-        found = ray.RayExecutor(actors=5).run(new_scripted(tmp_path, {}), range(8))
+    with ray.cluster(ray_address):
+        found = ray.RayExecutor(actors=ray.cpus() + 2).run(new_scripted(tmp_path, {}), range(8))
         assert sorted(found) == [10 * task for task in range(8)]
 
 

@@ -93,11 +93,11 @@ def new_counter() -> Callable[[], Callable[[int], Receipt]]:
 
 
 @pytest.mark.slow
-def test_workers_that_die_are_told_of_on_ray(tmp_path: Path) -> None:
+def test_workers_that_die_are_told_of_on_ray(ray_address: str, tmp_path: Path) -> None:
     from expertmine.runtime import ray
 
     seen: list[Event] = []
-    with ray.cluster(None, cpus=1):
+    with ray.cluster(ray_address):
         done = list(ray.RayExecutor(actors=1, in_flight=2).run(new_squarer(tmp_path), [2, 3, 13], seen.append))
     first, second = (event.worker for event in seen if isinstance(event, Joined))
     (lost,) = (event for event in seen if isinstance(event, Lost))

@@ -134,13 +134,13 @@ class Assessor:
         starts = np.flatnonzero(np.diff(owners, prepend=-1)).tolist()
         for first, last in itertools.pairwise([*starts, len(owners)]):
             concept_id, own = int(owners[first]), slice(first, last)
-            resampled[own] = self._resample(self.mined, responses, concept_id, columns[own], "mined")
+            resampled[own] = self.resample(self.mined, responses, concept_id, columns[own], "mined")
             if concept_id in self.has_held_out:
-                again = self._resample(self.held_out, responses, concept_id, columns[own], "held out")
+                again = self.resample(self.held_out, responses, concept_id, columns[own], "held out")
                 interval[own] = np.percentile(again, INTERVAL, axis=1).T
         return owners, ranks, resampled, interval
 
-    def _resample(
+    def resample(
         self,
         split: LabelSplit,
         responses: NDArray[np.floating[Any]],
