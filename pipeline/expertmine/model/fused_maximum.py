@@ -1,7 +1,7 @@
 """The maximum over each sentence's tokens in one read of a module's output, as one Triton kernel for GPUs.
 
-PyTorch's own operations (`expertmine.model.responses.pool`) read an output several times, write it once more to mask it,
-and take a launch each; they are this kernel's oracle, and what runs where Triton or a GPU is missing. Knows no model and
+PyTorch's own operations (`expertmine.model.responses.pool`) read an output several times, write it once more to mask
+it, and take a launch each. They are this kernel's oracle, and run where Triton or a GPU is missing. Knows no model and
 no store.
 """
 

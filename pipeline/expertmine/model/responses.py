@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from expertmine.errors import UserError
+from expertmine.model import fused_maximum
 from expertmine.model.hooks import reading
 from expertmine.model.load import TokenisedText, tokenise
 from expertmine.specs.hookpoints import Hookpoint
@@ -158,19 +159,24 @@ def forward_passes(
     device = model.device
     units = sum(hookpoint.width for hookpoint in hookpoints)
     by_name = {hookpoint.name: (at, hookpoint.units) for at, hookpoint in enumerate(hookpoints)}
-    running: tuple[Batch, torch.Tensor, torch.Tensor] | None = None
+    running: tuple[Batch, torch.Tensor, torch.Tensor, Bounds | None] | None = None
 
     def record(name: str, output: torch.Tensor) -> None:
         assert running is not None  # hooks fire in our own passes only
-        batch, responses, saturated = running
+        batch, responses, saturated, bounds = running
         at, own_units = by_name[name]
         tokens = output.reshape(*batch.pooled.shape, -1)
+        largest = FLOAT16_MAX if spec.dtype == "float16" else None
         for index, pooling in enumerate(spec.poolings):
+            own = responses[index, :, own_units.start : own_units.stop]
+            if pooling in ("max", "reference") and bounds is not None and _fits_kernel(tokens, responses):
+                fused_maximum.masked_maximum(tokens, *bounds, own, saturated[at], largest)
+                continue
             pooled = pool(tokens, batch, pooling)
-            if spec.dtype == "float16":
-                saturated[at] += (pooled.abs() > FLOAT16_MAX).sum().to(saturated.device, non_blocking=True)
-                pooled = pooled.clamp(-FLOAT16_MAX, FLOAT16_MAX)
-            responses[index, :, own_units.start : own_units.stop].copy_(pooled, non_blocking=True)
+            if largest is not None:
+                saturated[at] += (pooled.abs() > largest).sum().to(saturated.device, non_blocking=True)
+                pooled = pooled.clamp(-largest, largest)
+            own.copy_(pooled, non_blocking=True)
 
     with reading(model, [hookpoint.name for hookpoint in hookpoints], record):
 
@@ -180,7 +186,8 @@ def forward_passes(
             responses = torch.empty(shape, dtype=TYPES[spec.dtype], device=device)
             saturated = torch.zeros(len(hookpoints), dtype=torch.int64, device=device)
             # The mask of pooled tokens is copied to the device once, not for every hookpoint.
-            running = (replace(batch, pooled=batch.pooled.to(device, non_blocking=True)), responses, saturated)
+            marked = replace(batch, pooled=batch.pooled.to(device, non_blocking=True))
+            running = (marked, responses, saturated, _bounds(batch, device))
             autocast = TYPES.get(spec.autocast)
             with torch.inference_mode(), torch.autocast(device.type, autocast, enabled=autocast is not None):
                 model.base_model(
@@ -192,6 +199,26 @@ def forward_passes(
             return Pooled(responses, saturated, responses.isnan().any())
 
         yield run
+
+
+Bounds = tuple[torch.Tensor, torch.Tensor]
+"""Per sentence of a batch, (sentences,) int32 on a GPU: the first pooled token, and the token after the last."""
+
+
+def _bounds(batch: Batch, device: torch.device) -> Bounds | None:
+    """The pooled tokens of each sentence for the kernel; None where it cannot run or a sentence has gaps."""
+    if device.type != "cuda" or batch.spans is None or not fused_maximum.available():
+        return None
+    bounds = torch.empty(2, len(batch.rows), dtype=torch.int32)
+    for span in batch.spans:
+        bounds[0, span.rows], bounds[1, span.rows] = span.tokens.start, span.tokens.stop
+    first, last = bounds.to(device, non_blocking=True)
+    return first, last
+
+
+def _fits_kernel(tokens: torch.Tensor, responses: torch.Tensor) -> bool:
+    """Whether an output is on the GPU that gathers the responses, with neighbouring channels side by side."""
+    return tokens.device == responses.device and tokens.stride(-1) == 1
 
 
 def pool(output: torch.Tensor, batch: Batch, pooling: Pooling) -> torch.Tensor:
