@@ -16,6 +16,7 @@ import torch
 from conftest import animal_and_tool
 from support.commands import refused, succeed
 from support.corpora import LabelledTexts, labels_of, write_lists
+from support.partitions import write_responses
 from support.plans import plan_new
 
 from expertmine.evaluate.results import (
@@ -229,7 +230,7 @@ def test_a_response_that_differs_from_its_stored_value_is_not_marked(mined: Path
     store = Store(open_run(run))
     rows = np.arange(len(plan.layout.partition(0)))
     values = store.read_responses("max", range(plan.layout.units))[rows] + np.float16(3)
-    store.write_partition(0, rows, {"max": values}, store.read_tokens()[rows])
+    write_responses(store, 0, values, store.read_tokens()[rows])
     written = write_report(run, tmp_path / "report.html")
     assert written.marks is not None
     assert written.marks.differing > 0

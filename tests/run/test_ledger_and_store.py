@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from support.corpora import LabelledTexts, write_lists
+from support.partitions import write_responses
 from support.plans import request
 
 from expertmine.corpus.reader import Corpus
@@ -148,9 +149,7 @@ def test_the_store_gives_back_what_was_written(new_run: Path) -> None:
     values = rng.normal(size=(plan.layout.sentences, plan.layout.units)).astype(np.float16)
     for index in range(plan.layout.partitions):
         rows = plan.layout.partition(index)
-        order = rng.permutation(len(rows))
-        written = {"max": values[rows.start + order]}
-        checksums = store.write_partition(index, order, written, np.full(len(rows), 7, np.int32))
+        checksums = write_responses(store, index, values[rows.start : rows.stop], np.full(len(rows), 7, np.int32))
         assert f"tokens/c/{index}" in checksums
         assert store.sound(checksums)
         assert not store.sound({**checksums, f"responses/max/c/{index}/0": "0" * 64})
@@ -198,8 +197,7 @@ def test_a_partition_of_zeros_is_stored_all_the_same(new_run: Path) -> None:
     store = Store(open_run(new_run))
     for index in range(plan.layout.partitions):
         rows = len(plan.layout.partition(index))
-        zeros = {"max": np.zeros((rows, plan.layout.units), np.float16)}
-        store.write_partition(index, np.arange(rows), zeros, np.ones(rows, np.int32))
+        write_responses(store, index, np.zeros((rows, plan.layout.units), np.float16), np.ones(rows, np.int32))
     store.require_every_shard()
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from support.corpora import LabelledTexts, write_lists
+from support.partitions import write_responses
 
 from expertmine.corpus.reader import Corpus
 from expertmine.mining.growth import begin
@@ -65,7 +66,7 @@ def make_run(
         rng = np.random.default_rng(partition)
         rows = np.arange(len(layout.partition(partition)))
         responses = rng.standard_normal((len(rows), layout.units), np.float32).astype(np.float16)
-        checksums = store.write_partition(partition, rows, {"max": responses}, np.ones(len(rows), np.int32))
+        checksums = write_responses(store, partition, responses, np.ones(len(rows), np.int32))
         fingerprint = plan.task_fingerprint("extract", partition)
         counts = {"sentences": len(rows), "tokens": len(rows)}
         write_receipt(planned, Receipt("extract", partition, fingerprint, checksums, 0.0, 0.0, "none", "none", counts))

@@ -10,6 +10,7 @@ more.
 
 from __future__ import annotations
 
+import os
 import platform
 import time
 from collections import deque
@@ -27,8 +28,9 @@ from numpy.typing import NDArray
 from expertmine.errors import UserError
 from expertmine.mining.allocator import keep_freed_memory
 from expertmine.mining.extraction_memory import PHASES
+from expertmine.mining.partition_buffer import Gathered, PartitionBuffer
 from expertmine.mining.stage import WorkerOptions
-from expertmine.model.load import load_identical
+from expertmine.model.load import LoadedModel, load_identical
 from expertmine.model.responses import (
     TYPES,
     Batch,
@@ -60,7 +62,7 @@ def plan(run: OpenRun) -> list[int]:
 
 def new_worker(run: OpenRun, options: WorkerOptions) -> Callable[[], Extractor]:
     """What makes an `Extractor` on the machine where it is called."""
-    return partial(Extractor, run, options.device)
+    return partial(Extractor, run, options.device, options.write_threads)
 
 
 def finish(run: OpenRun) -> None:
@@ -88,10 +90,7 @@ class _Extracted:
 
     rows: NDArray[np.int64]
     """(sentences,) their rows in the partition, in order of batches."""
-    responses: torch.Tensor
-    """(poolings, sentences, units) in the host's memory."""
-    arrived: torch.cuda.Event | None
-    """Set when the responses have arrived; None on a CPU."""
+    responses: Gathered
     saturated: torch.Tensor
     """(hookpoints,) responses that were saturated."""
     not_a_number: list[torch.Tensor]
@@ -103,11 +102,20 @@ class _Extracted:
 class Extractor:
     """Holds the model; each call runs one partition, and calls may come from several threads at once."""
 
-    def __init__(self, run: OpenRun, device: str | None = None) -> None:
+    def __init__(
+        self,
+        run: OpenRun,
+        device: str | None = None,
+        write_threads: int | None = None,
+        loaded: LoadedModel | None = None,
+    ) -> None:
         """Load the model of the plan.
 
         Args:
             device: a GPU if there is one, unless given; ``split`` spreads the model over all GPUs.
+            write_threads: that encode and hash what is written; unless given, one beside a model that computes on the
+                CPU, and beside one on a GPU the machine's cores, divided among its GPUs.
+            loaded: the model, if it is loaded already; it is trusted to be the plan's.
 
         Raises:
             UserError: the model or store are not those of the plan.
@@ -118,13 +126,15 @@ class Extractor:
         self.run = run
         self.plan = run.plan
         torch.set_num_threads(self.plan.responses.threads)
-        self.store = Store(run)
         # One thread makes all calls of PyTorch: each calling thread keeps a thread team of its own, and teams of more
         # threads than there are processors slow each other down.
         self.passes = ThreadPoolExecutor(1, "passes")
         weights = TYPES[self.plan.responses.weights]
-        self.loaded = self.passes.submit(load_identical, self.plan.model, device, weights).result()
-        self.platform = _platform(self.loaded.model.device)
+        self.loaded = loaded or self.passes.submit(load_identical, self.plan.model, device, weights).result()
+        own = self.loaded.model.device
+        self.store = Store(run, write_threads or _cores_per_gpu(own))
+        self.copies = torch.cuda.Stream(own) if own.type == "cuda" else None
+        self.platform = _platform(own)
         self._phases = {name: Lock() for name in PHASES}
         self._inside: dict[str, int] = {}
         self._tokens_at_most = self.plan.responses.batch_tokens
@@ -185,13 +195,10 @@ class Extractor:
         """Run every batch through the model; the last responses may still be on their way when this returns."""
         spec, device = self.plan.responses, self.loaded.model.device
         rows = np.array([row for batch in batches for row in batch.rows], np.int64)
-        on_gpu = device.type == "cuda"
-        shape = (len(spec.poolings), len(rows), self.plan.layout.units)
-        host = torch.empty(shape, dtype=TYPES[spec.dtype], pin_memory=on_gpu)
+        buffer = PartitionBuffer(len(spec.poolings), self.plan.layout, TYPES[spec.dtype], device)
         saturated = torch.zeros(len(self.plan.hookpoints), dtype=torch.int64, device=device)
         not_a_number = []
         waiting = deque(batches)
-        done = 0
         with forward_passes(self.loaded.model, self.plan.hookpoints, spec) as forward:
             while waiting:
                 if self._stopped:
@@ -204,15 +211,10 @@ class Extractor:
                 if pooled is None:
                     waiting.appendleft(batch)
                     continue
-                host[:, done : done + len(batch.rows)].copy_(pooled.responses, non_blocking=True)
-                done += len(batch.rows)
+                buffer.add(torch.tensor(batch.rows), pooled.responses)
                 saturated += pooled.saturated
                 not_a_number.append(pooled.not_a_number)
-        arrived = None
-        if on_gpu:
-            arrived = torch.cuda.Event()
-            arrived.record()
-        return _Extracted(rows, host, arrived, saturated, not_a_number, self._halvings)
+        return _Extracted(rows, buffer.send(self.copies), saturated, not_a_number, self._halvings)
 
     def _try(self, forward: Callable[[Batch], Pooled], batch: Batch) -> Pooled | None:
         """A forward pass; None if memory ran out, and batches are smaller from here on.
@@ -237,15 +239,15 @@ class Extractor:
         return None
 
     def _write(self, partition: int, prepared: _Prepared, extracted: _Extracted) -> dict[str, str]:
-        if extracted.arrived is not None:
-            extracted.arrived.synchronize()
-        spec = self.plan.responses
-        responses = {pooling: extracted.responses[at].numpy() for at, pooling in enumerate(spec.poolings)}
+        spec, layout = self.plan.responses, self.plan.layout
+        responses = dict(zip(spec.poolings, extracted.responses.wait(), strict=True))
         if any(bool(found) for found in extracted.not_a_number):
             texts = [prepared.texts[row] for row in extracted.rows]
             for values in responses.values():
-                refuse_nan(values, self.plan.hookpoints, texts)
-        return self.store.write_partition(partition, extracted.rows, responses, prepared.tokens[extracted.rows])
+                refuse_nan(values[: layout.units].T[extracted.rows], self.plan.hookpoints, texts)
+        tokens = np.zeros(layout.partition_rows, np.int32)
+        tokens[: len(prepared.tokens)] = prepared.tokens
+        return self.store.write_partition(partition, responses, tokens)
 
     def _counts(self, prepared: _Prepared, extracted: _Extracted) -> dict[str, int]:
         saturated = zip(self.plan.hookpoints, extracted.saturated.tolist(), strict=True)
@@ -262,6 +264,13 @@ def _is_out_of_memory(error: Exception) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return "can't allocate memory" in str(error) or "not enough memory" in str(error)  # PyTorch's messages on CPUs
+
+
+def _cores_per_gpu(device: torch.device) -> int:
+    """Cores that writing may use beside a model on this device; 1 beside one on the CPU."""
+    if device.type != "cuda":
+        return 1
+    return max(1, len(os.sched_getaffinity(0)) // torch.cuda.device_count())
 
 
 def _platform(device: torch.device) -> str:

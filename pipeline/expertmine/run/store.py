@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
 import numcodecs.blosc
@@ -27,6 +28,7 @@ from zarr.storage import FsspecStore, LocalStore, MemoryStore, StorePath
 from expertmine.errors import UserError
 from expertmine.run.open_run import OpenRun
 from expertmine.run.paths import store_folder
+from expertmine.run.shards import ShardEncoder
 from expertmine.specs.layout import Layout
 from expertmine.specs.plan import Plan
 from expertmine.specs.settings import Compression, Pooling, kept_columns
@@ -44,6 +46,8 @@ STATISTICS = {
     "off_mean": "float32",
 }
 """Stored statistics a (concept, unit) and their types. ``held_out_ap`` is NaN for concepts without held-out labels."""
+SHARDS_AT_ONCE = 4
+"""Shards of a partition that are encoded, hashed and written at a time, each of some 64 MB."""
 KEPT = "unit"
 """If only some units' statistics are kept: their unit ids, by concept and column; -1 where a block has no more."""
 
@@ -67,8 +71,11 @@ _REMEDY = "`expertmine verify RUN` says which receipts to remove; run the stage 
 class Store:
     """The arrays of one run."""
 
-    def __init__(self, run: OpenRun) -> None:
+    def __init__(self, run: OpenRun, write_threads: int = 1) -> None:
         """Open the store that `create_store` made.
+
+        Args:
+            write_threads: that encode and hash what `write_partition` writes.
 
         Raises:
             UserError: it is not there, or has another layout than the plan.
@@ -86,6 +93,10 @@ class Store:
         self.plan = run.plan
         self._path = path
         self._written: dict[str, int] = {}
+        self._encoder = ShardEncoder(run.plan.layout.block_units, run.plan.compression, run.plan.responses.dtype)
+        # Shards wait for their chunks, so the two need pools of their own; threads begin when there is work for them.
+        self._chunk_threads = ThreadPoolExecutor(write_threads, "chunks")
+        self._shard_threads = ThreadPoolExecutor(min(write_threads, SHARDS_AT_ONCE), "shards")
         root = _root(path)
         self._arrays: dict[str, zarr.Array[Any]] = {}
         for name, template in templates.items():
@@ -94,18 +105,14 @@ class Store:
             self._arrays[name] = array.with_config({"order": "F"}) if name.startswith("responses/") else array
 
     def write_partition(
-        self,
-        index: int,
-        rows: NDArray[np.int64],
-        responses: Mapping[Pooling, NDArray[np.floating[Any]]],
-        tokens: NDArray[np.int32],
+        self, index: int, responses: Mapping[Pooling, NDArray[np.floating[Any]]], tokens: NDArray[np.int32]
     ) -> dict[str, str]:
         """Store one partition.
 
         Args:
-            rows: (sentences that were run,) their positions in the partition.
-            responses: of each pooling, (sentences that were run, units), of the plan's type.
-            tokens: (sentences that were run,) how many tokens were pooled; 0 is stored for those that were not run.
+            responses: of each pooling, (padded units, partition rows) of the plan's type, 0 where nothing was run;
+                fastest where each unit's rows are contiguous.
+            tokens: (partition rows,) how many tokens were pooled; 0 for sentences that were not run.
 
         Returns:
             The checksum of each object written, by its key, for the receipt.
@@ -113,18 +120,24 @@ class Store:
         Raises:
             UserError: the disk is full or refuses.
         """
-        layout = self.plan.layout
-        padded_tokens = np.zeros(layout.partition_rows, np.int32)
-        padded_tokens[rows] = tokens
-        checksums: dict[str, str] = {}
-        for pooling, values in responses.items():
-            name = f"responses/{pooling}"
-            for shard in range(layout.objects_per_partition):
-                part = values[:, shard * layout.shard_units : (shard + 1) * layout.shard_units]
-                padded = np.zeros((layout.partition_rows, layout.shard_units), values.dtype)
-                padded[rows, : part.shape[1]] = part
-                checksums |= self._put(name, (index, shard), padded)
-        return checksums | self._put("tokens", (index,), padded_tokens)
+        width = self.plan.layout.shard_units
+        shards = [
+            self._shard_threads.submit(
+                self._put_shard, pooling, (index, shard), values[shard * width : (shard + 1) * width]
+            )
+            for pooling, values in responses.items()
+            for shard in range(self.plan.layout.objects_per_partition)
+        ]
+        wait(shards)
+        checksums = dict(pair for shard in shards for pair in shard.result().items())
+        return checksums | self._put("tokens", (index,), tokens)
+
+    def _put_shard(
+        self, pooling: Pooling, position: tuple[int, int], unit_major: NDArray[np.floating[Any]]
+    ) -> dict[str, str]:
+        """Write one shard of responses; returns its checksum by its key."""
+        encoded = b"".join(self._encoder.encode(unit_major, self._chunk_threads))
+        return self._put_encoded(self._key(f"responses/{pooling}", position), encoded)
 
     def require_every_shard(self) -> None:
         """Refuse to read responses or tokens if a shard is lost: zarr would read zeros.
@@ -153,8 +166,9 @@ class Store:
 
         Zarr itself would read the object of an earlier attempt before it writes, and fail on a torn one.
         """
-        encoded = _encode(_layouts(self.plan)[name], values).to_bytes()
-        key = self._key(name, position)
+        return self._put_encoded(self._key(name, position), _encode(_layouts(self.plan)[name], values).to_bytes())
+
+    def _put_encoded(self, key: str, encoded: bytes) -> dict[str, str]:
         write_atomically(self._path / key, encoded)
         self._written[key] = len(encoded)
         return {key: hashlib.sha256(encoded).hexdigest()}
@@ -322,8 +336,8 @@ def encoded_size(responses: NDArray[np.floating[Any]], block_units: int, compres
     width = -(-responses.shape[1] // block_units) * block_units
     padded = np.zeros((len(responses), width), responses.dtype)
     padded[:, : responses.shape[1]] = responses
-    layout = _response_layout(compression, responses.dtype.name, (len(padded), block_units), padded.shape)
-    return len(_encode({**layout, "shape": padded.shape}, padded))
+    with ThreadPoolExecutor(1) as thread:
+        return sum(map(len, ShardEncoder(block_units, compression, responses.dtype.name).encode(padded.T, thread)))
 
 
 def _encode(layout: Mapping[str, Any], values: NDArray[Any]) -> Buffer:
