@@ -221,9 +221,7 @@ def measure_writer(worker: extract.Extractor) -> None:
             store.write_partition(0, {"max": values}, tokens)
             taken.append(time.perf_counter() - started)
         speed = [values.nbytes / 1e6 / seconds for seconds in (min(taken), alone)]
-        print(
-            f"  {threads:>3} threads: writer {speed[0]:>7,.0f}, codec alone {speed[1]:>7,.0f}, {speed[0] / speed[1]:.2f}"
-        )
+        print(f"  {threads:>3} threads: writer {speed[0]:>7,.0f}, codec {speed[1]:>7,.0f}, {speed[0] / speed[1]:.2f}")
 
 
 def main() -> None:
