@@ -59,8 +59,8 @@ def test_a_shard_has_the_bytes_that_zarr_gives_it(compression: Compression, dtyp
     (key,) = store._store_dict.keys() - {"zarr.json"}
     encoder = ShardEncoder(block, compression, dtype)
     with ThreadPoolExecutor(3) as threads:
-        transposed = encoder.encode(values.T, threads)
-        contiguous = encoder.encode(np.ascontiguousarray(values.T), threads)
+        transposed = encoder.encode(values.T, threads, 3)
+        contiguous = encoder.encode(np.ascontiguousarray(values.T), threads, 3)
     assert b"".join(transposed) == b"".join(contiguous) == store._store_dict[key].to_bytes()
 
 
@@ -68,6 +68,6 @@ def test_plain_zarr_reads_a_shard() -> None:
     values, block = responses(64, 3 * 32, "float16"), 32
     array, store = zarr_array(values, block, Compression())
     with ThreadPoolExecutor(2) as threads:
-        shard = b"".join(ShardEncoder(block, Compression(), "float16").encode(values.T, threads))
+        shard = b"".join(ShardEncoder(block, Compression(), "float16").encode(values.T, threads, 3))
     store._store_dict["c/0/0"] = zarr.core.buffer.cpu.Buffer.from_bytes(shard)
     assert np.array_equal(array[...], values)

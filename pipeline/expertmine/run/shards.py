@@ -36,31 +36,39 @@ class ShardEncoder:
     dtype: str
     """Type of a response, such as ``float16``."""
 
-    def encode(self, unit_major: NDArray[np.floating], threads: Executor) -> list[bytes]:
+    def encode(self, unit_major: NDArray[np.floating], threads: Executor, pieces: int) -> list[bytes]:
         """Encode a shard.
 
         Args:
             unit_major: (units, rows), whole chunks of `dtype`; fastest where each unit's rows are contiguous, copied
                 chunk by chunk where they are not.
-            threads: encode several chunks at a time; codecs release the GIL.
+            threads: encode the pieces; codecs release the GIL.
+            pieces: tasks that the chunks are divided into, neighbours together. One task for each chunk would cost
+                more than its encoding.
 
         Returns:
             The parts of the shard, to be written one after the other.
         """
-        starts = range(0, len(unit_major), self.block_units)
-        parts = list(threads.map(self._encode_chunk, repeat(unit_major), starts))
-        index = np.empty((len(parts), 2), "<u8")
-        index[:, 1] = [len(encoded) + CHECKSUM_BYTES for encoded, _ in parts]
+        chunks = len(unit_major) // self.block_units
+        bounds = np.linspace(0, chunks, min(pieces, chunks) + 1).astype(int).tolist()
+        encoded = list(threads.map(self._encode_chunks, repeat(unit_major), bounds[:-1], bounds[1:]))
+        parts = [content for content, _ in encoded]
+        index = np.empty((chunks, 2), "<u8")
+        index[:, 1] = [length for _, lengths in encoded for length in lengths]
         index[:, 0] = np.cumsum(index[:, 1]) - index[:, 1]
         trailer = index.tobytes()
-        return [content for part in parts for content in part] + [trailer, _checksum(trailer)]
+        return [*parts, trailer, _checksum(trailer)]
 
-    def _encode_chunk(self, unit_major: NDArray[np.floating], start: int) -> tuple[bytes, bytes]:
-        chunk = np.ascontiguousarray(unit_major[start : start + self.block_units])
-        content = chunk.reshape(-1).view(np.uint8)
-        codec = self._codec()
-        encoded = content.tobytes() if codec is None else codec.encode(content)
-        return encoded, _checksum(encoded)
+    def _encode_chunks(self, unit_major: NDArray[np.floating], first: int, stop: int) -> tuple[bytes, list[int]]:
+        """Chunks `first` to `stop`, each followed by its checksum, and how many bytes each takes."""
+        codec, width = self._codec(), self.block_units
+        parts = []
+        for start in range(first * width, stop * width, width):
+            content = np.ascontiguousarray(unit_major[start : start + width]).reshape(-1).view(np.uint8)
+            encoded = content.tobytes() if codec is None else codec.encode(content)
+            parts += [encoded, _checksum(encoded)]
+        # One piece: whoever hashes and writes thousands of small ones would wait for the GIL at each.
+        return b"".join(parts), [len(content) + CHECKSUM_BYTES for content in parts[::2]]
 
     def _codec(self) -> numcodecs.blosc.Blosc | None:
         if self.compression.codec == "none":

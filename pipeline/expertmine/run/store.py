@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
@@ -48,6 +48,8 @@ STATISTICS = {
 """Stored statistics a (concept, unit) and their types. ``held_out_ap`` is NaN for concepts without held-out labels."""
 SHARDS_AT_ONCE = 4
 """Shards of a partition that are encoded, hashed and written at a time, each of some 64 MB."""
+PIECES_PER_THREAD = 2
+"""Tasks of a shard for each thread that encodes: more balance the threads better, fewer cost less."""
 KEPT = "unit"
 """If only some units' statistics are kept: their unit ids, by concept and column; -1 where a block has no more."""
 
@@ -96,6 +98,7 @@ class Store:
         self._encoder = ShardEncoder(run.plan.layout.block_units, run.plan.compression, run.plan.responses.dtype)
         # Shards wait for their chunks, so the two need pools of their own; threads begin when there is work for them.
         self._chunk_threads = ThreadPoolExecutor(write_threads, "chunks")
+        self._pieces = PIECES_PER_THREAD * write_threads
         self._shard_threads = ThreadPoolExecutor(min(write_threads, SHARDS_AT_ONCE), "shards")
         root = _root(path)
         self._arrays: dict[str, zarr.Array[Any]] = {}
@@ -136,7 +139,7 @@ class Store:
         self, pooling: Pooling, position: tuple[int, int], unit_major: NDArray[np.floating[Any]]
     ) -> dict[str, str]:
         """Write one shard of responses; returns its checksum by its key."""
-        encoded = b"".join(self._encoder.encode(unit_major, self._chunk_threads))
+        encoded = self._encoder.encode(unit_major, self._chunk_threads, self._pieces)
         return self._put_encoded(self._key(f"responses/{pooling}", position), encoded)
 
     def require_every_shard(self) -> None:
@@ -166,12 +169,16 @@ class Store:
 
         Zarr itself would read the object of an earlier attempt before it writes, and fail on a torn one.
         """
-        return self._put_encoded(self._key(name, position), _encode(_layouts(self.plan)[name], values).to_bytes())
+        return self._put_encoded(self._key(name, position), [_encode(_layouts(self.plan)[name], values).to_bytes()])
 
-    def _put_encoded(self, key: str, encoded: bytes) -> dict[str, str]:
-        write_atomically(self._path / key, encoded)
-        self._written[key] = len(encoded)
-        return {key: hashlib.sha256(encoded).hexdigest()}
+    def _put_encoded(self, key: str, parts: Sequence[bytes]) -> dict[str, str]:
+        """Write an object of several parts; returns its checksum by its key."""
+        write_atomically(self._path / key, *parts)
+        self._written[key] = sum(map(len, parts))
+        digest = hashlib.sha256()
+        for part in parts:
+            digest.update(part)
+        return {key: digest.hexdigest()}
 
     def written_bytes(self, keys: Iterable[str]) -> int:
         """Bytes of objects that this process has just written, by their keys; other keys count 0."""
@@ -337,7 +344,7 @@ def encoded_size(responses: NDArray[np.floating[Any]], block_units: int, compres
     padded = np.zeros((len(responses), width), responses.dtype)
     padded[:, : responses.shape[1]] = responses
     with ThreadPoolExecutor(1) as thread:
-        return sum(map(len, ShardEncoder(block_units, compression, responses.dtype.name).encode(padded.T, thread)))
+        return sum(map(len, ShardEncoder(block_units, compression, responses.dtype.name).encode(padded.T, thread, 1)))
 
 
 def _encode(layout: Mapping[str, Any], values: NDArray[Any]) -> Buffer:

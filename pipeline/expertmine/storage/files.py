@@ -122,17 +122,20 @@ def make_folder(path: Location) -> None:
             path.mkdir(parents=True, exist_ok=True)
 
 
-def write_atomically(path: Location, content: bytes) -> None:
+def write_atomically(path: Location, *parts: bytes) -> None:
     """Write a file atomically: readers see all of it or none, and it has reached the disk when this returns.
+
+    Args:
+        parts: the content, in pieces that are written one after the other.
 
     Raises:
         UserError: the disk is full or not writable, or the object store cannot be reached; the old file stays.
     """
     if is_remote(path):
         with writing(path):
-            with_retries(path, lambda: path.fs.pipe_file(path.path, content))
+            with_retries(path, lambda: path.fs.pipe_file(path.path, b"".join(parts)))
         return
-    with writing(path), _flushed(path, content) as temporary:
+    with writing(path), _flushed(path, parts) as temporary:
         temporary.replace(path)
 
 
@@ -150,7 +153,7 @@ def create(path: Location, content: bytes) -> bool:
                 # It may be the result of an earlier attempt of ours whose response was lost.
                 return read_bytes(path) == content
         return True
-    with writing(path), _flushed(path, content) as temporary:
+    with writing(path), _flushed(path, [content]) as temporary:
         try:
             os.link(temporary, path)  # fails if the name is taken, on network file systems too
         except FileExistsError:
@@ -175,14 +178,14 @@ def _create_in_place(path: Path, content: bytes) -> bool:
 
 
 @contextmanager
-def _flushed(path: Path, content: bytes) -> Iterator[Path]:
+def _flushed(path: Path, parts: Sequence[bytes]) -> Iterator[Path]:
     """Write a temporary file next to a path and flush it to disk; it is removed on exit unless it was renamed."""
     make_folder(path.parent)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     temporary = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(content)
+            file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())
         temporary.chmod(0o644)  # mkstemp's 0600 would lock colleagues out of a shared run folder
