@@ -114,7 +114,7 @@ class Extractor:
         Args:
             device: a GPU if there is one, unless given; ``split`` spreads the model over all GPUs.
             write_threads: that encode and hash what is written; unless given, one beside a model that computes on the
-                CPU, and beside one on a GPU the machine's cores, divided among its GPUs.
+                CPU, and up to `WRITE_THREADS` beside one on a GPU.
             loaded: the model, if it is loaded already; it is trusted to be the plan's.
 
         Raises:
@@ -132,7 +132,7 @@ class Extractor:
         weights = TYPES[self.plan.responses.weights]
         self.loaded = loaded or self.passes.submit(load_identical, self.plan.model, device, weights).result()
         own = self.loaded.model.device
-        self.store = Store(run, write_threads or _cores_per_gpu(own))
+        self.store = Store(run, write_threads or _write_threads(own))
         self.copies = torch.cuda.Stream(own) if own.type == "cuda" else None
         self.platform = _platform(own)
         self._phases = {name: Lock() for name in PHASES}
@@ -266,11 +266,16 @@ def _is_out_of_memory(error: Exception) -> bool:
     return "can't allocate memory" in str(error) or "not enough memory" in str(error)  # PyTorch's messages on CPUs
 
 
-def _cores_per_gpu(device: torch.device) -> int:
-    """Cores that writing may use beside a model on this device; 1 beside one on the CPU."""
+WRITE_THREADS = 4
+"""Threads that encode beside a model on a GPU, where there are as many cores. More are slower: encoding a chunk is a
+millisecond without the GIL, and each return to Python waits for the thread that launches the model's kernels."""
+
+
+def _write_threads(device: torch.device) -> int:
+    """Threads that encode beside a model on this device; 1 beside one on the CPU, whose cores the model has."""
     if device.type != "cuda":
         return 1
-    return max(1, len(os.sched_getaffinity(0)) // torch.cuda.device_count())
+    return max(1, min(WRITE_THREADS, len(os.sched_getaffinity(0)) // torch.cuda.device_count()))
 
 
 def _platform(device: torch.device) -> str:

@@ -24,7 +24,7 @@ class WorkerOptions:
     device: str | None = None
     """Extraction: a GPU when there is one, unless given; ``split`` spreads the model over all that are there."""
     write_threads: int | None = None
-    """Extraction: threads that encode what is written; None for 1 beside a CPU and all cores beside a GPU."""
+    """Extraction: threads that encode what is written; None for 1 beside a CPU and up to 4 beside a GPU."""
     memory: int | None = None
     """Scoring and assessment: bytes that a process may hold; None for what a block takes, as it was planned."""
     threads: int = 1
