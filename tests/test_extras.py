@@ -26,6 +26,8 @@ EXTRA_OF = {
 """The extra that a room may use; the others have the core alone."""
 WHERE_INSTALLED = {"telemetry/metrics.py": "mine", "model/load.py": "split"}
 """Modules of the core that use an extra's package if it is there."""
+WITH_TORCH = {"triton"}
+"""Packages that PyTorch's builds for GPUs bring; modules ask whether they are there."""
 CORE_ALONE = (
     "runtime.cluster", "runtime.events", "runtime.executors", "runtime.outcomes", "runtime.protocol", "runtime.serial",
     "runtime.workers", "run.paths", "serving.offline",
@@ -35,7 +37,7 @@ CORE_ALONE = (
 
 def third_party(path: Path) -> set[str]:
     tops = {name.partition(".")[0] for name in imports(path)}
-    return tops - set(sys.stdlib_module_names) - {"expertmine", "expertmine_kernels"}
+    return tops - set(sys.stdlib_module_names) - WITH_TORCH - {"expertmine", "expertmine_kernels"}
 
 
 @pytest.mark.parametrize("path", [pytest.param(path, id=str(path.relative_to(PIPELINE))) for path in MODULES])

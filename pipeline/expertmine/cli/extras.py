@@ -13,9 +13,20 @@ from typer.core import TyperGroup
 from expertmine.errors import UserError
 
 EXTRAS: dict[str, tuple[str, ...]] = {
-    "mine": ("bokeh", "cryptography", "dask", "distributed", "numba", "numcodecs", "prometheus_client", "ray", "zarr"),
+    "mine": (
+        "bokeh",
+        "cryptography",
+        "dask",
+        "distributed",
+        "google_crc32c",
+        "numba",
+        "numcodecs",
+        "prometheus_client",
+        "ray",
+        "zarr",
+    ),
     "evaluate": ("matplotlib", "nltk", "scipy", "sklearn"),
-    "report": ("jinja2", "markupsafe", "matplotlib", "numcodecs", "scipy", "zarr"),
+    "report": ("google_crc32c", "jinja2", "markupsafe", "matplotlib", "numcodecs", "scipy", "zarr"),
     "serve": ("fastapi", "pydantic", "starlette", "uvicorn"),
     "s3": ("s3fs",),
     "split": ("accelerate",),
