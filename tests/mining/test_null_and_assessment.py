@@ -31,7 +31,8 @@ from expertmine.mining.scoring_memory import MemoryBudget
 from expertmine.run.inspection import progress_of, verify
 from expertmine.run.open_run import open_corpus, open_run
 from expertmine.run.side_tables import read_null, read_selection, write_selection
-from expertmine.run.store import STATISTICS, Store
+from expertmine.run.statistics import STATISTICS
+from expertmine.run.store import Store
 from expertmine.runtime.cluster import Cluster
 from expertmine.specs.settings import ScoringSpec
 from expertmine_kernels import draw_with_replacement

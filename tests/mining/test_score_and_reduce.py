@@ -21,7 +21,8 @@ from expertmine.mining import ranking
 from expertmine.mining.mine import run_all, run_reduce
 from expertmine.mining.ranking import Extremes
 from expertmine.run.open_run import OpenRun, open_corpus, open_run
-from expertmine.run.store import STATISTICS, Store
+from expertmine.run.statistics import STATISTICS
+from expertmine.run.store import Store
 from expertmine.runtime.cluster import Cluster
 
 

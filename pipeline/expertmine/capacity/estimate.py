@@ -21,7 +21,7 @@ from expertmine.capacity.hardware import Hardware
 from expertmine.capacity.unit_costs import MEASURED, UnitCosts
 from expertmine.mining.extraction_memory import partitions_bytes
 from expertmine.mining.scoring_memory import Work
-from expertmine.run.store import STATISTICS, expertise_bytes
+from expertmine.run.statistics import STATISTICS, expertise_bytes
 from expertmine.specs.layout import Layout
 from expertmine.specs.plan import Stage
 from expertmine.specs.settings import ASSESSED, Autocast, Codec, ScoringSpec, StoredType, WeightsType

@@ -23,7 +23,8 @@ from expertmine.model.hookpoints import find_hookpoints, left_out_experts
 from expertmine.model.load import LoadedModel, load_model
 from expertmine.model.responses import TYPES, forward_passes, make_batches, padding_id, prepare
 from expertmine.run import sentences
-from expertmine.run.store import STATISTICS, encoded_size, expertise_bytes
+from expertmine.run.statistics import STATISTICS, expertise_bytes
+from expertmine.run.store import encoded_size
 from expertmine.specs.layout import Layout
 from expertmine.specs.plan import Plan
 from expertmine.specs.settings import PlanRequest, ResponseSpec, ScoringSpec, kept_columns

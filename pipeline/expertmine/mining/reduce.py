@@ -30,7 +30,8 @@ from expertmine.run.ledger import require_complete
 from expertmine.run.open_run import OpenRun, open_corpus, require_current
 from expertmine.run.paths import index_folder
 from expertmine.run.side_tables import read_assessments, read_null
-from expertmine.run.store import KEPT, STATISTICS, Store
+from expertmine.run.statistics import KEPT, STATISTICS
+from expertmine.run.store import Store
 from expertmine.specs.plan import Plan
 from expertmine.specs.settings import Pooling
 from expertmine.storage.locations import Location

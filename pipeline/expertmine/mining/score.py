@@ -29,7 +29,8 @@ from expertmine.run.ledger import (
 )
 from expertmine.run.open_run import OpenRun, open_corpus, require_current
 from expertmine.run.side_tables import write_null
-from expertmine.run.store import KEPT, STATISTICS, Store, create_store
+from expertmine.run.statistics import KEPT, STATISTICS
+from expertmine.run.store import Store, create_store
 from expertmine_kernels import ConceptRows, expertise
 
 

@@ -23,14 +23,14 @@ class WorkerOptions:
 
     device: str | None = None
     """Extraction: a GPU when there is one, unless given; ``split`` spreads the model over all that are there."""
-    write_threads: int | None = None
-    """Extraction: threads that encode what is written; None for 1 beside a CPU and up to 4 beside a GPU."""
     memory: int | None = None
     """Scoring and assessment: bytes that a process may hold; None for what a block takes, as it was planned."""
     threads: int = 1
     """Scoring and assessment: tasks that a process runs at a time."""
     top_k: int = DEFAULT_TOP_K
     """Reduction: experts to keep per concept."""
+    write_threads: int | None = None
+    """Extraction: threads that encode what is written; None for 1 beside a CPU and up to 4 beside a GPU."""
 
 
 class StageSteps(Protocol[Result]):

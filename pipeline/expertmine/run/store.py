@@ -29,29 +29,17 @@ from expertmine.errors import UserError
 from expertmine.run.open_run import OpenRun
 from expertmine.run.paths import store_folder
 from expertmine.run.shards import ShardEncoder
-from expertmine.specs.layout import Layout
+from expertmine.run.statistics import KEPT, statistics_of
 from expertmine.specs.plan import Plan
-from expertmine.specs.settings import Compression, Pooling, kept_columns
+from expertmine.specs.settings import Compression, Pooling
 from expertmine.storage.files import read_each, remove_folder, sha256_file, sizes, with_retries, write_atomically
 from expertmine.storage.locations import Location, is_remote
 from expertmine.storage.untrusted import mismatch
 
-STATISTICS = {
-    "ap": "float64",
-    "auroc": "float64",
-    "held_out_ap": "float64",
-    "on_mean": "float32",
-    "on_p50": "float32",
-    "on_p90": "float32",
-    "off_mean": "float32",
-}
-"""Stored statistics a (concept, unit) and their types. ``held_out_ap`` is NaN for concepts without held-out labels."""
 SHARDS_AT_ONCE = 4
 """Shards of a partition that are encoded, hashed and written at a time, each of some 64 MB."""
 PIECES_PER_THREAD = 2
 """Tasks of a shard for each thread that encodes: more balance the threads better, fewer cost less."""
-KEPT = "unit"
-"""If only some units' statistics are kept: their unit ids, by concept and column; -1 where a block has no more."""
 
 DESCRIPTION = "zarr.json"
 LARGEST_DESCRIPTION = 1 << 16
@@ -398,19 +386,3 @@ def _layouts(plan: Plan) -> dict[str, dict[str, Any]]:
             for name, (dtype, columns) in statistics_of(layout.block_units, plan.scoring.keep).items()
         },
     }
-
-
-def statistics_of(block_units: int, keep: int | None) -> dict[str, tuple[str, int]]:
-    """The stored statistics of a plan: their types, and columns per block."""
-    kept = kept_columns(keep, block_units)
-    every = {name: (dtype, block_units) for name, dtype in STATISTICS.items()}
-    if kept is None:
-        return every
-    some = {name: (dtype, kept) for name, dtype in STATISTICS.items() if name != "ap"}
-    return {"ap": every["ap"], KEPT: ("int64", kept), **some}
-
-
-def expertise_bytes(layout: Layout, concepts: int, poolings: int, keep: int | None) -> int:
-    """Bytes of all stored statistics before compression."""
-    columns = statistics_of(layout.block_units, keep).values()
-    return concepts * poolings * layout.blocks * sum(count * np.dtype(dtype).itemsize for dtype, count in columns)
