@@ -500,7 +500,7 @@ def test_status_shows_a_strangers_workers_and_failures_harmlessly(
     failure = {"stage": "extract", "task": 0, "reason": ESCAPES, "attempts": 1, "sentences": []}
     write_json(run / "failures" / "extract" / "00000.json", failure)
     show_run.status(run, progress_of(run), workers_of(run), [], json_=False)
-    assert "given up" in printed(capsys)
+    assert "gave up task" in printed(capsys)
 
 
 @pytest.mark.parametrize("change", [{"since": float("nan")}, {"process": "1"}, {"doing": None}, {"tasks": 10**400}])

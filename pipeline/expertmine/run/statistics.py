@@ -16,7 +16,7 @@ STATISTICS = {
     "on_p90": "float32",
     "off_mean": "float32",
 }
-"""Statistics stored per (concept, unit), and their types. ``held_out_ap`` is NaN for concepts without held-out labels."""
+"""Types of the statistics stored per (concept, unit); ``held_out_ap`` is NaN for concepts without held-out labels."""
 
 
 KEPT = "unit"
