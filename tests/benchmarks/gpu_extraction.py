@@ -39,7 +39,7 @@ from expertmine.model.responses import Batch, forward_passes, make_batches, padd
 from expertmine.run import sentences
 from expertmine.run.open_run import OpenRun
 from expertmine.run.store import Store
-from expertmine.runtime import serial
+from expertmine.runtime.serial import SerialExecutor
 from expertmine.specs.identity import ModelIdentity
 from expertmine.specs.plan import Plan
 from expertmine.specs.settings import Compression, ResponseSpec, ScoringSpec
@@ -178,7 +178,7 @@ def measure(shape: str, count: int, batch_tokens: list[int], rounds: int, folder
                 fused_maximum.available = original  # type: ignore[assignment]
 
         def whole(worker: extract.Extractor = worker, tasks: list[int] = tasks) -> list[Any]:
-            return list(serial.run(lambda: worker, tasks, PARTITIONS_IN_FLIGHT))
+            return list(SerialExecutor(PARTITIONS_IN_FLIGHT).run(lambda: worker, tasks))
 
         works = [Work("bare forward pass", bare), Work("hooked and pooled", hooked)]
         if fused_maximum.available():
@@ -208,7 +208,7 @@ def measure_writer(worker: extract.Extractor) -> None:
     ]
     print(f"  one partition, {values.nbytes / 1e6:,.0f} MB; MB/s", flush=True)
     cores = len(os.sched_getaffinity(0))
-    for threads in [each for each in (1, 2, 4, 8, 16) if each <= max(2, cores)]:
+    for threads in [each for each in (1, 2, 4, 8) if each <= max(2, cores)]:
         store = Store(worker.run, threads)
         with ThreadPoolExecutor(threads) as pool:
             started = time.perf_counter()
