@@ -103,7 +103,7 @@ def test_several_poolings_of_one_pass_are_those_of_passes_of_their_own(
 def test_the_references_pooling_takes_filling_and_special_tokens(
     tiny_model: Path, tiny_corpus: Path, tmp_path: Path
 ) -> None:
-    """Sentences filled up with the end's token, masked from attention, and the maximum over all positions."""
+    """Sentences padded with the end's token, masked from attention, and the maximum over all positions."""
     found = extracted(tmp_path / "run", tiny_model, tiny_corpus, poolings=("reference",), dtype="float32")["reference"]
     loaded = load_model(str(tiny_model))
     modules = [m for n, m in loaded.model.named_modules() if type(m).__name__ == "Conv1D" and ".h." in n]

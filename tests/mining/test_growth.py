@@ -105,7 +105,7 @@ def test_new_concepts_over_stored_sentences_load_no_model(
 
 
 def test_scores_of_a_grown_run_are_those_of_its_rows(two_concepts: Path, tiny_model: Path, tmp_path: Path) -> None:
-    """Rows lie in another order than sentences in the corpus, with gaps; scikit-learn takes them by text."""
+    """Rows are in another order than sentences in the corpus, with gaps; scikit-learn takes them by text."""
     grow(two_concepts, tiny_model, [*animal_and_tool(), colours(), over_stored_sentences()], tmp_path / "grown")
     run_all(two_concepts, SERIAL, SERIAL, top_k=30)
     plan = open_run(two_concepts).plan

@@ -135,15 +135,15 @@ def test_a_driver_elsewhere_that_gives_no_sign_is_followed(
 def test_a_driver_elsewhere_that_gives_a_sign_is_not(new_run: Path, impatient: None) -> None:
     holder = elsewhere(new_run, 4, since=time.time() - 3600)
 
-    def beat() -> None:
+    def send_heartbeat() -> None:
         time.sleep(0.15)
         elsewhere(new_run, 4, since=holder.since, heartbeats=1)
 
-    beating = Thread(target=beat)
-    beating.start()
+    sending = Thread(target=send_heartbeat)
+    sending.start()
     with pytest.raises(UserError, match="process 7 on far"), driving(new_run, "expertmine score"):
         pass
-    beating.join()
+    sending.join()
     assert terms(new_run) == [4]
 
 

@@ -96,7 +96,7 @@ def receipts(run: Path, stage: str) -> list[tuple[Path, dict[str, Any]]]:
     return [(path, json.loads(path.read_text())) for path in (run / "receipts" / stage).glob("[0-9]*.json")]
 
 
-# Each takes a planned run and an empty folder, and returns a folder where the run lies mined.
+# Each takes a planned run and an empty folder, and returns a folder that holds the mined run.
 Way = Callable[[Path, Path], Path]
 
 
@@ -135,7 +135,7 @@ WAYS: dict[str, Way] = {
 
 @pytest.fixture(scope="module")
 def small(tiny_model: Path, tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A job of a dozen tasks a stage, mined by one process, and the same job planned only."""
+    """A job of a dozen tasks per stage, mined by one process, and the same job planned only."""
     folder = tmp_path_factory.mktemp("small")
     plan_job(folder / "planned", tiny_model, tiny_corpus, rows=8, units=48, batch_tokens=256)
     return mined_by_one_process(folder / "planned", folder / "done"), folder / "planned"

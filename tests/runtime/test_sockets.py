@@ -1,4 +1,4 @@
-"""What our commands listen on while they run, and whom their servers let in.
+"""What our commands listen on while they run, and which clients their servers accept.
 
 Sockets are looked at from outside, over and over, of every process that a command has started.
 """
@@ -162,7 +162,7 @@ RAYS_CLIENT = """
 import sys
 import ray
 ray.init(address=sys.argv[1], log_to_driver=False)
-print(ray.get(ray.remote(lambda: "let in").remote()))
+print(ray.get(ray.remote(lambda: "accepted").remote()))
 """
 
 
@@ -181,10 +181,10 @@ def test_ray_lets_in_who_has_the_token_and_nobody_else(tmp_path: Path) -> None:
             return subprocess.run(line, capture_output=True, text=True, timeout=60, env={**environment, **settings})
 
         welcome = client(RAY_AUTH_MODE="token")
-        assert welcome.stdout == "let in\n", welcome.stderr
+        assert welcome.stdout == "accepted\n", welcome.stderr
         for stranger in (client(RAY_AUTH_MODE="disabled"), client(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="0" * 64)):
             assert stranger.returncode != 0
-            assert "let in" not in stranger.stdout
+            assert "accepted" not in stranger.stdout
             assert "auth" in stranger.stderr.lower()
     finally:
         kill_family(server)
