@@ -119,6 +119,7 @@ def test_the_card_describes_the_pack_and_escapes_names(experts: Experts, tmp_pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.slow
 def test_the_cards_example_compiles_for_any_name(name: str, experts: Experts, tmp_path: Path) -> None:
     pack(experts, tmp_path / "pack", PackRequest(concepts=(name,)))
     card = (tmp_path / "pack" / "README.md").read_text()
@@ -127,6 +128,7 @@ def test_the_cards_example_compiles_for_any_name(name: str, experts: Experts, tm
     assert f"experts[{name!r}], k=12" in code
 
 
+@pytest.mark.slow
 def test_the_cards_example_runs(mined: Path, tmp_path: Path) -> None:
     experts = Experts.load(mined)
     packed = pack(experts, tmp_path / "pack", PackRequest(20))
