@@ -117,9 +117,7 @@ def test_the_card_describes_the_pack_and_escapes_names(experts: Experts, tmp_pat
     assert "Experts.load('plain')" in plain
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.slow
 def test_the_cards_example_compiles_for_any_name(name: str, experts: Experts, tmp_path: Path) -> None:
     pack(experts, tmp_path / "pack", PackRequest(concepts=(name,)))
     card = (tmp_path / "pack" / "README.md").read_text()
