@@ -80,7 +80,7 @@ def test_keys_without_instances_and_instances_without_keys_are_recorded(files: t
     (lambda data, keys: data.write_text('<!DOCTYPE a [<!ENTITY b "c">]><a/>'), "line 1: defines the entity 'b'"),
     (lambda data, keys: data.write_bytes(gzip.compress(DATA.encode())[:-20]), r"c\.data\.xml: the gzip file is cut"),
     (lambda data, keys: keys.write_bytes(gzip.compress(KEYS.encode())[:-20]), r"key\.txt: the gzip file is cut"),
-    (lambda data, keys: keys.write_text(""), "for none of the 4 instances"),
+    (lambda data, keys: keys.write_text(""), "matches none of the 4 instances"),
     (lambda data, keys: keys.write_text(KEYS.replace("d000", "d001")), "check that the two files belong together"),
     (lambda data, keys: keys.write_text(KEYS + "d000.s002.t000\n"), "line 5: 'd000.s002.t000' has no sense key"),
     (lambda data, keys: keys.write_bytes(KEYS.replace("dog", "d\xf6g").encode("latin-1")), "line 3: not UTF-8"),

@@ -347,7 +347,9 @@ def test_a_block_is_taken_on_in_strips_where_memory_is_short(
 
 
 def test_too_little_memory_is_told_with_what_would_do(mined: Path, tiny_model: Path, tiny_corpus: Path) -> None:
-    with pytest.raises(StageError, match=r"may hold 50 MB, and .* take [\d.]+ [MG]B; give it that with --scoring-mem"):
+    with pytest.raises(
+        StageError, match=r"may hold 50 MB, and .* take [\d.]+ [MG]B; raise --scoring-memory to at least that"
+    ):
         Scorer(open_run(mined), memory=50_000_000)
     little = request(tiny_model)
     object.__setattr__(little, "scoring_memory", 10**8)
@@ -382,7 +384,7 @@ def test_a_lost_selection_is_made_again(mined: Path, tmp_path: Path) -> None:
     write_selection(
         open_run(run), "max", read_selection(open_run(run), "max")[::-1]
     )  # of other units than were assessed
-    with pytest.raises(UserError, match=r"is not of the units in .*selection; remove .*receipts/assess"):
+    with pytest.raises(UserError, match=r"does not match the units selected in .*selection; remove .*receipts/assess"):
         run_reduce(run, 5)
 
 

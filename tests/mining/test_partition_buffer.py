@@ -19,8 +19,10 @@ def test_responses_are_at_their_units_and_rows(device: str) -> None:
     buffer = PartitionBuffer(2, LAYOUT, torch.float16, torch.device(device))
     for batch in (slice(0, 4), slice(4, 9)):  # the last sentence is dropped
         buffer.add(rows[batch], responses[:, batch].to(device))
-    gathered = buffer.send(torch.cuda.Stream() if device == "cuda" else None).wait()
+    sent = buffer.send(torch.tensor([7, 8], device=device), torch.cuda.Stream() if device == "cuda" else None)
+    gathered, counts = sent.wait()
 
+    assert counts == [7, 8]
     assert gathered.shape == (2, 128, 32)  # two shards of 64 units
     expected = torch.zeros(2, 128, 32, dtype=torch.float16)
     for at, row in enumerate(rows[:9].tolist()):

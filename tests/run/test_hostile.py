@@ -469,7 +469,7 @@ def test_an_assessment_of_what_was_not_selected_is_refused(concept: int, place: 
         write_assessment(
             open_run(run), "max", block, (np.array([concept]), np.array([place])), one, drawn, np.zeros((1, 2))
         )
-    with refusal("is not of the units in"):
+    with refusal("does not match the units selected in"):
         read_assessments(open_run(run), "max")
 
 

@@ -68,7 +68,7 @@ def test_a_run_folder_takes_one_plan(new_run: Path, tiny_corpus: Path, tiny_mode
     corpus = Corpus.open(tiny_corpus)
     frozen = open_run(new_run).plan
     assert plan_run(new_run, corpus, request(tiny_model), force=False) == (frozen, None)
-    with pytest.raises(UserError, match=r"is another plan: its poolings is \('max',\), and \('mean',\) is given"):
+    with pytest.raises(UserError, match=r"is another plan: its poolings is \('max',\), and \('mean',\) is requested"):
         plan_run(new_run, corpus, request(tiny_model, poolings=("mean",)), force=False)
     with pytest.raises(UserError, match="is another plan: its model is"):
         plan_run(new_run, corpus, request(Path("embedded")), force=False)

@@ -46,7 +46,7 @@ def estimate(
     own_negatives: Annotated[
         bool, typer.Option("--own-negatives", help="Each concept has its own negatives instead of a shared pool.")
     ] = False,
-    held_out: Annotated[float, typer.Option("--held-out", help="Per cent of each concept's sentences.")] = 0.0,
+    held_out: Annotated[float, typer.Option("--held-out", help="Percentage held out of each concept.")] = 0.0,
     unit_count: Annotated[
         int | None,
         typer.Option("--units", help="Number of units, if there is no configuration.", min=1),

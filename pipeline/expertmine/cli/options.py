@@ -118,7 +118,7 @@ class ScoringOptions:
         int | None,
         typer.Option(
             "--permutations",
-            help="Shuffles of labels to estimate chance; a threshold needs at least 19. [default: 20]",
+            help="Number of label shuffles that estimate chance; a threshold needs at least 19. [default: 20]",
             min=0,
         ),
     ] = None
@@ -132,9 +132,7 @@ class ScoringOptions:
     ] = None
     resamples: Annotated[
         int | None,
-        typer.Option(
-            "--resamples", help="Times that sentences are resampled for the best units. [default: 100]", min=0
-        ),
+        typer.Option("--resamples", help="Number of resamples that assess the best units. [default: 100]", min=0),
     ] = None
     scoring_seed: Annotated[
         int | None, typer.Option("--scoring-seed", help="Seed of shuffles and resamples. [default: 0]", min=0)
@@ -160,7 +158,13 @@ class ScoringOptions:
 class ForcingOptions:
     """The values that experts are set to, and where."""
 
-    forcing: Annotated[Forcing, typer.Option("--forcing", help="Value that experts are set to.")] = "mean"
+    forcing: Annotated[
+        Forcing,
+        typer.Option(
+            "--forcing",
+            help="Value of experts: mean, median (p50) or p90 of their responses to positives, or zero.",
+        ),
+    ] = "mean"
     strength: Annotated[
         float, typer.Option("--strength", help="How far experts move towards that value: 0 not at all, 1 all the way.")
     ] = 1.0
@@ -187,7 +191,8 @@ class ChoiceOptions:
     """The units that are set."""
 
     units: Annotated[
-        Units, typer.Option("--units", help="Units of the concept to set; all but experts are controls.")
+        Units,
+        typer.Option("--units", help="Units of the concept to set; `worst`, `random` and `matched` are controls."),
     ] = "experts"
     block: Annotated[int, typer.Option("--block", help="1 for the best k experts, 2 for the next k, …", min=1)] = 1
     conflicts: Annotated[

@@ -79,7 +79,7 @@ def plan(
 @takes_config
 def extract(
     run: Run,
-    executor: Annotated[ModelExecutorName, typer.Option(help="Where to extract.")] = "ray",
+    executor: Annotated[ModelExecutorName, typer.Option(help="What runs the extraction.")] = "ray",
     address: Annotated[
         str | None, typer.Option(help="A running Ray cluster; `auto` for this machine's. [default: start one]")
     ] = None,
@@ -99,7 +99,7 @@ def extract(
 @takes_config
 def score(
     run: Run,
-    executor: Annotated[ExecutorName, typer.Option(help="Where to score.")] = "dask",
+    executor: Annotated[ExecutorName, typer.Option(help="What runs the scoring.")] = "dask",
     address: Annotated[
         str | None, typer.Option(help="A running Dask scheduler, or a Ray cluster. [default: start one]")
     ] = None,

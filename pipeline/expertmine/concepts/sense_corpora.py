@@ -86,7 +86,7 @@ def read_all_words(data: Path, keys: Path, refusals: Refusals) -> Iterator[Tagge
         yield TaggedText(sentence.text or "", tuple(own), f"{data}, line {sentence.line}")
     if not found:
         raise UserError(
-            f"{keys}: has a line for none of the {instances:,} instances of {data}; expected an instance id and its "
+            f"{keys}: matches none of the {instances:,} instances of {data}; expected an instance id and its "
             "sense keys per line, in the order of the data; check that the two files belong together"
         )
     for instance, line in senses.rest():

@@ -90,11 +90,8 @@ class _Extracted:
 
     rows: NDArray[np.int64]
     """(sentences,) their rows in the partition, in order of batches."""
-    responses: Gathered
-    saturated: torch.Tensor
-    """(hookpoints,) responses that were saturated."""
-    not_a_number: list[torch.Tensor]
-    """For each batch, whether it has a NaN."""
+    gathered: Gathered
+    """The responses; counted are whether any is NaN, then (hookpoints,) how many were saturated."""
     halvings: int
     """How often the batch size has been halved in this process so far."""
 
@@ -197,7 +194,7 @@ class Extractor:
         rows = np.array([row for batch in batches for row in batch.rows], np.int64)
         buffer = PartitionBuffer(len(spec.poolings), self.plan.layout, TYPES[spec.dtype], device)
         saturated = torch.zeros(len(self.plan.hookpoints), dtype=torch.int64, device=device)
-        not_a_number = []
+        not_a_number = torch.zeros((), dtype=torch.bool, device=device)
         waiting = deque(batches)
         with forward_passes(self.loaded.model, self.plan.hookpoints, spec) as forward:
             while waiting:
@@ -213,8 +210,9 @@ class Extractor:
                     continue
                 buffer.add(torch.tensor(batch.rows), pooled.responses)
                 saturated += pooled.saturated
-                not_a_number.append(pooled.not_a_number)
-        return _Extracted(rows, buffer.send(self.copies), saturated, not_a_number, self._halvings)
+                not_a_number |= pooled.not_a_number
+        counts = torch.cat([not_a_number.long().reshape(1), saturated])
+        return _Extracted(rows, buffer.send(counts, self.copies), self._halvings)
 
     def _try(self, forward: Callable[[Batch], Pooled], batch: Batch) -> Pooled | None:
         """A forward pass; None if memory ran out, and batches are smaller from here on.
@@ -240,8 +238,9 @@ class Extractor:
 
     def _write(self, partition: int, prepared: _Prepared, extracted: _Extracted) -> dict[str, str]:
         spec, layout = self.plan.responses, self.plan.layout
-        responses = dict(zip(spec.poolings, extracted.responses.wait(), strict=True))
-        if any(bool(found) for found in extracted.not_a_number):
+        gathered, (not_a_number, *_) = extracted.gathered.wait()
+        responses = dict(zip(spec.poolings, gathered, strict=True))
+        if not_a_number:
             texts = [prepared.texts[row] for row in extracted.rows]
             for values in responses.values():
                 refuse_nan(values[: layout.units].T[extracted.rows], self.plan.hookpoints, texts)
@@ -250,7 +249,8 @@ class Extractor:
         return self.store.write_partition(partition, responses, tokens)
 
     def _counts(self, prepared: _Prepared, extracted: _Extracted) -> dict[str, int]:
-        saturated = zip(self.plan.hookpoints, extracted.saturated.tolist(), strict=True)
+        _, (_, *counts) = extracted.gathered.wait()
+        saturated = zip(self.plan.hookpoints, counts, strict=True)
         return {
             "sentences": len(extracted.rows),
             "dropped": len(prepared.texts) - len(extracted.rows),

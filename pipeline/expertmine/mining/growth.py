@@ -85,7 +85,7 @@ def _require_same(run: OpenRun, request: PlanRequest) -> None:
     for name, (found, wanted) in pairs.items():
         if found != wanted:
             raise UserError(
-                f"{plan_file(run.path)} is another plan: its {name} is {found!r}, and {wanted!r} is given; "
+                f"{plan_file(run.path)} is another plan: its {name} is {found!r}, and {wanted!r} is requested; "
                 "give another run folder, or remove this one to start again"
             )
 

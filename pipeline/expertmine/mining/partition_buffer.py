@@ -23,14 +23,16 @@ class Gathered:
 
     host: torch.Tensor
     """(poolings, padded units, partition rows) in the host's memory; 0 where nothing was run."""
+    counts: torch.Tensor
+    """What was counted of them, in the host's memory likewise."""
     arrived: torch.cuda.Event | None
-    """Occurs when the responses are there; None where they are there already."""
+    """Occurs when both are there; None where they are there already."""
 
-    def wait(self) -> NDArray[np.floating[Any]]:
-        """(poolings, padded units, partition rows), once they have arrived."""
+    def wait(self) -> tuple[NDArray[np.floating[Any]], list[int]]:
+        """The responses, (poolings, padded units, partition rows), and the counts, once they have arrived."""
         if self.arrived is not None:
             self.arrived.synchronize()
-        return self.host.numpy()
+        return self.host.numpy(), self.counts.tolist()
 
 
 class PartitionBuffer:
@@ -67,18 +69,24 @@ class PartitionBuffer:
         else:
             self.host[:, :, : self.units].index_copy_(1, rows, responses.to(self.host.device))
 
-    def send(self, copies: torch.cuda.Stream | None) -> Gathered:
+    def send(self, counts: torch.Tensor, copies: torch.cuda.Stream | None) -> Gathered:
         """Begin to copy what was gathered to the host; nothing may be added after that.
 
         Args:
-            copies: the stream to copy on, beside the one that computes.
+            counts: int64 on the device, what was counted of the responses. Read on the computing stream, they would
+                have to wait for the next partition, whose kernels are queued there by then.
+            copies: the stream to copy on, beside the one that computes; None on a CPU.
         """
-        if self.on_device is None or copies is None:
-            return Gathered(self.host.transpose(1, 2) if self.on_device is None else self.host, None)
-        copies.wait_stream(torch.cuda.current_stream(self.on_device.device))
+        if copies is None:
+            return Gathered(self.host.transpose(1, 2), counts, None)
+        host_counts = torch.empty(counts.shape, dtype=counts.dtype, pin_memory=True)
+        copies.wait_stream(torch.cuda.current_stream(counts.device))
         with torch.cuda.stream(copies):
-            self.host.copy_(self.on_device, non_blocking=True)
+            if self.on_device is not None:
+                self.host.copy_(self.on_device, non_blocking=True)
+                self.on_device.record_stream(copies)
+            host_counts.copy_(counts, non_blocking=True)
+            counts.record_stream(copies)
             arrived = torch.cuda.Event()
             arrived.record(copies)
-        self.on_device.record_stream(copies)
-        return Gathered(self.host, arrived)
+        return Gathered(self.host if self.on_device is not None else self.host.transpose(1, 2), host_counts, arrived)

@@ -32,16 +32,16 @@ from expertmine.storage.locations import Location, absolute, is_remote
 from expertmine.telemetry.formats import size
 
 PARTITION_BYTES = 256 * 2**20
-"""Most responses that an extracting process gathers before it writes them."""
+"""Maximum bytes of responses that an extracting process gathers before it writes them."""
 SHARD_BYTES = 64 * 2**20
 MIN_ROWS = 512
 """Sentences of a partition, where that many fit."""
 SAMPLE_SENTENCES = 256
 """Sentences of the timing sample."""
 SAMPLE_BYTES = 64 * 2**20
-"""Most responses of the sample that are compressed to see how far they shrink."""
+"""Maximum bytes of the sample's responses that are compressed to see how far they shrink."""
 KEEP_SHOWN = (16, 64)
-"""Values of --keep whose bytes the bill tells for comparison."""
+"""Values of --keep whose bytes the bill reports for comparison."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class Bill:
     left_out: tuple[str, ...]
     """Modules of experts that have no units, since they do not compute by linear maps that can be seen."""
     pairs: int
-    """(concept, unit) pairs to score, a pooling."""
+    """(concept, unit) pairs to score, per pooling."""
     response_bytes: int
     """Before compression, of every pooling; new ones only."""
     stored_bytes: int
@@ -187,7 +187,7 @@ def refuse_what_will_not_fit(run: Location, bill: Bill) -> None:
         whose, remedy = ("a scoring", "bound it with --scoring-memory") if scoring else ("a", "choose fewer hookpoints")
         raise UserError(
             f"{run}: {whose} process would hold {size(largest)} and this machine has {size(memory)} of memory; "
-            f"{remedy}, or say --force when it will run elsewhere"
+            f"{remedy}, or pass --force if it will run elsewhere"
         )
     if is_remote(run):
         return  # nobody knows how much an object store holds
@@ -197,7 +197,7 @@ def refuse_what_will_not_fit(run: Location, bill: Bill) -> None:
     if needed > free:
         raise UserError(
             f"{run}: the run may need {size(needed)} of disk and {above} has {size(free)} free; "
-            "choose another disk, fewer hookpoints or fewer sentences, or say --force"
+            "choose another disk, fewer hookpoints or fewer sentences, or pass --force"
         )
 
 
@@ -226,7 +226,7 @@ def widest_block(work: Work, memory: int | None) -> int:
     if units < 1:
         raise UserError(
             f"--scoring-memory is {size(memory)}, and scoring one unit with {work.rows:,} sentences and "
-            f"{work.concepts:,} concepts takes about {size(work.base + work.needed(1, 1))}; give it that"
+            f"{work.concepts:,} concepts takes about {size(work.base + work.needed(1, 1))}; raise it to at least that"
         )
     return units
 

@@ -110,8 +110,8 @@ class MemoryBudget:
             least = held + self.threads * work.needed(block_units, 1)
             raise StageError(
                 f"{self.run}: a scoring process may hold {size(self.memory)}, and a unit's responses to "
-                f"{work.rows:,} sentences with the statistics of a block take {size(least)}; give it that with "
-                "--scoring-memory"
+                f"{work.rows:,} sentences with the statistics of a block take {size(least)}; raise "
+                "--scoring-memory to at least that"
             )
         return units
 

@@ -8,10 +8,13 @@ no store.
 from __future__ import annotations
 
 import importlib.util
+import logging
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
+
+from expertmine.telemetry import logs
 
 if TYPE_CHECKING:
     import triton.language as tl
@@ -25,8 +28,27 @@ WARPS = 2
 
 @cache
 def available() -> bool:
-    """Whether the kernel can run: a GPU is visible, and PyTorch brought Triton."""
-    return torch.cuda.is_available() and importlib.util.find_spec("triton") is not None
+    """Whether the kernel can run: a GPU is visible, PyTorch brought Triton, and Triton can compile here.
+
+    Compiling needs a C compiler and a cache folder whose files may be executed; containers often have neither.
+    """
+    if not torch.cuda.is_available() or importlib.util.find_spec("triton") is None:
+        return False
+    try:
+        _compile()
+    except Exception as error:  # whatever Triton, its compilers and the disk raise: PyTorch's operations do it as well
+        logs.event("kernel not available", logging.WARNING, kernel="masked_maximum", reason=str(error))
+        return False
+    return True
+
+
+def _compile() -> None:
+    """Run the kernel once, on one response."""
+    one = torch.zeros(1, 1, 1, device="cuda")
+    first, last = torch.zeros(1, dtype=torch.int32, device="cuda"), torch.ones(1, dtype=torch.int32, device="cuda")
+    saturated = torch.zeros((), dtype=torch.int64, device="cuda")
+    masked_maximum(one, first, last, torch.empty(1, 1, device="cuda"), saturated, None)
+    torch.cuda.synchronize()
 
 
 @cache
@@ -87,7 +109,9 @@ def masked_maximum(
         largest: to which responses are clamped, either way; None for as they are.
     """
     sentences, _, channels = output.shape
-    _kernel()[sentences, -(-channels // CHANNELS)](
-        output, first, last, responses, saturated, channels, output.stride(0), output.stride(1), responses.stride(0),
-        0.0 if largest is None else largest, largest is not None, CHANNELS, TOKENS, num_warps=WARPS,
-    )  # fmt: skip
+    with torch.cuda.device_of(output):
+        _kernel()[sentences, -(-channels // CHANNELS)](
+            output, first, last, responses, saturated, channels,
+            output.stride(0), output.stride(1), responses.stride(0),
+            0.0 if largest is None else largest, largest is not None, CHANNELS, TOKENS, num_warps=WARPS,
+        )  # fmt: skip

@@ -153,8 +153,8 @@ def read_assessments(run: OpenRun, pooling: Pooling) -> tuple[NDArray[np.float32
     if np.isnan(resampled).any():
         assessed, chosen = (tables_folder(run.path, kind) for kind in (ASSESSMENT, SELECTION))
         raise UserError(
-            f"{assessed} is not of the units in {chosen}; remove {receipts_folder(run.path, 'assess')} and run "
-            f"`expertmine score {run}`"
+            f"{assessed} does not match the units selected in {chosen}; "
+            f"remove {receipts_folder(run.path, 'assess')} and run `expertmine score {run}`"
         )
     return resampled, interval
 
