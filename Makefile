@@ -6,6 +6,8 @@ READY := $(VENV)/.ready
 RUN ?= demo-run
 PYTEST := $(BIN)/python -m pytest
 TOGETHER := -n 2 --dist worksteal
+# Slow tests wait for processes and clusters most of their time.
+WAITING := -n 3 --dist worksteal
 
 .PHONY: demo check test bench lint docs clean
 
@@ -16,7 +18,7 @@ check: lint docs  ## lint, types, docs and the fast tests: under four minutes on
 	$(PYTEST) $(TOGETHER) -m "not slow and not serial"
 
 test: $(READY)  ## every test: under twelve minutes on two cores
-	$(PYTEST) $(TOGETHER) -m "not serial"
+	$(PYTEST) $(WAITING) -m "not serial"
 	$(PYTEST) -m serial
 
 bench: $(READY)  ## speed, as ratios measured in one run

@@ -96,7 +96,7 @@ def longer_run(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tu
     (folder / "early.json").write_text(json.dumps(document))
     succeed("concepts", "json", folder / "early.json", "--out", folder / "corpus")
     arguments = ("--model", tiny_model, "--corpus", folder / "corpus", "--max-tokens", 64)
-    plan_new(folder / "planned", tiny_model, folder / "corpus", partition_rows=64, batch_tokens=256)
+    plan_new(folder / "planned", tiny_model, folder / "corpus", partition_rows=16, batch_tokens=256)
     arguments = (*arguments, "--batch-tokens", 256)
     serial = ("--extract-on", "serial", "--score-on", "serial")
     shutil.copytree(folder / "planned", folder / "done")
@@ -129,7 +129,7 @@ def test_ctrl_c_ends_with_a_message_and_keeps_finished_tasks(
     longer_run: tuple[Path, Path], ray_address: str, tmp_path: Path
 ) -> None:
     run = Path(shutil.copytree(longer_run[1], tmp_path / "run"))
-    command = [sys.executable, "-m", "expertmine", "extract", str(run), "--address", ray_address, "--workers", "2"]
+    command = [sys.executable, "-m", "expertmine", "extract", str(run), "--address", ray_address, "--workers", "1"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     wait_for_a_receipt(run)
     process.send_signal(signal.SIGINT)
