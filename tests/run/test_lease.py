@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from threading import Thread
+from threading import enumerate as enumerate_threads
 
 import pytest
 from support.commands import refused
@@ -23,6 +24,7 @@ from support.plans import request
 from expertmine.errors import StageError, UserError
 from expertmine.mining import extract
 from expertmine.mining.mine import freeze_plan, run_extract, run_reduce
+from expertmine.mining.monitor import StageMonitor
 from expertmine.run import lease as locks
 from expertmine.run.lease import LeaseHolder, driving
 from expertmine.run.ledger import missing_tasks
@@ -168,6 +170,30 @@ def test_a_driver_that_was_followed_stops(new_run: Path, impatient: None) -> Non
         with pytest.raises(StageError, match=r"driven by `expertmine mine`, process 7 on far"):
             list(lease.keep(results()))
     assert json.loads((new_run / "lock" / "00000002.json").read_text())["machine"] == "far"
+
+
+@pytest.mark.parametrize("end", ["overtaken", "Ctrl-C"])
+def test_no_task_runs_on_after_the_lease(new_run: Path, monkeypatch: pytest.MonkeyPatch, end: str) -> None:
+    at_work: list[str] = []
+
+    def begin(monitor: StageMonitor, runtime: object) -> None:
+        if end == "overtaken":
+            lease = locks.held(new_run)
+            assert lease is not None
+            lease._overtaken = elsewhere(new_run, 2)
+
+    def interrupt(monitor: StageMonitor, receipt: object) -> None:
+        raise KeyboardInterrupt
+
+    def see_threads(lease: locks.Lease) -> None:
+        at_work.extend(each.name for each in enumerate_threads() if each.name.startswith("ThreadPoolExecutor"))
+
+    monkeypatch.setattr(StageMonitor, "began", begin)
+    monkeypatch.setattr(StageMonitor, "finished", interrupt)
+    monkeypatch.setattr(locks.Lease, "_write", see_threads)
+    with pytest.raises(StageError if end == "overtaken" else KeyboardInterrupt):
+        run_extract(new_run, "serial", Cluster())
+    assert at_work == []
 
 
 def test_a_torn_file_is_nobody_in_the_end(new_run: Path, impatient: None) -> None:

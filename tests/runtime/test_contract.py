@@ -137,6 +137,14 @@ def test_a_stage_where_nothing_succeeds_is_over_before_every_task_was_tried(exec
     assert len(list(tmp_path.glob("task-*"))) < len(tasks)
 
 
+def test_failures_to_make_a_worker_are_not_the_tasks(executor: Executor, tmp_path: Path) -> None:
+    events: list[Event] = []
+    make = new_scripted(tmp_path, {0: ["OSError", "ok"]}, ["OSError", "OSError", "ok"])
+    assert list(executor.run(make, [0], events.append)) == [0]
+    assert calls(tmp_path, "task-0") == 2
+    assert len([event for event in events if isinstance(event, Retried)]) == ATTEMPTS
+
+
 def test_what_the_caller_raises_is_the_callers(executor: Executor, tmp_path: Path) -> None:
     def refuse(event: Event) -> None:
         raise OSError("the caller's disk")
@@ -160,6 +168,16 @@ def test_a_task_that_kills_every_worker_is_given_up(cluster: Executor, tmp_path:
     assert [each.task for each in failed] == [1]
     assert ATTEMPTS <= failed[0].attempts <= calls(tmp_path, "task-1") <= ATTEMPTS + 1
     assert "its process was lost" in failed[0].reason
+
+
+def test_a_stage_where_every_task_kills_its_worker_is_over_early(cluster: Executor, tmp_path: Path) -> None:
+    tasks = range(200)
+    with pytest.raises(StageError, match=r"attempts in a row failed .*its process was lost"):
+        outcomes(cluster, new_scripted(tmp_path, {task: ["die"] for task in tasks}), tasks)
+    assert len(list(tmp_path.glob("task-*"))) < len(tasks) / 2
+    # The next call may still meet a worker that is dying; those after it must not.
+    done, failed = outcomes(cluster, new_scripted(tmp_path / "after", {}), range(9))
+    assert (sorted(done), failed) == ([10 * task for task in range(9)], [])
 
 
 def test_exceptions_and_deaths_add_up(cluster: Executor, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -199,8 +199,9 @@ def _run_stages(
                     monitor.began(runtime)
                     device = "split" if (runtime.gpus_each or 0) > 1 else None
                     options = WorkerOptions(device, cluster.memory, runtime.in_flight)
-                    results = runtime.run(steps.new_worker(run, options), tasks, monitor.on_event)
-                    failed = _drain(lease.keep(results), monitor, total)
+                    work = runtime.run(steps.new_worker(run, options), tasks, monitor.on_event)
+                    with closing(work) as results:  # threads end before the lease does, whatever is raised
+                        failed = _drain(lease.keep(results), monitor, total)
                     _report(run.path, [_failure(run, stage, each) for each in failed], len(tasks))
             steps.finish(run)
 

@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
@@ -121,7 +121,7 @@ class DaskExecutor:
         make_worker: Callable[[], Callable[[Task], Result]],
         tasks: Sequence[Task],
         on_event: EventHandler = ignore,
-    ) -> Iterator[Result | Failed]:
+    ) -> Generator[Result | Failed]:
         """As `Executor.run`.
 
         A task whose worker died while others were unfinished is tried again alone: any of them may be the cause. A
@@ -134,7 +134,9 @@ class DaskExecutor:
             call.begin()
             for assignment, answer in call.answers():
                 if isinstance(answer, Trouble):
-                    failed = attempts.failed(assignment, answer, call.workers.threads(), call.untried > 0)
+                    failed = attempts.failed(assignment, answer, call.workers.max_threads, bool(call.untried))
+                    if assignment is None:
+                        continue
                     if failed is None:
                         on_event(Retried(assignment.task, answer.worker, answer.reason))
                         call.submit(assignment)
@@ -174,7 +176,10 @@ class _Call(Generic[Task, Result]):
         self.name = uuid4().hex
         self.assigned = {f"task-{self.name}-{at}": Assignment(task) for at, task in enumerate(tasks)}
         """By the key of their future."""
-        self.untried = len(tasks)
+        self.untried = set(self.assigned)
+        """Keys of the first attempts that have no answer yet."""
+        self.deaths: set[str] = set()
+        """Workers that died; by their ids, since another may have the same address."""
         self.futures: dict[str, Future[Any]] = {}
         """Those without an answer yet, by their keys."""
         self.suspects: deque[Assignment[Task]] = deque()
@@ -190,6 +195,7 @@ class _Call(Generic[Task, Result]):
         """
         tasks = [assignment.task for assignment in self.assigned.values()]
         sent: dict[str, Any] = {"make_worker": self.make_worker, "call": self.name}
+        self.workers.threads()  # before any of them dies
         with _requiring_the_scheduler():
             self._follow(self.client.map(_attempt, tasks, pure=False, key=[*self.assigned], **sent))
 
@@ -205,8 +211,8 @@ class _Call(Generic[Task, Result]):
         self.futures |= {str(future.key): future for future in futures}
         self.completed.update(futures)
 
-    def answers(self) -> Iterator[tuple[Assignment[Task], Result | Trouble]]:
-        """Each attempt's answer as it comes."""
+    def answers(self) -> Iterator[tuple[Assignment[Task], Result | Trouble] | tuple[None, Trouble]]:
+        """Each attempt's answer as it comes; without a task, the death of a worker that had several."""
         while self.futures or self.suspects:
             if not self.futures:
                 self.submit(self.suspects.popleft())
@@ -220,17 +226,23 @@ class _Call(Generic[Task, Result]):
             for future in batch:
                 key = str(future.key)
                 assignment = self.assigned[key]
-                self.untried -= assignment.attempts == 0
+                self.untried.discard(key)
                 answer = fetched[key] if key in fetched else self._answer(future)
                 del self.futures[key]
                 future.release()
                 if not isinstance(answer, KilledWorker):
                     yield assignment, answer
-                elif alone:
+                    continue
+                dead = answer.last_worker
+                trouble = loss_of_worker(str(answer), dead.address)
+                if alone:
                     assignment.attempts += answer.allowed_failures
-                    yield assignment, loss_of_worker(str(answer), answer.last_worker.address)
-                else:
-                    self.suspects.append(assignment)
+                    yield assignment, trouble
+                    continue
+                self.suspects.append(assignment)
+                if dead.server_id not in self.deaths:
+                    self.deaths.add(dead.server_id)
+                    yield None, trouble
 
     def _answer(self, future: Future[Any]) -> Any:
         """The answer of a future that may have failed; a KilledWorker if the scheduler has given it up."""
@@ -280,6 +292,8 @@ class _Workers:
         self.messages: SimpleQueue[dict[str, Any]] = SimpleQueue()
         self.looked = -THREADS_INTERVAL
         self.found = 0
+        self.max_threads = 0
+        """The most threads that were found: workers that die together do not count as fewer."""
         client.subscribe_topic("all", lambda event: self.messages.put(event[1]))
 
     def news(self) -> Iterator[Event]:
@@ -303,6 +317,7 @@ class _Workers:
         if time.monotonic() - self.looked > THREADS_INTERVAL:
             with _requiring_the_scheduler():
                 self.found = sum(self.client.nthreads().values())
+            self.max_threads = max(self.max_threads, self.found)
             self.looked = time.monotonic()
         return self.found
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -47,14 +47,15 @@ def run_in_order(
     make = _MakeNumbering(make_worker, requests)
     early: dict[int, Result] = {}
     due = 0
-    for outcome in executor.run(make, range(len(requests))):
-        if isinstance(outcome, Failed):
-            raise UserError(outcome.reason)
-        at, result = outcome
-        early[at] = result
-        while due in early:
-            yield early.pop(due)
-            due += 1
+    with closing(executor.run(make, range(len(requests)))) as outcomes:
+        for outcome in outcomes:
+            if isinstance(outcome, Failed):
+                raise UserError(outcome.reason)
+            at, result = outcome
+            early[at] = result
+            while due in early:
+                yield early.pop(due)
+                due += 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,6 +62,8 @@ class Assignment(Generic[Task]):
     task: Task
     attempts: int = 0
     """Those that failed."""
+    without_worker: int = 0
+    """How often the worker for it could not be made, which is not its fault."""
 
 
 def trouble_with_task(error: Exception) -> Trouble:
@@ -121,11 +123,14 @@ class Attempts:
                 )
         if assignment is None:
             return None
+        if trouble.ends_stage:
+            assignment.without_worker += 1
+            if trouble.may_pass and assignment.without_worker < ATTEMPTS:
+                return None
+            raise StageError(trouble.reason)
         assignment.attempts += 1
         if trouble.may_pass and assignment.attempts < ATTEMPTS:
             return None
-        if trouble.ends_stage:
-            raise StageError(trouble.reason)
         return Failed(assignment.task, trouble.reason, assignment.attempts, trouble.worker)
 
 

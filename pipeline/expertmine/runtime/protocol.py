@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Protocol, TypeVar
 
 from expertmine.runtime.events import EventHandler, ignore
@@ -44,8 +44,10 @@ class Executor(Protocol):
         make_worker: Callable[[], Callable[[Task], Result]],
         tasks: Sequence[Task],
         on_event: EventHandler = ignore,
-    ) -> Iterator[Result | Failed]:
+    ) -> Generator[Result | Failed]:
         """Results in the order in which they come, and tasks that were given up.
+
+        Whoever leaves early closes the generator; no task runs in this process afterwards.
 
         Args:
             make_worker: is sent to where workers live, as are the tasks.

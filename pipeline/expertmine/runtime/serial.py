@@ -43,7 +43,7 @@ class SerialExecutor:
         make_worker: Callable[[], Callable[[Task], Result]],
         tasks: Sequence[Task],
         on_event: EventHandler = ignore,
-    ) -> Iterator[Result | Failed]:
+    ) -> Generator[Result | Failed]:
         """As `Executor.run`; the worker is made when there is a task for it, in the caller's thread."""
         queue = deque(Assignment(task) for task in tasks)
         if not queue:
@@ -51,6 +51,7 @@ class SerialExecutor:
         worker, attempts, unfinished = LazyWorker(make_worker), Attempts(), len(queue)
         while isinstance(trouble := worker.get(), Trouble):
             attempts.failed(queue[0], trouble, self.in_flight, untried=True)  # raises in the end
+            on_event(Retried(queue[0].task, trouble.worker, trouble.reason))
         answers: Generator[tuple[Assignment[Task], Any]] = (
             _in_turn(worker, queue) if self.in_flight == 1 else _in_threads(worker, queue, self.in_flight)
         )

@@ -112,6 +112,21 @@ def recorder(tags: Mapping[str, str]) -> Record:
     return record
 
 
+def loss_of_actor() -> tuple[type[Exception], ...]:
+    """Exceptions of an actor's calls that mean that it is gone, was never started, or can no longer be relied on."""
+    from ray import exceptions
+
+    return (
+        exceptions.RayActorError,  # dead or out of reach
+        exceptions.OutOfMemoryError,  # killed by the memory monitor of its node
+        exceptions.RuntimeEnvSetupError,
+        exceptions.ActorUnschedulableError,
+        exceptions.WorkerCrashedError,
+        exceptions.NodeDiedError,
+        exceptions.ObjectLostError,  # with the node that kept its answer
+    )
+
+
 def first_line(error: Exception) -> str:
     """What Ray says of an error, without the page that follows."""
-    return str(error).strip().splitlines()[0]
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

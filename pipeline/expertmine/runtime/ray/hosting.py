@@ -11,7 +11,7 @@ from typing import Any
 from expertmine.errors import UserError
 from expertmine.runtime.outcomes import Trouble
 from expertmine.runtime.ray.actors import Streaming, StreamingActor
-from expertmine.runtime.ray.connection import first_line
+from expertmine.runtime.ray.connection import first_line, loss_of_actor
 
 POLL = 0.1
 """Seconds between looks at whether a request that is being answered was called off."""
@@ -49,12 +49,11 @@ class HostedActor:
             UserError: its worker cannot be made.
         """
         import ray
-        from ray.exceptions import RayActorError
 
         self.actor = self._new_actor()
         try:
             trouble = ray.get(self.actor.ready.remote())
-        except RayActorError as error:
+        except loss_of_actor() as error:
             raise UserError(
                 f"the actor died while its worker was made (memory, most often): {first_line(error)}"
             ) from error
@@ -109,11 +108,10 @@ class HostedActor:
     def _replacing(self, actor: Any) -> Iterator[None]:
         """Have another actor when this one dies."""
         import ray
-        from ray.exceptions import ObjectLostError, RayActorError
 
         try:
             yield
-        except (RayActorError, ObjectLostError) as error:
+        except loss_of_actor() as error:
             with self.changing:
                 if self.actor is actor:
                     ray.kill(actor)

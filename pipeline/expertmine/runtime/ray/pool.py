@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -15,7 +15,7 @@ from expertmine.runtime.events import EventHandler, Joined, Lost, Queue, Retried
 from expertmine.runtime.outcomes import Assignment, Attempts, Failed, Trouble, loss_of_worker, trouble_with_worker
 from expertmine.runtime.ray.actors import Actor
 from expertmine.runtime.ray.connection import cluster as connected
-from expertmine.runtime.ray.connection import cpus, first_line, gpus, metrics_endpoints, recorder
+from expertmine.runtime.ray.connection import cpus, first_line, gpus, loss_of_actor, metrics_endpoints, recorder
 from expertmine.telemetry.metrics import Record
 
 Task = TypeVar("Task")
@@ -32,7 +32,8 @@ class RayExecutor:
     An actor has at most `in_flight` tasks at a time, once the cluster has found room for it. One that dies is replaced,
     wherever there is room, and so is one that met an exception which may pass: a GPU's errors may outlast their task.
     Its other tasks go to others. A task whose actor died while it had others too is tried again alone, and given up
-    when it has taken `ATTEMPTS` actors with it.
+    when it has taken `ATTEMPTS` actors with it. An actor without tasks is released, so that its CPUs and GPUs are free
+    for the replacement of one whose node is lost.
     """
 
     actors: int
@@ -50,13 +51,12 @@ class RayExecutor:
         make_worker: Callable[[], Callable[[Task], Result]],
         tasks: Sequence[Task],
         on_event: EventHandler = ignore,
-    ) -> Iterator[Result | Failed]:
+    ) -> Generator[Result | Failed]:
         """As `Executor.run`."""
         resources = {"num_cpus": self.cpus_each, "num_gpus": self.gpus_each}
-        pool = _ActorPool(make_worker, tasks, self.in_flight, resources, on_event)
+        pool = _ActorPool(make_worker, tasks, self.actors, self.in_flight, resources, on_event)
         try:
-            for _ in range(min(self.actors, len(tasks))):
-                pool.start()
+            pool.start()
             while pool.unfinished:
                 yield from pool.next_outcomes()
                 on_event(pool.queue())
@@ -94,11 +94,13 @@ class _ActorPool(Generic[Task, Result]):
         self,
         make_worker: Callable[[], Callable[[Task], Result]],
         tasks: Sequence[Task],
+        max_actors: int,
         in_flight: int,
         resources: dict[str, float],
         on_event: EventHandler,
     ) -> None:
         self.make_worker = make_worker
+        self.max_actors = max_actors
         self.in_flight = in_flight
         self.on_event = on_event
         self.resources = resources
@@ -109,12 +111,21 @@ class _ActorPool(Generic[Task, Result]):
         self.answers: dict[Any, tuple[Any, Assignment[Task] | None]] = {}
         """By reference to an answer of Ray's, the actor that owes it and for what; None for whether it was started."""
         self.names: dict[Any, str] = {}
-        """Machine and process of each actor that was started."""
+        """Machine and process of each actor that the cluster has found room for."""
         self.attempts = Attempts()
         self.actors = 0
 
     def start(self) -> None:
-        """Have one more actor; it is given tasks when the cluster has found room for it."""
+        """Have as many actors as may be, if there are tasks for them.
+
+        Each is given tasks when the cluster has found room for it.
+        """
+        starting = sum(assignment is None for _, assignment in self.answers.values())
+        needed = len(self.waiting) + len(self.suspects) - starting
+        for _ in range(min(self.max_actors - self.actors, needed)):
+            self._start_one()
+
+    def _start_one(self) -> None:
         import ray
 
         made: Any = ray.remote(Actor).options(
@@ -131,7 +142,7 @@ class _ActorPool(Generic[Task, Result]):
     def next_outcomes(self) -> Iterator[Result | Failed]:
         """Wait a while for one answer, and hand out more tasks."""
         import ray
-        from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
+        from ray.exceptions import RayTaskError
 
         come, _ = ray.wait(list(self.answers), num_returns=1, timeout=QUEUE_INTERVAL)
         if not come:
@@ -140,7 +151,7 @@ class _ActorPool(Generic[Task, Result]):
         actor, assignment = self.answers.pop(reference)
         try:
             answer = ray.get(reference)
-        except (RayActorError, ObjectLostError) as error:
+        except loss_of_actor() as error:
             trouble = loss_of_worker(first_line(error), self.names.get(actor, ""))
             yield from self._replace(actor, assignment, trouble, to_blame=False)
             return
@@ -160,9 +171,16 @@ class _ActorPool(Generic[Task, Result]):
             yield from self._failed(assignment, answer)
         self._occupy(actor)
 
-    def _failed(self, assignment: Assignment[Task] | None, trouble: Trouble) -> Iterator[Failed]:
-        """Count a failed attempt, and yield the task if it is given up."""
-        failed = self.attempts.failed(assignment, trouble, self.actors, untried=bool(self.waiting))
+    def _failed(
+        self, assignment: Assignment[Task] | None, trouble: Trouble, without_task: bool = False
+    ) -> Iterator[Failed]:
+        """Count a failed attempt, and yield the task if it is given up.
+
+        Args:
+            without_task: an actor died before it had any. No task's attempts would bring that to an end.
+        """
+        untried = without_task or bool(self.waiting)
+        failed = self.attempts.failed(assignment, trouble, self.actors, untried)
         if failed is not None:
             self.unfinished -= 1
             yield failed
@@ -186,7 +204,7 @@ class _ActorPool(Generic[Task, Result]):
         name = self.names.pop(actor, "")
         self.on_event(Lost(name, trouble.reason, tuple(each.task for each in lost)))
         cause = assignment if to_blame else lost[0] if len(lost) == 1 else None
-        for failed in self._failed(cause, trouble):
+        for failed in self._failed(cause, trouble, without_task=not lost):
             yield failed
             lost = [each for each in lost if each is not cause]
         for each in lost:
@@ -194,21 +212,26 @@ class _ActorPool(Generic[Task, Result]):
             (self.waiting if innocent else self.suspects).append(each)
             self.on_event(Retried(each.task, name, trouble.reason))
         self.actors -= 1
+        for other in list(self.names):
+            self._occupy(other)
         self.start()
-        for idle in {id(owner): owner for owner, _ in self.answers.values()}.values():
-            self._occupy(idle)
 
     def _occupy(self, actor: Any) -> None:
-        """Give an actor as many tasks as it may have; when only suspects are left, one of them alone."""
+        """Give an actor as many tasks as it may have; when only suspects are left, one of them alone.
+
+        One that has none is released. It is not kept for later: it could die meanwhile, unnoticed, and the next task
+        would be blamed for that.
+        """
         inside = [assignment for owner, assignment in self.answers.values() if owner is actor]
-        if None in inside:
-            return  # not started yet
         while self.waiting and len(inside) < self.in_flight:
             assignment = self.waiting.popleft()
             inside.append(assignment)
             self._give(actor, assignment)
         if not inside and self.suspects:
             self._give(actor, self.suspects.popleft())
+        elif not inside:
+            del self.names[actor]
+            self.actors -= 1
 
     def _give(self, actor: Any, assignment: Assignment[Task]) -> None:
         self.answers[actor.attempt.remote(assignment.task)] = (actor, assignment)
@@ -219,3 +242,4 @@ class _ActorPool(Generic[Task, Result]):
         Killing one at work would have Ray print that its task failed.
         """
         self.answers.clear()
+        self.names.clear()
