@@ -27,8 +27,8 @@ from expertmine.runtime import dask
 
 pytestmark = pytest.mark.slow
 
-LOOK_EVERY = 0.1
-"""Seconds between looks."""
+LOOK_EVERY = 0.4
+"""Seconds between looks: a look takes a good part of a core, and servers listen for seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,7 @@ def assert_on_loopback(family: Family) -> None:
 
 
 def test_extraction_listens_on_loopback_alone(new_run: Path, tmp_path: Path) -> None:
-    with command(tmp_path / "log", "extract", new_run, "--workers", 2) as (process, family):
+    with command(tmp_path / "log", "extract", new_run, "--workers", 1) as (process, family):
         watch(process, family, until=never)
         assert process.wait() == 0, (tmp_path / "log").read_text()
     assert {"raylet", "gcs_server"} <= family.programs()
@@ -122,7 +122,7 @@ def test_extraction_listens_on_loopback_alone(new_run: Path, tmp_path: Path) -> 
 
 
 def test_scoring_on_ray_listens_on_loopback_alone(extracted: Path, tmp_path: Path) -> None:
-    with command(tmp_path / "log", "score", extracted, "--executor", "ray", "--workers", 2) as (process, family):
+    with command(tmp_path / "log", "score", extracted, "--executor", "ray", "--workers", 1) as (process, family):
         watch(process, family, until=never)
         assert process.wait() == 0, (tmp_path / "log").read_text()
     assert {"raylet", "gcs_server"} <= family.programs()
