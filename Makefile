@@ -6,8 +6,6 @@ READY := $(VENV)/.ready
 RUN ?= demo-run
 PYTEST := $(BIN)/python -m pytest
 TOGETHER := -n 2 --dist worksteal
-# Slow tests wait for processes and clusters most of their time.
-WAITING := -n 3 --dist worksteal
 
 .PHONY: demo check test bench lint docs clean
 
@@ -18,7 +16,7 @@ check: lint docs  ## lint, types, docs and the fast tests: under four minutes on
 	$(PYTEST) $(TOGETHER) -m "not slow and not serial"
 
 test: $(READY)  ## every test: under twelve minutes on two cores
-	$(PYTEST) $(WAITING) -m "not serial"
+	$(PYTEST) $(TOGETHER) -m "not serial"
 	$(PYTEST) -m serial
 
 bench: $(READY)  ## speed, as ratios measured in one run
