@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -23,6 +24,13 @@ WORKERS = 2
 @pytest.fixture(scope="module")
 def on_dask() -> Iterator[Executor]:
     """One Dask for all tests of this module."""
+    with dask.opened(Cluster(workers=WORKERS), tasks=99) as executor:
+        yield executor
+
+
+@pytest.fixture
+def mortal_dask() -> Iterator[Executor]:
+    """A Dask of the test's own, whose workers may die by the dozen."""
     with dask.opened(Cluster(workers=WORKERS), tasks=99) as executor:
         yield executor
 
@@ -58,7 +66,7 @@ def executor(request: pytest.FixtureRequest) -> Executor:
     return found
 
 
-@pytest.fixture(params=["on_dask", *ON_RAY])
+@pytest.fixture(params=["mortal_dask", *ON_RAY])
 def cluster(request: pytest.FixtureRequest) -> Executor:
     """Those whose workers may die."""
     found: Executor = request.getfixturevalue(request.param)
@@ -178,6 +186,19 @@ def test_a_stage_where_every_task_kills_its_worker_is_over_early(cluster: Execut
     # The next call may still meet a worker that is dying; those after it must not.
     done, failed = outcomes(cluster, new_scripted(tmp_path / "after", {}), range(9))
     assert (sorted(done), failed) == ([10 * task for task in range(9)], [])
+
+
+def test_a_dask_without_workers_is_not_waited_for(
+    mortal_dask: Executor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dask, "ABSENCE", 1.0)
+    monkeypatch.setattr(dask, "THREADS_INTERVAL", 0.2)
+    assert isinstance(mortal_dask, dask.DaskExecutor)
+    mortal_dask.client.cluster.scale(0)
+    while mortal_dask.client.nthreads():
+        time.sleep(0.05)
+    with pytest.raises(StageError, match="no Dask worker came back within"):
+        outcomes(mortal_dask, new_scripted(tmp_path, {}), range(3))
 
 
 def test_exceptions_and_deaths_add_up(cluster: Executor, tmp_path: Path) -> None:

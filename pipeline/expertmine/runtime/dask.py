@@ -20,7 +20,7 @@ from distributed.client import FutureCancelledError
 from distributed.comm.core import CommClosedError
 from distributed.scheduler import KilledWorker
 
-from expertmine.errors import UserError
+from expertmine.errors import StageError, UserError
 from expertmine.runtime.cluster import Cluster
 from expertmine.runtime.events import Event, EventHandler, Joined, Lost, Queue, Retried, ignore
 from expertmine.runtime.outcomes import Assignment, Attempts, Failed, Trouble, loss_of_worker, trouble_with_worker
@@ -220,9 +220,8 @@ class _Call(Generic[Task, Result]):
             with _requiring_the_scheduler():
                 # What has completed together is fetched together: a round trip for each result would take longer than
                 # a small task.
-                batch = self.completed.next_batch()
-                finished = {str(future.key): future for future in batch if future.status == "finished"}
-                fetched = self.client.gather(finished, errors="skip")
+                batch = self._completed_together()
+                fetched = self._fetched({str(future.key): future for future in batch if future.status == "finished"})
             for future in batch:
                 key = str(future.key)
                 assignment = self.assigned[key]
@@ -243,6 +242,34 @@ class _Call(Generic[Task, Result]):
                 if dead.server_id not in self.deaths:
                     self.deaths.add(dead.server_id)
                     yield None, trouble
+
+    def _completed_together(self) -> list[Future[Any]]:
+        """The next futures that have an answer, at least one.
+
+        Raises:
+            StageError: no worker is left to give one.
+        """
+        while not (batch := self.completed.next_batch(block=False)):
+            with self.completed.thread_condition:
+                self.completed.thread_condition.wait(timeout=0.1)
+            self.workers.require_any()
+        return list(batch)
+
+    def _fetched(self, finished: dict[str, Future[Any]]) -> dict[str, Any]:
+        """The answers of finished futures; one whose worker died since is computed again.
+
+        Raises:
+            StageError: no worker is left to do so.
+        """
+
+        async def gather() -> dict[str, Any]:
+            return dict(await self.client.gather(finished, errors="skip", asynchronous=True))
+
+        while True:
+            try:
+                return dict(self.client.sync(gather, callback_timeout=THREADS_INTERVAL))
+            except TimeoutError:
+                self.workers.require_any()
 
     def _answer(self, future: Future[Any]) -> Any:
         """The answer of a future that may have failed; a KilledWorker if the scheduler has given it up."""
@@ -283,6 +310,10 @@ THREADS_INTERVAL = 5.0
 """Seconds between looks at how many tasks the workers take at a time."""
 
 
+ABSENCE = 60.0
+"""Seconds that a cluster of our own may be without any worker; one is started again within seconds."""
+
+
 class _Workers:
     """What a scheduler reports of its workers during a call of `run`."""
 
@@ -292,6 +323,7 @@ class _Workers:
         self.messages: SimpleQueue[dict[str, Any]] = SimpleQueue()
         self.looked = -THREADS_INTERVAL
         self.found = 0
+        self.absent_since: float | None = None
         self.max_threads = 0
         """The most threads that were found: workers that die together do not count as fewer."""
         client.subscribe_topic("all", lambda event: self.messages.put(event[1]))
@@ -320,6 +352,22 @@ class _Workers:
             self.max_threads = max(self.max_threads, self.found)
             self.looked = time.monotonic()
         return self.found
+
+    def require_any(self) -> None:
+        """Refuse to wait for ever for workers of a cluster of our own; whoever runs another may start some.
+
+        Raises:
+            StageError: there has been none for `ABSENCE` seconds.
+        """
+        if self.client.cluster is None or self.threads():
+            self.absent_since = None
+            return
+        self.absent_since = self.absent_since or time.monotonic()
+        if time.monotonic() - self.absent_since > ABSENCE:
+            raise StageError(
+                f"no Dask worker came back within {ABSENCE:.0f} s; finished tasks are kept: fix the cause (memory, "
+                "most often) and rerun the command"
+            )
 
     def queue(self, unfinished: int) -> Queue:
         """Workers that have enough to do have as many tasks as threads; the scheduler keeps the others."""
