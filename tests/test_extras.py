@@ -10,7 +10,7 @@ import pytest
 import typer
 from packaging.utils import canonicalize_name
 from support.distributions import declared, direct, make_environment, project, providers
-from test_imports import KERNELS, MODULES, PIPELINE, imports, room_of
+from support.sources import KERNELS, MODULES, PIPELINE, imports, room_of
 
 from expertmine.cli.extras import EXTRAS, Commands, lacking
 

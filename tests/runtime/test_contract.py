@@ -191,14 +191,33 @@ def test_a_stage_where_every_task_kills_its_worker_is_over_early(cluster: Execut
 def test_a_dask_without_workers_is_not_waited_for(
     mortal_dask: Executor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dask, "ABSENCE", 1.0)
-    monkeypatch.setattr(dask, "THREADS_INTERVAL", 0.2)
+    monkeypatch.setattr(dask.executor, "ABSENCE", 1.0)
+    monkeypatch.setattr(dask.executor, "THREADS_INTERVAL", 0.2)
     assert isinstance(mortal_dask, dask.DaskExecutor)
     mortal_dask.client.cluster.scale(0)
     while mortal_dask.client.nthreads():
         time.sleep(0.05)
     with pytest.raises(StageError, match="no Dask worker came back within"):
         outcomes(mortal_dask, new_scripted(tmp_path, {}), range(3))
+
+
+def test_results_that_take_long_to_fetch_are_fetched_once(
+    on_dask: Executor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dask.executor, "LOOK_INTERVAL", 0.01)
+
+    def new_worker() -> Callable[[int], object]:
+        class Heavy:
+            def __reduce__(self) -> tuple[type[str], tuple[str]]:
+                with (tmp_path / "sent").open("a") as log:
+                    log.write("sent ")
+                time.sleep(0.2)
+                return str, ("heavy",)
+
+        return lambda task: Heavy()
+
+    assert list(on_dask.run(new_worker, [0])) == ["heavy"]
+    assert (tmp_path / "sent").read_text() == "sent "
 
 
 def test_exceptions_and_deaths_add_up(cluster: Executor, tmp_path: Path) -> None:

@@ -1,12 +1,13 @@
-"""Run tasks on Dask workers. The only importer of dask and distributed."""
+"""Run tasks on Dask workers: what each attempt gave, and what happens to the workers."""
 
 from __future__ import annotations
 
-import logging
+import asyncio
 import os
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
@@ -14,14 +15,12 @@ from threading import Lock
 from typing import Any, Generic, TypeVar
 from uuid import uuid4
 
-import dask
-from distributed import Client, Future, LocalCluster, Security, as_completed, get_worker
-from distributed.client import FutureCancelledError
-from distributed.comm.core import CommClosedError
+from distributed import Client, Future, as_completed, get_worker
 from distributed.scheduler import KilledWorker
 
-from expertmine.errors import StageError, UserError
+from expertmine.errors import StageError
 from expertmine.runtime.cluster import Cluster
+from expertmine.runtime.dask.connection import cluster, metrics_endpoint, requiring_the_scheduler, threads
 from expertmine.runtime.events import Event, EventHandler, Joined, Lost, Queue, Retried, ignore
 from expertmine.runtime.outcomes import Assignment, Attempts, Failed, Trouble, loss_of_worker, trouble_with_worker
 from expertmine.runtime.workers import LazyWorker, attempt
@@ -32,71 +31,6 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 _choosing = Lock()
-
-FIRST_WORKER = 60
-"""Seconds that a scheduler without workers is given to have one."""
-ONE_THREAD = {"OMP_NUM_THREADS": 1, "MKL_NUM_THREADS": 1, "OPENBLAS_NUM_THREADS": 1}
-
-
-@contextmanager
-def cluster(address: str | None, workers: int) -> Iterator[Client]:
-    """While open, a client of a running scheduler, or of local worker processes that end with the context.
-
-    Raises:
-        UserError: there is no scheduler at the address.
-    """
-    if address is not None:
-        try:
-            client = Client(address, timeout="20s")
-        except (FileNotFoundError, PermissionError, TypeError) as error:  # a TypeError where none is named
-            raise UserError(
-                f"no TLS certificate configured for {address!r}: {error}. Have Dask's configuration (a file of "
-                "~/.config/dask) name ca-file, client.cert and client.key under distributed.comm.tls"
-            ) from error
-        except (OSError, TimeoutError, ValueError, RuntimeError) as error:
-            raise UserError(f"no Dask scheduler at {address!r}: {error}. Start one, or leave --address out") from error
-        _quieten()
-        with client:
-            try:
-                client.wait_for_workers(1, timeout=FIRST_WORKER)
-            except TimeoutError as error:
-                raise UserError(
-                    f"the Dask scheduler at {address!r} has no worker after {FIRST_WORKER} s; start some"
-                ) from error
-            yield client
-        return
-    _quieten()
-    # Worker processes with a thread each: kernels release the GIL, but what is around them does not.
-    with (
-        dask.config.set(
-            {
-                "distributed.worker.memory.terminate": False,
-                "distributed.scheduler.allowed-failures": 0,  # we retry, and find out whose fault it was
-                "distributed.nanny.pre-spawn-environ": ONE_THREAD,
-            }
-        ),
-        LocalCluster(
-            n_workers=workers,
-            threads_per_worker=1,
-            host="127.0.0.1",
-            dashboard_address="127.0.0.1:0",
-            security=Security.temporary(),
-            silence_logs=logging.CRITICAL,
-        ) as local,
-        Client(local) as client,
-    ):
-        yield client
-
-
-def threads(client: Client) -> int:
-    """How many tasks one worker may have at the same time: the largest number of threads of any worker."""
-    workers = client.scheduler_info(n_workers=-1)["workers"].values()
-    return max((int(worker["nthreads"]) for worker in workers), default=1)
-
-
-def metrics_endpoint(client: Client) -> str:
-    """Where Prometheus finds what the scheduler of a cluster of our own, which is in this process, shows."""
-    return f"{str(client.dashboard_link).rpartition('/')[0]}/metrics"
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +130,7 @@ class _Call(Generic[Task, Result]):
         tasks = [assignment.task for assignment in self.assigned.values()]
         sent: dict[str, Any] = {"make_worker": self.make_worker, "call": self.name}
         self.workers.threads()  # before any of them dies
-        with _requiring_the_scheduler():
+        with requiring_the_scheduler():
             self._follow(self.client.map(_attempt, tasks, pure=False, key=[*self.assigned], **sent))
 
     def submit(self, assignment: Assignment[Task]) -> None:
@@ -204,7 +138,7 @@ class _Call(Generic[Task, Result]):
         key = f"task-{uuid4().hex}"
         self.assigned[key] = assignment
         sent: dict[str, Any] = {"make_worker": self.make_worker, "call": self.name}
-        with _requiring_the_scheduler():
+        with requiring_the_scheduler():
             self._follow([self.client.submit(_attempt, assignment.task, pure=False, key=key, priority=-1, **sent)])
 
     def _follow(self, futures: Sequence[Future[Any]]) -> None:
@@ -217,7 +151,7 @@ class _Call(Generic[Task, Result]):
             if not self.futures:
                 self.submit(self.suspects.popleft())
             alone = len(self.futures) == 1
-            with _requiring_the_scheduler():
+            with requiring_the_scheduler():
                 # What has completed together is fetched together: a round trip for each result would take longer than
                 # a small task.
                 batch = self._completed_together()
@@ -251,7 +185,7 @@ class _Call(Generic[Task, Result]):
         """
         while not (batch := self.completed.next_batch(block=False)):
             with self.completed.thread_condition:
-                self.completed.thread_condition.wait(timeout=0.1)
+                self.completed.thread_condition.wait(timeout=LOOK_INTERVAL)
             self.workers.require_any()
         return list(batch)
 
@@ -262,18 +196,19 @@ class _Call(Generic[Task, Result]):
             StageError: no worker is left to do so.
         """
 
-        async def gather() -> dict[str, Any]:
-            return dict(await self.client.gather(finished, errors="skip", asynchronous=True))
-
-        while True:
-            try:
-                return dict(self.client.sync(gather, callback_timeout=THREADS_INTERVAL))
-            except TimeoutError:
+        loop: Any = self.client.loop  # always one of asyncio's, which its type does not say
+        gathering = self.client.gather(finished, errors="skip", asynchronous=True)
+        fetching = asyncio.run_coroutine_threadsafe(gathering, loop.asyncio_loop)
+        try:
+            while not wait([fetching], timeout=LOOK_INTERVAL).done:
                 self.workers.require_any()
+            return dict(fetching.result())
+        finally:
+            fetching.cancel()
 
     def _answer(self, future: Future[Any]) -> Any:
         """The answer of a future that may have failed; a KilledWorker if the scheduler has given it up."""
-        with _requiring_the_scheduler():
+        with requiring_the_scheduler():
             try:
                 return future.result()
             except KilledWorker as error:
@@ -290,26 +225,10 @@ class _Call(Generic[Task, Result]):
             self.client.cancel(list(self.futures.values()))
 
 
-@contextmanager
-def _requiring_the_scheduler() -> Iterator[None]:
-    """While open, errors are the connection's: a task's are answers (see `_attempt`).
-
-    Raises:
-        UserError: the scheduler was lost.
-    """
-    try:
-        yield
-    except (FutureCancelledError, CommClosedError, OSError) as error:  # the last where it cannot be connected to
-        raise UserError(
-            "the Dask scheduler was lost; finished tasks are kept: start it and its workers again, and rerun the "
-            "command"
-        ) from error
-
-
+LOOK_INTERVAL = 0.1
+"""Seconds between looks at whether there are workers to wait for."""
 THREADS_INTERVAL = 5.0
 """Seconds between looks at how many tasks the workers take at a time."""
-
-
 ABSENCE = 60.0
 """Seconds that a cluster of our own may be without any worker; one is started again within seconds."""
 
@@ -347,7 +266,7 @@ class _Workers:
     def threads(self) -> int:
         """How many tasks the workers take at a time, as was last found."""
         if time.monotonic() - self.looked > THREADS_INTERVAL:
-            with _requiring_the_scheduler():
+            with requiring_the_scheduler():
                 self.found = sum(self.client.nthreads().values())
             self.max_threads = max(self.max_threads, self.found)
             self.looked = time.monotonic()
@@ -377,13 +296,6 @@ class _Workers:
     def ignore(self) -> None:
         """Listen no longer."""
         self.client.unsubscribe_topic("all")
-
-
-def _quieten() -> None:
-    """Have Dask log nothing of its own on a terminal that we write to; what goes wrong is raised, too."""
-    for name in logging.root.manager.loggerDict:
-        if name.partition(".")[0] == "distributed":
-            logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _attempt(task: Any, make_worker: Callable[[], Callable[[Any], Any]], call: str) -> Any:
