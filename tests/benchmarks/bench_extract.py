@@ -12,7 +12,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -24,11 +24,11 @@ import torch
 import zarr
 from support.corpora import LabelledTexts, write_lists
 from support.plans import plan_new
+from support.sentences import glosses, long_sentences
 from transformers import GPT2Config, GPT2LMHeadModel
 from zarr.codecs import BloscCodec, BytesCodec, TransposeCodec
 from zarr.storage import MemoryStore
 
-from expertmine.concepts.wordnet import WordNet, wordnet_texts
 from expertmine.mining import extract
 from expertmine.mining.extraction_memory import PARTITIONS_IN_FLIGHT
 from expertmine.model.hookpoints import find_hookpoints
@@ -43,34 +43,7 @@ from expertmine.specs.settings import ResponseSpec
 ROUNDS = 5
 SENTENCES = 1536
 PADDED_SENTENCES = 128
-TOKENS = 40
 PADDED = 128
-
-
-def glosses() -> Iterator[str]:
-    """WordNet's definitions and examples, each once, in its order."""
-    seen = set()
-    for text in wordnet_texts(WordNet.load()):
-        if text.text not in seen:
-            seen.add(text.text)
-            yield text.text
-
-
-def long_sentences(count: int) -> list[str]:
-    """Texts of about TOKENS tokens, joined from short ones."""
-    tokenizer = load_model(EMBEDDED).tokenizer
-    found: list[str] = []
-    parts: list[str] = []
-    tokens = 0
-    for text in glosses():
-        parts.append(text)
-        tokens += len(tokenizer(text)["input_ids"])
-        if tokens >= TOKENS - 8:
-            found.append("; ".join(parts))
-            parts, tokens = [], 0
-        if len(found) == count:
-            return found
-    raise AssertionError("WordNet is too short")
 
 
 def save_gpt2(folder: Path, layers: int, width: int, heads: int) -> Path:
@@ -122,7 +95,7 @@ def speeds(works: list[Work]) -> dict[str, float]:
 @pytest.mark.parametrize("autocast", ["none", "bfloat16"])
 def test_extraction_against_the_bare_forward_pass(autocast: Any, tmp_path: Path) -> None:
     model = save_gpt2(tmp_path / "model", 6, 384, 6)
-    corpus = corpus_of(long_sentences(SENTENCES), tmp_path / "corpus")
+    corpus = corpus_of(long_sentences(SENTENCES, load_model(EMBEDDED).tokenizer), tmp_path / "corpus")
     run = tmp_path / "run"
     options = {"max_tokens": PADDED, "threads": 2, "autocast": autocast}
     plan, _ = plan_new(run, model, corpus, None, **options)

@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 import torch
 from support.corpora import LabelledTexts, write_lists
+from support.sentences import long_sentences
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedConfig
 
-from expertmine.concepts.wordnet import WordNet, wordnet_texts
 from expertmine.corpus.reader import Corpus
 from expertmine.mining import extract
 from expertmine.mining.extraction_memory import PARTITIONS_IN_FLIGHT
@@ -38,13 +38,13 @@ from expertmine.model.load import EMBEDDED_FOLDER, LoadedModel
 from expertmine.model.responses import Batch, forward_passes, make_batches, padding_id, prepare
 from expertmine.run import sentences
 from expertmine.run.open_run import OpenRun
+from expertmine.run.shards import ShardEncoder
 from expertmine.run.store import Store
 from expertmine.runtime.serial import SerialExecutor
 from expertmine.specs.identity import ModelIdentity
 from expertmine.specs.plan import Plan
 from expertmine.specs.settings import Compression, ResponseSpec, ScoringSpec
 
-TOKENS = 40
 SHAPES: dict[str, Callable[[], PreTrainedConfig]] = {
     "tiny": lambda: LlamaConfig(
         hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=160, vocab_size=6000
@@ -53,22 +53,6 @@ SHAPES: dict[str, Callable[[], PreTrainedConfig]] = {
     "gpt2-xl": lambda: GPT2Config(n_embd=1600, n_layer=48, n_head=25),
     "llama-7b": lambda: LlamaConfig(),
 }
-
-
-def texts(count: int, tokenizer: Any) -> list[str]:
-    """Texts of about TOKENS tokens, each other than the rest."""
-    found: list[str] = []
-    parts: list[str] = []
-    tokens = 0
-    for text in dict.fromkeys(text.text for text in wordnet_texts(WordNet.load())):
-        parts.append(text)
-        tokens += len(tokenizer(text)["input_ids"])
-        if tokens >= TOKENS - 8:
-            found.append("; ".join(parts))
-            parts, tokens = [], 0
-        if len(found) == count:
-            break
-    return found
 
 
 def make_model(shape: str, device: torch.device) -> LoadedModel:
@@ -136,7 +120,7 @@ def speeds(works: list[Work], tokens: int, rounds: int, device: torch.device) ->
 def measure(shape: str, count: int, batch_tokens: list[int], rounds: int, folder: Path, device: torch.device) -> None:
     started = time.perf_counter()
     loaded = make_model(shape, device)
-    written = texts(count, loaded.tokenizer)
+    written = long_sentences(count, loaded.tokenizer)
     for size in batch_tokens:
         run = make_run(folder, loaded, written, size)
         layout = run.plan.layout
@@ -201,7 +185,7 @@ def measure_writer(worker: extract.Extractor) -> None:
     drawn = np.maximum(*rng.standard_normal((2, 4096, layout.partition_rows), np.float32)).astype(np.float16)
     values = np.ascontiguousarray(np.resize(drawn, shape))
     tokens = np.ones(layout.partition_rows, np.int32)
-    codec = worker.store._encoder._codec()
+    codec = ShardEncoder(layout.block_units, worker.plan.compression, worker.plan.responses.dtype).codec()
     chunks = [
         values[start : start + layout.block_units].reshape(-1).view(np.uint8)
         for start in range(0, len(values), layout.block_units)

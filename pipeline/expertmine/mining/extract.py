@@ -14,12 +14,13 @@ import os
 import platform
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from threading import Lock
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,7 +63,7 @@ def plan(run: OpenRun) -> list[int]:
 
 def new_worker(run: OpenRun, options: WorkerOptions) -> Callable[[], Extractor]:
     """What makes an `Extractor` on the machine where it is called."""
-    return partial(Extractor, run, options.device, options.write_threads)
+    return partial(Extractor, run, options.device)
 
 
 def finish(run: OpenRun) -> None:
@@ -99,19 +100,11 @@ class _Extracted:
 class Extractor:
     """Holds the model; each call runs one partition, and calls may come from several threads at once."""
 
-    def __init__(
-        self,
-        run: OpenRun,
-        device: str | None = None,
-        write_threads: int | None = None,
-        loaded: LoadedModel | None = None,
-    ) -> None:
+    def __init__(self, run: OpenRun, device: str | None = None, loaded: LoadedModel | None = None) -> None:
         """Load the model of the plan.
 
         Args:
             device: a GPU if there is one, unless given; ``split`` spreads the model over all GPUs.
-            write_threads: that encode and hash what is written; unless given, one beside a model that computes on the
-                CPU, and up to `WRITE_THREADS` beside one on a GPU.
             loaded: the model, if it is loaded already; it is trusted to be the plan's.
 
         Raises:
@@ -129,7 +122,7 @@ class Extractor:
         weights = TYPES[self.plan.responses.weights]
         self.loaded = loaded or self.passes.submit(load_identical, self.plan.model, device, weights).result()
         own = self.loaded.model.device
-        self.store = Store(run, write_threads or _write_threads(own))
+        self.store = Store(run, _write_threads(own))
         self.copies = torch.cuda.Stream(own) if own.type == "cuda" else None
         self.platform = _platform(own)
         self._phases = {name: Lock() for name in PHASES}
@@ -155,8 +148,11 @@ class Extractor:
         with self._phase("running", partition):
             extracted = self.passes.submit(self._run, prepared.batches).result()
         with self._phase("writing", partition):
-            checksums = self._write(partition, prepared, extracted)
-            counts = self._counts(prepared, extracted) | {"bytes": self.store.written_bytes(checksums)}
+            responses, (not_a_number, *saturated) = extracted.gathered.wait()
+            if not_a_number:
+                self._refuse_nan(prepared, extracted, responses)
+            checksums = self._write(partition, prepared, responses)
+            counts = self._counts(prepared, extracted, saturated) | {"bytes": self.store.written_bytes(checksums)}
             receipt = finish_task(
                 self.run, "extract", partition, checksums, counts, started=started, platform=self.platform
             )
@@ -236,27 +232,25 @@ class Extractor:
             torch.cuda.empty_cache()
         return None
 
-    def _write(self, partition: int, prepared: _Prepared, extracted: _Extracted) -> dict[str, str]:
-        spec, layout = self.plan.responses, self.plan.layout
-        gathered, (not_a_number, *_) = extracted.gathered.wait()
-        responses = dict(zip(spec.poolings, gathered, strict=True))
-        if not_a_number:
-            texts = [prepared.texts[row] for row in extracted.rows]
-            for values in responses.values():
-                refuse_nan(values[: layout.units].T[extracted.rows], self.plan.hookpoints, texts)
-        tokens = np.zeros(layout.partition_rows, np.int32)
-        tokens[: len(prepared.tokens)] = prepared.tokens
-        return self.store.write_partition(partition, responses, tokens)
+    def _refuse_nan(self, prepared: _Prepared, extracted: _Extracted, responses: NDArray[np.floating[Any]]) -> None:
+        texts = [prepared.texts[row] for row in extracted.rows]
+        for values in responses:
+            refuse_nan(values[: self.plan.layout.units].T[extracted.rows], self.plan.hookpoints, texts)
 
-    def _counts(self, prepared: _Prepared, extracted: _Extracted) -> dict[str, int]:
-        _, (_, *counts) = extracted.gathered.wait()
-        saturated = zip(self.plan.hookpoints, counts, strict=True)
+    def _write(self, partition: int, prepared: _Prepared, responses: NDArray[np.floating[Any]]) -> dict[str, str]:
+        tokens = np.zeros(self.plan.layout.partition_rows, np.int32)
+        tokens[: len(prepared.tokens)] = prepared.tokens
+        by_pooling = dict(zip(self.plan.responses.poolings, responses, strict=True))
+        return self.store.write_partition(partition, by_pooling, tokens)
+
+    def _counts(self, prepared: _Prepared, extracted: _Extracted, saturated: Sequence[int]) -> dict[str, int]:
+        counted = zip(self.plan.hookpoints, saturated, strict=True)
         return {
             "sentences": len(extracted.rows),
             "dropped": len(prepared.texts) - len(extracted.rows),
             "tokens": int(prepared.tokens.sum()),
             "halvings": extracted.halvings,
-            **{f"saturated {hookpoint.name}": count for hookpoint, count in saturated if count},
+            **{f"saturated {hookpoint.name}": count for hookpoint, count in counted if count},
         }
 
 

@@ -29,8 +29,6 @@ class WorkerOptions:
     """Scoring and assessment: tasks that a process runs at a time."""
     top_k: int = DEFAULT_TOP_K
     """Reduction: experts to keep per concept."""
-    write_threads: int | None = None
-    """Extraction: threads that encode what is written; None for 1 beside a CPU and up to 4 beside a GPU."""
 
 
 class StageSteps(Protocol[Result]):

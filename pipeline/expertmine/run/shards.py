@@ -61,7 +61,7 @@ class ShardEncoder:
 
     def _encode_chunks(self, unit_major: NDArray[np.floating], first: int, stop: int) -> tuple[bytes, list[int]]:
         """Chunks `first` to `stop`, each followed by its checksum, and how many bytes each takes."""
-        codec, width = self._codec(), self.block_units
+        codec, width = self.codec(), self.block_units
         parts = []
         for start in range(first * width, stop * width, width):
             content = np.ascontiguousarray(unit_major[start : start + width]).reshape(-1).view(np.uint8)
@@ -70,7 +70,8 @@ class ShardEncoder:
         # One piece: whoever hashes and writes thousands of small ones would wait for the GIL at each.
         return b"".join(parts), [len(content) + CHECKSUM_BYTES for content in parts[::2]]
 
-    def _codec(self) -> numcodecs.blosc.Blosc | None:
+    def codec(self) -> numcodecs.blosc.Blosc | None:
+        """What compresses the bytes of a chunk; None for no compression."""
         if self.compression.codec == "none":
             return None
         return numcodecs.blosc.Blosc(
